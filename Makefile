@@ -1,0 +1,49 @@
+# Two commands do everything: make demo, make test. CONTRIBUTING.md tells more.
+TRAEFIK_VERSION ?= 3.6.12
+GOLANGCI_VERSION := v2.12.2
+TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
+LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
+
+.PHONY: demo test traefik vendor lint bench tools
+
+demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis
+	@cd e2e && go run ./cmd/demo -redis "$(REDIS)"
+
+test: tools traefik lint ## all tests
+	go test -race ./...
+	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -timeout 40m ./...
+
+traefik: $(TRAEFIK) ## Traefik from its module, about 5 minutes the first time
+
+$(TRAEFIK):
+	@echo "building Traefik $(TRAEFIK_VERSION) from its module: about 5 minutes the first time"
+	@mkdir -p .build
+	@dir=$$(go mod download -json github.com/traefik/traefik/v3@v$(TRAEFIK_VERSION) | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p') && \
+	cd "$$dir" && go build -v -trimpath -ldflags "-s -w -X github.com/traefik/traefik/v3/pkg/version.Version=$(TRAEFIK_VERSION)" \
+		-o "$(CURDIR)/$@" ./cmd/traefik 2>&1 | awk '{ printf "\r%5d packages built", NR; fflush() } END { print "" }'
+	@test -x $@
+
+vendor: ## vendor/ = go mod vendor + patches/redigo.patch
+	go mod vendor
+	git apply --directory=vendor/github.com/gomodule/redigo patches/redigo.patch
+
+lint: $(LINT)
+	@test -z "$$(gofmt -l $$(git ls-files '*.go' ':!vendor'))" || { gofmt -l $$(git ls-files '*.go' ':!vendor'); exit 1; }
+	go vet ./...
+	cd e2e && go vet ./...
+	$(LINT) run
+	cd e2e && ../$(LINT) run
+
+$(LINT):
+	@echo "building golangci-lint $(GOLANGCI_VERSION)"
+	@mkdir -p .build
+	@GOBIN=$(CURDIR)/.build go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	@mv .build/golangci-lint $@
+
+tools: ## what the tests need beyond Go; in CI nothing may be missing
+	@command -v redis-server >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get update -q && apt-get install -y -q redis-server; } || \
+		echo "redis-server is missing and cannot be installed here: the tests that need a real Redis are skipped"
+
+bench: tools traefik ## speed of the interpreted handler against a handler that only calls next
+	cd e2e && go test -run '^$$' -bench . -benchmem .

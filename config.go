@@ -1,0 +1,382 @@
+package idem
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/example/traefik-idem/redisclient"
+)
+
+// Config is the middleware's configuration. Traefik decodes it from YAML, TOML, labels and CRDs; every value may also
+// be a string. Durations are Go strings such as "90s" or a bare number of seconds. Lists that are left out take the
+// default named here (New sets it: Traefik merges a list into a default that is not empty).
+type Config struct {
+	Header string `json:"header,omitempty"` // request header with the idempotency key
+	TTL    string `json:"ttl,omitempty"`    // how long an answer is kept; cut to MaxTTL
+	MaxTTL string `json:"maxTTL,omitempty"` // cap on TTL, up to 168h
+
+	Methods   []string `json:"methods,omitempty"`   // default POST, PUT, PATCH, DELETE
+	Endpoints []string `json:"endpoints,omitempty"` // "POST /api/pay/", "/api/*/order/", "* /api/critical/"; default all paths
+	Required  bool     `json:"required,omitempty"`  // a protected request without a key is refused
+	Mode      string   `json:"mode,omitempty"`      // enforce, observe
+
+	MaxKeyLength int      `json:"maxKeyLength,omitempty"` // characters, 1..255
+	Scope        []string `json:"scope,omitempty"`        // request headers that set callers apart; default Host, Authorization
+	OnMismatch   string   `json:"onMismatch,omitempty"`   // same key, other request: reject, replay
+
+	InFlight        string `json:"inFlight,omitempty"`        // duplicate of a running request: wait, reject
+	InFlightTimeout string `json:"inFlightTimeout,omitempty"` // how long it waits
+	Lease           string `json:"lease,omitempty"`           // how long a claim outlives its owner
+	Detach          bool   `json:"detach,omitempty"`          // finish the upstream call after the client has gone
+	DetachTimeout   string `json:"detachTimeout,omitempty"`   // for at most so long
+
+	RetryableStatuses []string `json:"retryableStatuses,omitempty"` // statuses and ranges that free the key; default 429, 503
+	OnUnknown         string   `json:"onUnknown,omitempty"`         // sent, and nobody knows how it ended: hold, release
+
+	ReplayHeader string   `json:"replayHeader,omitempty"` // response header that marks a replay; empty = none
+	StatusHeader string   `json:"statusHeader,omitempty"` // response header with the decision; empty = none
+	OmitHeaders  []string `json:"omitHeaders,omitempty"`  // response headers that are not replayed; default Set-Cookie
+
+	MaxRequestBodyBytes  int64 `json:"maxRequestBodyBytes,omitempty"`  // read for the fingerprint
+	MaxResponseBodyBytes int64 `json:"maxResponseBodyBytes,omitempty"` // kept for replays
+
+	OnStoreError    string `json:"onStoreError,omitempty"`    // Redis unreachable: degrade, pass, reject
+	LocalCacheBytes int64  `json:"localCacheBytes,omitempty"` // answers kept in this process; 0 = off
+	LogLevel        string `json:"logLevel,omitempty"`        // error, warn, info, debug
+
+	Redis RedisConfig `json:"redis,omitempty"`
+}
+
+// RedisConfig says where keys are kept. Without endpoints they live in this Traefik's memory.
+type RedisConfig struct {
+	Endpoints    []string `json:"endpoints,omitempty"` // one host:port
+	Username     string   `json:"username,omitempty"`
+	Password     string   `json:"password,omitempty"`
+	PasswordFile string   `json:"passwordFile,omitempty"`
+	DB           int      `json:"db,omitempty"`
+	KeyPrefix    string   `json:"keyPrefix,omitempty"`
+
+	DialTimeout  string `json:"dialTimeout,omitempty"`
+	ReadTimeout  string `json:"readTimeout,omitempty"`
+	WriteTimeout string `json:"writeTimeout,omitempty"`
+
+	PoolSize       int `json:"poolSize,omitempty"`       // idle connections kept; 0 = 10 per CPU
+	MinIdleConns   int `json:"minIdleConns,omitempty"`   // connections opened in advance
+	MaxActiveConns int `json:"maxActiveConns,omitempty"` // connections at the most; 0 = no bound
+}
+
+// CreateConfig returns the defaults of everything but lists.
+func CreateConfig() *Config {
+	return &Config{
+		Header:               "X-Request-ID",
+		TTL:                  "60s",
+		MaxTTL:               "60s",
+		Mode:                 "enforce",
+		MaxKeyLength:         128,
+		OnMismatch:           "reject",
+		InFlight:             "wait",
+		InFlightTimeout:      "10s",
+		Lease:                "15s",
+		Detach:               true,
+		DetachTimeout:        "60s",
+		OnUnknown:            "hold",
+		ReplayHeader:         "Idempotent-Replayed",
+		MaxRequestBodyBytes:  1 << 20,
+		MaxResponseBodyBytes: 1 << 20,
+		OnStoreError:         "degrade",
+		LocalCacheBytes:      defaultLocalBytes,
+		LogLevel:             "info",
+		Redis: RedisConfig{
+			KeyPrefix:    "idem",
+			DialTimeout:  "1s",
+			ReadTimeout:  "1s",
+			WriteTimeout: "1s",
+		},
+	}
+}
+
+// ErrConfig is wrapped by every error about a setting. Its text names the key, the value, and what is allowed.
+var ErrConfig = errors.New("invalid configuration")
+
+const (
+	defaultLocalBytes = 32 << 20
+	maxTTL            = 168 * time.Hour
+	maxBodyBytes      = 1 << 30
+	maxLocalBytes     = 64 << 30
+)
+
+// httpMethods are those a method list or a pattern may name: RFC 9110, PATCH (RFC 5789), QUERY, and WebDAV (RFC 4918). An unknown
+// name is refused, since a slip of the pen would leave an endpoint without protection.
+var httpMethods = strings.Fields("GET HEAD POST PUT PATCH DELETE OPTIONS TRACE QUERY COPY LOCK MKCOL MOVE PROPFIND PROPPATCH REPORT SEARCH UNLOCK")
+
+var (
+	tokenPattern  = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$") // RFC 9110, section 5.6.2
+	prefixPattern = regexp.MustCompile(`^[A-Za-z0-9_.:{}/-]{1,100}$`)
+	digitsPattern = regexp.MustCompile(`^[0-9]+(\.[0-9]+)?$`)
+)
+
+// settings is a checked Config: nothing is left to parse when a request comes.
+type settings struct {
+	header          string // canonical
+	ttl             time.Duration
+	protected       map[string]*regexp.Regexp // paths by method
+	required        bool
+	observe         bool
+	maxKeyLength    int
+	scope           []string // canonical
+	rejectMismatch  bool
+	wait            bool
+	inFlightTimeout time.Duration
+	lease           time.Duration
+	detach          bool
+	detachTimeout   time.Duration
+	retryable       map[int]bool
+	holdUnknown     bool
+	replayHeader    string
+	statusHeader    string
+	omit            map[string]bool // canonical
+	maxRequestBody  int64
+	maxResponseBody int64
+	onStoreError    string
+	localCacheBytes int64
+	logLevel        string
+	redis           redisclient.Options // Address is empty for keys in memory
+	keyPrefix       string
+}
+
+// check is a Config under examination. It keeps the first thing that is wrong.
+type check struct {
+	err error
+}
+
+// settings returns the checked settings, a warning or "", and the first error, which wraps ErrConfig.
+func (c *Config) settings() (*settings, string, error) {
+	k := &check{}
+	s := &settings{
+		header:          http.CanonicalHeaderKey(k.token("header", c.Header)),
+		ttl:             k.duration("ttl", c.TTL, time.Millisecond, maxTTL),
+		required:        c.Required,
+		observe:         k.oneOf("mode", c.Mode, "enforce", "observe") == "observe",
+		maxKeyLength:    int(k.number("maxKeyLength", int64(c.MaxKeyLength), 1, 255)),
+		rejectMismatch:  k.oneOf("onMismatch", c.OnMismatch, "reject", "replay") == "reject",
+		wait:            k.oneOf("inFlight", c.InFlight, "wait", "reject") == "wait",
+		inFlightTimeout: k.duration("inFlightTimeout", c.InFlightTimeout, time.Millisecond, time.Hour),
+		lease:           k.duration("lease", c.Lease, 100*time.Millisecond, time.Hour),
+		detach:          c.Detach,
+		detachTimeout:   k.duration("detachTimeout", c.DetachTimeout, time.Millisecond, 24*time.Hour),
+		holdUnknown:     k.oneOf("onUnknown", c.OnUnknown, "hold", "release") == "hold",
+		replayHeader:    k.tokenOrNone("replayHeader", c.ReplayHeader),
+		statusHeader:    k.tokenOrNone("statusHeader", c.StatusHeader),
+		maxRequestBody:  k.number("maxRequestBodyBytes", c.MaxRequestBodyBytes, 0, maxBodyBytes),
+		maxResponseBody: k.number("maxResponseBodyBytes", c.MaxResponseBodyBytes, 0, maxBodyBytes),
+		onStoreError:    k.oneOf("onStoreError", c.OnStoreError, "degrade", "pass", "reject"),
+		localCacheBytes: k.number("localCacheBytes", c.LocalCacheBytes, 0, maxLocalBytes),
+		logLevel:        k.oneOf("logLevel", c.LogLevel, "error", "warn", "info", "debug"),
+	}
+	warning := ""
+	longest := k.duration("maxTTL", c.MaxTTL, time.Millisecond, maxTTL)
+	if s.ttl > longest {
+		warning = fmt.Sprintf("ttl %s is longer than maxTTL and cut to %s; raise maxTTL to keep answers longer", s.ttl, longest)
+		s.ttl = longest
+	}
+	s.scope = k.tokens("scope", list(c.Scope, "Host", "Authorization"))
+	s.omit = map[string]bool{}
+	for _, name := range k.tokens("omitHeaders", list(c.OmitHeaders, "Set-Cookie")) {
+		s.omit[name] = true
+	}
+	s.retryable = k.statuses("retryableStatuses", list(c.RetryableStatuses, "429", "503"))
+	s.protected = k.endpoints(k.methods("methods", list(c.Methods, "POST", "PUT", "PATCH", "DELETE")), list(c.Endpoints))
+	c.Redis.check(k, s)
+	if k.err != nil {
+		return nil, "", k.err
+	}
+	return s, warning, nil
+}
+
+func (c *RedisConfig) check(k *check, s *settings) {
+	s.redis = redisclient.Options{
+		Username:       c.Username,
+		Password:       c.Password,
+		PasswordFile:   c.PasswordFile,
+		DB:             int(k.number("redis.db", int64(c.DB), 0, 1<<20)),
+		DialTimeout:    k.duration("redis.dialTimeout", c.DialTimeout, time.Millisecond, time.Minute),
+		ReadTimeout:    k.duration("redis.readTimeout", c.ReadTimeout, time.Millisecond, time.Minute),
+		WriteTimeout:   k.duration("redis.writeTimeout", c.WriteTimeout, time.Millisecond, time.Minute),
+		PoolSize:       int(k.number("redis.poolSize", int64(c.PoolSize), 0, 10000)),
+		MinIdleConns:   int(k.number("redis.minIdleConns", int64(c.MinIdleConns), 0, 10000)),
+		MaxActiveConns: int(k.number("redis.maxActiveConns", int64(c.MaxActiveConns), 0, 10000)),
+	}
+	s.keyPrefix = c.KeyPrefix
+	if !prefixPattern.MatchString(c.KeyPrefix) {
+		k.fail("redis.keyPrefix", c.KeyPrefix, "1 to 100 of the characters A-Z a-z 0-9 _ . : { } / -")
+	}
+	if c.Password != "" && c.PasswordFile != "" {
+		k.fail("redis.passwordFile", c.PasswordFile, "either redis.password or redis.passwordFile, not both")
+	}
+	if c.Username != "" && c.Password == "" && c.PasswordFile == "" {
+		k.fail("redis.username", c.Username, "a user together with redis.password or redis.passwordFile")
+	}
+	if c.PasswordFile != "" {
+		_, err := os.Stat(c.PasswordFile)
+		if err != nil {
+			k.fail("redis.passwordFile", c.PasswordFile, "the path of a file that can be read ("+err.Error()+")")
+		}
+	}
+	endpoints := list(c.Endpoints)
+	if len(endpoints) == 0 {
+		return
+	}
+	host, port, err := net.SplitHostPort(endpoints[0])
+	number, notANumber := strconv.ParseUint(port, 10, 16)
+	if len(endpoints) > 1 || err != nil || notANumber != nil || host == "" || number == 0 {
+		k.fail("redis.endpoints", strings.Join(endpoints, ","), "one address such as redis:6379")
+	}
+	s.redis.Address = endpoints[0]
+}
+
+// fail remembers the first thing that is wrong.
+func (k *check) fail(key, value, allowed string) {
+	if k.err == nil {
+		k.err = fmt.Errorf("%w: %s: %q is not allowed; allowed: %s", ErrConfig, key, value, allowed)
+	}
+}
+
+func (k *check) oneOf(key, value string, allowed ...string) string {
+	for _, a := range allowed {
+		if value == a {
+			return value
+		}
+	}
+	k.fail(key, value, strings.Join(allowed, ", "))
+	return value
+}
+
+func (k *check) number(key string, value, least, most int64) int64 {
+	if value < least || value > most {
+		k.fail(key, strconv.FormatInt(value, 10), fmt.Sprintf("a whole number from %d to %d", least, most))
+	}
+	return value
+}
+
+func (k *check) duration(key, value string, least, most time.Duration) time.Duration {
+	text := strings.TrimSpace(value)
+	if digitsPattern.MatchString(text) {
+		text += "s"
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < least || d > most {
+		k.fail(key, value, fmt.Sprintf("a duration such as 90s, or a number of seconds, from %s to %s", least, most))
+	}
+	return d
+}
+
+func (k *check) token(key, value string) string {
+	if !tokenPattern.MatchString(value) {
+		k.fail(key, value, "a header name such as X-Request-ID")
+	}
+	return value
+}
+
+func (k *check) tokenOrNone(key, value string) string {
+	if value == "" {
+		return ""
+	}
+	return http.CanonicalHeaderKey(k.token(key, value))
+}
+
+func (k *check) tokens(key string, values []string) []string {
+	var names []string
+	for _, value := range values {
+		names = append(names, http.CanonicalHeaderKey(k.token(key, value)))
+	}
+	return names
+}
+
+// statuses reads "429" and "500-599".
+func (k *check) statuses(key string, values []string) map[int]bool {
+	statuses := map[int]bool{}
+	for _, value := range values {
+		first, last, isRange := strings.Cut(value, "-")
+		if !isRange {
+			last = first
+		}
+		from, err1 := strconv.Atoi(strings.TrimSpace(first))
+		to, err2 := strconv.Atoi(strings.TrimSpace(last))
+		if err1 != nil || err2 != nil || from < 200 || to > 599 || from > to {
+			k.fail(key, value, "statuses from 200 to 599, such as 503, and ranges such as 500-599")
+			continue
+		}
+		for status := from; status <= to; status++ {
+			statuses[status] = true
+		}
+	}
+	return statuses
+}
+
+func (k *check) methods(key string, values []string) []string {
+	if len(values) == 0 {
+		k.fail(key, "", "at least one of "+strings.Join(httpMethods, ", "))
+	}
+	var methods []string
+	for _, value := range values {
+		methods = append(methods, k.oneOf(key, strings.ToUpper(value), httpMethods...))
+	}
+	return methods
+}
+
+// endpoints turns patterns into one regular expression of path prefixes for each method, so that a request asks once,
+// however many patterns there are. The method "*" stands for all that have no expression of their own.
+func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp {
+	paths := map[string][]string{}
+	for _, pattern := range patterns {
+		these := methods
+		fields := strings.Fields(pattern)
+		path := fields[len(fields)-1]
+		switch {
+		case len(fields) == 2 && fields[0] == "*":
+			these = append([]string{"*"}, httpMethods...)
+		case len(fields) == 2:
+			these = k.methods("endpoints", fields[:1])
+		}
+		if len(fields) > 2 || !strings.HasPrefix(path, "/") {
+			k.fail("endpoints", pattern, "a path prefix such as /api/orders/, with a method or * and a space before it if need be")
+		}
+		expression := strings.ReplaceAll(regexp.QuoteMeta(path), `\*`, `.*`)
+		for _, method := range these {
+			paths[method] = append(paths[method], expression)
+		}
+	}
+	if len(patterns) == 0 {
+		for _, method := range methods {
+			paths[method] = []string{""}
+		}
+	}
+	protected := map[string]*regexp.Regexp{}
+	for method, expressions := range paths {
+		protected[method] = regexp.MustCompile(`^(?s:` + strings.Join(expressions, "|") + `)`)
+	}
+	return protected
+}
+
+// list trims the elements of a list, since a label's list is split at its commas alone, and leaves out empty ones. A
+// list that was not given is the default; an empty one that was given stays empty.
+func list(values []string, byDefault ...string) []string {
+	if values == nil {
+		return byDefault
+	}
+	trimmed := []string{}
+	for _, value := range values {
+		value = strings.TrimSpace(value)
+		if value != "" {
+			trimmed = append(trimmed, value)
+		}
+	}
+	return trimmed
+}

@@ -1,0 +1,261 @@
+// Package storetest is the one suite that every store.Store has to pass.
+package storetest
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"reflect"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/example/traefik-idem/store"
+)
+
+// Subject is an empty store under test.
+type Subject struct {
+	Store store.Store
+	Pass  func(d time.Duration) // lets so much of the store's time pass
+}
+
+// long is a time that does not pass in a test, short one that Pass is asked for.
+const (
+	long  = time.Hour
+	short = 2 * time.Second
+)
+
+var (
+	fingerprint = strings.Repeat("\x00a\xff|", store.FingerprintSize/4)
+	another     = strings.Repeat("other...", store.FingerprintSize/8)
+)
+
+// Run runs the suite. newSubject is called for every test.
+func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
+	tests := []struct {
+		name string
+		run  func(t *testing.T, s Subject)
+	}{
+		{"a free key is claimed", func(t *testing.T, s Subject) {
+			held := claim(t, s, lease("k", "a"), long)
+			wantState(t, held, store.Claimed)
+		}},
+		{"a running key tells its fingerprint", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			other := lease("k", "b")
+			other.Fingerprint = another
+			held := claim(t, s, other, long)
+			wantState(t, held, store.Running)
+			if held.Fingerprint != fingerprint {
+				t.Errorf("fingerprint %q, want that of the owner %q", held.Fingerprint, fingerprint)
+			}
+			if held.Left <= 0 || held.Left > long {
+				t.Errorf("left %s, want up to %s", held.Left, long)
+			}
+		}},
+		{"a claim sent twice is one claim", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			wantState(t, claim(t, s, lease("k", "a"), long), store.Claimed)
+		}},
+		{"keys do not touch each other", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			wantState(t, claim(t, s, lease("l", "b"), long), store.Claimed)
+		}},
+		{"an answer is kept exactly", func(t *testing.T, s Subject) {
+			for i, answer := range answers() {
+				key := "k" + strconv.Itoa(i)
+				claim(t, s, lease(key, "a"), long)
+				finish(t, s, lease(key, "a"), store.Record{State: store.Done, Fingerprint: fingerprint, Answer: answer}, true)
+				held := claim(t, s, lease(key, "b"), long)
+				wantState(t, held, store.Done)
+				if held.Fingerprint != fingerprint {
+					t.Errorf("fingerprint %q, want %q", held.Fingerprint, fingerprint)
+				}
+				if held.Answer.Status != answer.Status || !bytes.Equal(held.Answer.Body, answer.Body) || !reflect.DeepEqual(held.Answer.Header, answer.Header) {
+					t.Errorf("answer %d came back as %+v, want %+v", i, held.Answer, answer)
+				}
+			}
+		}},
+		{"an unknown outcome is kept", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			finish(t, s, lease("k", "a"), store.Record{State: store.Unknown, Fingerprint: fingerprint}, true)
+			held := claim(t, s, lease("k", "b"), long)
+			wantState(t, held, store.Unknown)
+			if held.Left <= 0 || held.Left > long {
+				t.Errorf("left %s, want up to %s", held.Left, long)
+			}
+		}},
+		{"an answer that was not kept leaves its status", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			finish(t, s, lease("k", "a"), store.Record{State: store.Unkept, Fingerprint: fingerprint, Answer: &store.Answer{Status: 201}}, true)
+			held := claim(t, s, lease("k", "b"), long)
+			wantState(t, held, store.Unkept)
+			if held.Answer.Status != 201 {
+				t.Errorf("status %d, want 201", held.Answer.Status)
+			}
+		}},
+		{"a released key is free", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			want(t, "release", true, func() (bool, error) { return s.Store.Release(lease("k", "a")) })
+			wantState(t, claim(t, s, lease("k", "b"), long), store.Claimed)
+		}},
+		{"who is not the owner changes nothing", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			fenced(t, s, lease("k", "b"))
+			wantState(t, claim(t, s, lease("k", "a"), long), store.Claimed)
+		}},
+		{"a lease ends, and its owner changes nothing any more", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), short)
+			s.Pass(short)
+			fenced(t, s, lease("k", "a"))
+			wantState(t, claim(t, s, lease("k", "b"), long), store.Claimed)
+			fenced(t, s, lease("k", "a"))
+			wantState(t, claim(t, s, lease("k", "b"), long), store.Claimed)
+		}},
+		{"a finished key is not taken back by its owner", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			finish(t, s, lease("k", "a"), done("yes"), true)
+			want(t, "renew", false, func() (bool, error) { return s.Store.Renew(lease("k", "a"), long) })
+			want(t, "release", false, func() (bool, error) { return s.Store.Release(lease("k", "a")) })
+			wantState(t, claim(t, s, lease("k", "b"), long), store.Done)
+		}},
+		{"a renewed lease goes on", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), short)
+			want(t, "renew", true, func() (bool, error) { return s.Store.Renew(lease("k", "a"), long) })
+			s.Pass(short)
+			wantState(t, claim(t, s, lease("k", "b"), long), store.Running)
+			finish(t, s, lease("k", "a"), done("late"), true)
+		}},
+		{"an answer expires", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			want(t, "finish", true, func() (bool, error) { return s.Store.Finish(lease("k", "a"), done("old"), short) })
+			wantState(t, claim(t, s, lease("k", "b"), long), store.Done)
+			s.Pass(short)
+			wantState(t, claim(t, s, lease("k", "c"), long), store.Claimed)
+		}},
+		{"of many claims at once one is granted", func(t *testing.T, s Subject) {
+			for round := 0; round < 20; round++ {
+				key := "k" + strconv.Itoa(round)
+				states := make([]store.State, 32)
+				var wg sync.WaitGroup
+				for i := range states {
+					wg.Add(1)
+					go func(i int) {
+						defer wg.Done()
+						held, err := s.Store.Claim(lease(key, strconv.Itoa(i)), long)
+						if err == nil {
+							states[i] = held.State
+						}
+					}(i)
+				}
+				wg.Wait()
+				claimed := 0
+				for i, state := range states {
+					switch state {
+					case store.Claimed:
+						claimed++
+					case store.Running:
+					default:
+						t.Errorf("claim %d: state %q", i, state)
+					}
+				}
+				if claimed != 1 {
+					t.Fatalf("round %d: %d claims granted, want 1", round, claimed)
+				}
+			}
+		}},
+		{"waiting ends with the request or the context", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			ctx, cancel := context.WithCancel(context.Background())
+			waited := make(chan store.State)
+			go func() {
+				for attempt := 0; ; attempt++ {
+					s.Store.Wait(context.Background(), "k", attempt)
+					held, err := s.Store.Claim(lease("k", "b"), long)
+					if err != nil || held.State != store.Running {
+						waited <- held.State
+						return
+					}
+				}
+			}()
+			gone := make(chan struct{})
+			go func() {
+				s.Store.Wait(ctx, "k", 99)
+				close(gone)
+			}()
+			cancel()
+			<-gone
+			finish(t, s, lease("k", "a"), done("yes"), true)
+			if state := <-waited; state != store.Done {
+				t.Errorf("the waiter found %q, want %q", state, store.Done)
+			}
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) { test.run(t, newSubject(t)) })
+	}
+}
+
+// answers are hard to keep: many values, no values, bytes that are no text, statuses of every class.
+func answers() []*store.Answer {
+	binary := make([]byte, 70000)
+	for i := range binary {
+		binary[i] = byte(i * 7)
+	}
+	return []*store.Answer{
+		{Status: 200, Header: http.Header{"Content-Type": {"text/plain"}}, Body: []byte("hello")},
+		{Status: 204, Header: http.Header{}, Body: []byte{}},
+		{Status: 201, Header: http.Header{"Link": {"<a>; rel=b", "<c>; rel=d"}, "X-Empty": {""}, "X-Latin1": {"caf\xe9"}}, Body: binary},
+		{Status: 599, Header: http.Header{"X-Colon": {"a: b: c"}}, Body: []byte("\r\n\r\n$5\r\n")},
+	}
+}
+
+func lease(key, owner string) *store.Lease {
+	return &store.Lease{Key: key, Fingerprint: fingerprint, Owner: owner}
+}
+
+func done(body string) store.Record {
+	return store.Record{State: store.Done, Fingerprint: fingerprint, Answer: &store.Answer{Status: 200, Header: http.Header{}, Body: []byte(body)}}
+}
+
+func claim(t *testing.T, s Subject, l *store.Lease, d time.Duration) store.Held {
+	t.Helper()
+	held, err := s.Store.Claim(l, d)
+	if err != nil {
+		t.Fatalf("claim of %s by %s: %v", l.Key, l.Owner, err)
+	}
+	return held
+}
+
+func finish(t *testing.T, s Subject, l *store.Lease, rec store.Record, kept bool) {
+	t.Helper()
+	want(t, "finish", kept, func() (bool, error) { return s.Store.Finish(l, rec, long) })
+}
+
+// fenced checks that no step of l has any effect.
+func fenced(t *testing.T, s Subject, l *store.Lease) {
+	t.Helper()
+	finish(t, s, l, done("wrong"), false)
+	want(t, "renew", false, func() (bool, error) { return s.Store.Renew(l, long) })
+	want(t, "release", false, func() (bool, error) { return s.Store.Release(l) })
+}
+
+func want(t *testing.T, step string, kept bool, do func() (bool, error)) {
+	t.Helper()
+	got, err := do()
+	if err != nil {
+		t.Fatalf("%s: %v", step, err)
+	}
+	if got != kept {
+		t.Errorf("%s returned %t, want %t", step, got, kept)
+	}
+}
+
+func wantState(t *testing.T, held store.Held, state store.State) {
+	t.Helper()
+	if held.State != state {
+		t.Fatalf("state %q, want %q", held.State, state)
+	}
+}
