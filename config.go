@@ -112,9 +112,9 @@ const (
 	maxLocalBytes     = 64 << 30
 )
 
-// httpMethods are those a method list or a pattern may name: RFC 9110, PATCH (RFC 5789), QUERY, and WebDAV (RFC 4918). An unknown
-// name is refused, since a slip of the pen would leave an endpoint without protection.
-var httpMethods = strings.Fields("GET HEAD POST PUT PATCH DELETE OPTIONS TRACE QUERY COPY LOCK MKCOL MOVE PROPFIND PROPPATCH REPORT SEARCH UNLOCK")
+// httpMethods are those a method list or a pattern may name: RFC 9110 without CONNECT and TRACE, PATCH (RFC 5789),
+// QUERY, and WebDAV (RFC 4918). An unknown name is refused, since a slip of the pen would leave an endpoint without protection.
+var httpMethods = strings.Fields("GET HEAD POST PUT PATCH DELETE OPTIONS QUERY COPY LOCK MKCOL MOVE PROPFIND PROPPATCH REPORT SEARCH UNLOCK")
 
 var (
 	tokenPattern  = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$") // RFC 9110, section 5.6.2

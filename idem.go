@@ -126,13 +126,14 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // protects tells whether r is one of those that the configuration names, and can be recorded and replayed at all.
+// TRACE is never: it may have no body, and so nothing can keep a transport from sending it twice (see inside).
 func (h *handler) protects(r *http.Request) bool {
 	paths := h.set.protected[r.Method]
 	if paths == nil {
 		paths = h.set.protected["*"]
 	}
 	return paths != nil && paths.MatchString(r.URL.Path) &&
-		!isUpgrade(r) && !strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") &&
+		r.Method != http.MethodTrace && !isUpgrade(r) && !strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") &&
 		r.Context().Value(insideKey) == nil
 }
 

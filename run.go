@@ -12,34 +12,53 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
+// run is one call of the backend under a lease.
+//
+// What ends it is a method, not a function literal: Yaegi holds a lock while it runs deferred functions, on which a
+// literal of the same function would wait for ever.
+type run struct {
+	h        *handler
+	lease    *store.Lease
+	rec      *recorder
+	rest     *streamedBody // what of the request body is still to come, or nil
+	keeper   *keeper
+	detached *detached // nil without detach
+	returned bool      // the backend did not panic
+}
+
 // run calls the backend under lease and settles the key by the outcome, also when the call panics. Panics pass
 // through: Traefik's own proxy breaks off an answer with one.
 func (h *handler) run(w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody) {
 	rec := &recorder{h: h, w: w, trace: &trace{}, head: r.Method == http.MethodHead, degraded: lease.Degraded, before: w.Header().Clone()}
+	x := &run{h: h, lease: lease, rec: rec, rest: rest}
 	ctx := httptrace.WithClientTrace(r.Context(), rec.trace.hooks())
-	stop := func() {}
 	if h.set.detach {
-		ctx, stop = detach(ctx, h.set.detachTimeout)
+		x.detached = detach(ctx, h.set.detachTimeout)
+		ctx = x.detached.ctx
 	}
-	k := h.keep(lease)
-	returned := false
-	defer func() {
-		k.stop()
-		stop()
-		result := rec.outcome
-		if !returned || !rec.whole() {
-			result = unknown
-		}
-		if result == unknown && rest != nil && rest.broken.Load() {
-			result = neverSent // the client broke off: the backend never saw the request whole
-		}
-		h.settle(lease, rec, result)
-	}()
+	x.keeper = h.keep(lease)
+	defer x.end()
 	h.next.ServeHTTP(rec, h.inside(ctx, r))
 	if rec.status == 0 { // net/http would answer so
 		rec.WriteHeader(http.StatusOK)
 	}
-	returned = true
+	x.returned = true
+}
+
+// end frees what the run held and settles the key.
+func (x *run) end() {
+	x.keeper.stop()
+	if x.detached != nil {
+		x.detached.end()
+	}
+	result := x.rec.outcome
+	if !x.returned || !x.rec.whole() {
+		result = unknown
+	}
+	if result == unknown && x.rest != nil && x.rest.broken.Load() {
+		result = neverSent // the client broke off: the backend never saw the request whole
+	}
+	x.h.settle(x.lease, x.rec, result)
 }
 
 // settle does with the key what the outcome asks for. The lease is fenced: if it is lost, nothing changes.
@@ -120,26 +139,26 @@ func (k *keeper) stop() {
 	k.timer.Stop()
 }
 
-// detach returns a context that does not end with the client's, but at the latest grace after it, and what frees it.
-func detach(client context.Context, grace time.Duration) (context.Context, func()) {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(client))
-	d := &detached{cancel: cancel, grace: grace}
-	stop := context.AfterFunc(client, d.clientGone)
-	return ctx, func() {
-		stop()
-		d.end()
-	}
-}
-
+// detached is a context that does not end with the client's, but at the latest grace after it.
 type detached struct {
+	ctx    context.Context
 	cancel context.CancelFunc
 	grace  time.Duration
+	stop   func() bool // ends the watch on the client
 
 	mu    sync.Mutex // guards timer and ended
 	timer *time.Timer
 	ended bool
 }
 
+func detach(client context.Context, grace time.Duration) *detached {
+	d := &detached{grace: grace}
+	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(client))
+	d.stop = context.AfterFunc(client, d.clientGone)
+	return d
+}
+
+// clientGone begins the grace time.
 func (d *detached) clientGone() {
 	defer recovered("detaching a request")
 	d.mu.Lock()
@@ -149,7 +168,9 @@ func (d *detached) clientGone() {
 	}
 }
 
+// end frees the context and what watches the client.
 func (d *detached) end() {
+	d.stop()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.ended = true

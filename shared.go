@@ -45,36 +45,42 @@ func (r *registry) get(ctx context.Context, name string, build func() closer) cl
 		it.end = nil
 	}
 	it.users++
-	context.AfterFunc(ctx, func() {
-		defer recovered("giving up a shared resource")
-		r.release(name, it)
-	})
+	u := &use{registry: r, name: name, item: it}
+	context.AfterFunc(ctx, u.end)
 	return it.value
 }
 
-// release ends one use, and begins the grace time after the last one.
-func (r *registry) release(name string, it *item) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	it.users--
-	if it.users == 0 {
-		it.end = time.AfterFunc(graceTime, func() {
-			defer recovered("freeing a shared resource")
-			r.free(name, it)
-		})
+// use is one user's hold on an item.
+type use struct {
+	registry *registry
+	name     string
+	item     *item
+}
+
+// end gives the item up, and begins the grace time if this was the last use.
+func (u *use) end() {
+	defer recovered("giving up a shared resource")
+	u.registry.mu.Lock()
+	defer u.registry.mu.Unlock()
+	u.item.users--
+	if u.item.users == 0 {
+		u.item.end = time.AfterFunc(graceTime, u.free)
 	}
 }
 
-func (r *registry) free(name string, it *item) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if it.users == 0 && r.items[name] == it {
-		delete(r.items, name)
-		it.value.Close()
+// free closes what nobody has used again within the grace time.
+func (u *use) free() {
+	defer recovered("freeing a shared resource")
+	u.registry.mu.Lock()
+	defer u.registry.mu.Unlock()
+	if u.item.users == 0 && u.registry.items[u.name] == u.item {
+		delete(u.registry.items, u.name)
+		u.item.value.Close()
 	}
 }
 
-// recovered ends a panic in a goroutine of the plugin, which would end Traefik. It is deferred.
+// recovered ends a panic in a goroutine of the plugin, which would end Traefik. It is deferred, and only by declared
+// functions and methods: Yaegi does not run it for a function literal.
 func recovered(doing string) {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=%q cause=%q", doing+" failed", p)

@@ -45,9 +45,14 @@ type Client struct {
 
 	mu     sync.Mutex // guards everything below
 	idle   []redis.Conn
-	active int             // connections open, idle ones included
-	queue  []chan struct{} // those who wait for a connection, first come first
+	active int     // connections open, idle ones included
+	queue  []*turn // those who wait for a connection, first come first
 	closed bool
+}
+
+// turn is a place in the queue for a connection. (A slice of channels cannot be ranged over under Yaegi.)
+type turn struct {
+	come chan struct{} // closed when it is this one's turn
 }
 
 // New returns a client. It connects when there is something to send, not before; Close frees it.
@@ -72,8 +77,8 @@ func (c *Client) Close() {
 	}
 	c.active -= len(c.idle)
 	c.idle = nil
-	for _, turn := range c.queue {
-		close(turn)
+	for _, t := range c.queue {
+		close(t.come)
 	}
 	c.queue = nil
 }
@@ -145,12 +150,12 @@ func (c *Client) get() (redis.Conn, bool, error) {
 			}
 			return conn, false, err
 		}
-		turn := make(chan struct{})
-		c.queue = append(c.queue, turn)
+		t := &turn{come: make(chan struct{})}
+		c.queue = append(c.queue, t)
 		c.mu.Unlock()
-		inTime := await(turn, time.Until(deadline))
+		inTime := t.await(time.Until(deadline))
 		c.mu.Lock()
-		if !inTime && !c.leave(turn) {
+		if !inTime && !c.leave(t) {
 			inTime = true // the turn came at the last moment
 		}
 		if !inTime {
@@ -174,15 +179,15 @@ func (c *Client) put(conn redis.Conn) {
 		c.idle = append(c.idle, conn)
 	}
 	if len(c.queue) > 0 {
-		close(c.queue[0])
+		close(c.queue[0].come)
 		c.queue = c.queue[1:]
 	}
 }
 
-// leave takes turn out of the queue; false if it is not there any more, because its turn has come.
-func (c *Client) leave(turn chan struct{}) bool {
-	for i, t := range c.queue {
-		if t == turn {
+// leave takes t out of the queue; false if it is not there any more, because its turn has come.
+func (c *Client) leave(t *turn) bool {
+	for i, other := range c.queue {
+		if other == t {
 			c.queue = append(c.queue[:i], c.queue[i+1:]...)
 			return true
 		}
@@ -190,12 +195,12 @@ func (c *Client) leave(turn chan struct{}) bool {
 	return false
 }
 
-// await waits for turn to be closed, at most d. (A select statement would share its cases under Yaegi.)
-func await(turn chan struct{}, d time.Duration) bool {
+// await waits for the turn to come, at most d. (A select statement would share its cases under Yaegi.)
+func (t *turn) await(d time.Duration) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
 	chosen, _, _ := reflect.Select([]reflect.SelectCase{
-		{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(turn)},
+		{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(t.come)},
 		{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())},
 	})
 	return chosen == 0

@@ -1,0 +1,157 @@
+package idem
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestDefaults(t *testing.T) {
+	set, warning, err := CreateConfig().settings()
+	if err != nil || warning != "" {
+		t.Fatalf("defaults: %q, %v", warning, err)
+	}
+	if set.header != "X-Request-Id" || set.ttl != time.Minute || set.lease != 15*time.Second || !set.retryable[503] || !set.omit["Set-Cookie"] || len(set.scope) != 2 {
+		t.Errorf("defaults: %+v", set)
+	}
+	for method, protected := range map[string]bool{"POST": true, "PUT": true, "PATCH": true, "DELETE": true, "GET": false, "HEAD": false} {
+		if (set.protected[method] != nil) != protected {
+			t.Errorf("%s is protected: %t", method, !protected)
+		}
+	}
+}
+
+func TestBadSettings(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "missing")
+	for _, c := range []struct {
+		key, value, allowed string
+		change              func(c *Config)
+	}{
+		{"header", "", "header name", func(c *Config) { c.Header = "" }},
+		{"header", "a b", "header name", func(c *Config) { c.Header = "a b" }},
+		{"ttl", "soon", "duration", func(c *Config) { c.TTL = "soon" }},
+		{"ttl", "0", "from 1ms to 168h", func(c *Config) { c.TTL = "0" }},
+		{"ttl", "-5s", "from 1ms to 168h", func(c *Config) { c.TTL = "-5s" }},
+		{"ttl", "169h", "from 1ms to 168h", func(c *Config) { c.TTL = "169h" }},
+		{"ttl", "", "duration", func(c *Config) { c.TTL = "" }},
+		{"maxTTL", "200h", "from 1ms to 168h", func(c *Config) { c.MaxTTL = "200h" }},
+		{"methods", "PSOT", "GET, HEAD, POST", func(c *Config) { c.Methods = []string{"POST", "PSOT"} }},
+		{"methods", "TRACE", "GET, HEAD, POST", func(c *Config) { c.Methods = []string{"TRACE"} }},
+		{"methods", "", "at least one", func(c *Config) { c.Methods = []string{} }},
+		{"endpoints", "api/x", "path prefix", func(c *Config) { c.Endpoints = []string{"api/x"} }},
+		{"endpoints", "POST", "path prefix", func(c *Config) { c.Endpoints = []string{"POST"} }},
+		{"endpoints", "POST /a b", "path prefix", func(c *Config) { c.Endpoints = []string{"POST /a b"} }},
+		{"endpoints", "PSOT", "GET, HEAD, POST", func(c *Config) { c.Endpoints = []string{"PSOT /a"} }},
+		{"mode", "off", "enforce, observe", func(c *Config) { c.Mode = "off" }},
+		{"maxKeyLength", "0", "1 to 255", func(c *Config) { c.MaxKeyLength = 0 }},
+		{"maxKeyLength", "256", "1 to 255", func(c *Config) { c.MaxKeyLength = 256 }},
+		{"scope", "a:b", "header name", func(c *Config) { c.Scope = []string{"a:b"} }},
+		{"onMismatch", "ignore", "reject, replay", func(c *Config) { c.OnMismatch = "ignore" }},
+		{"inFlight", "queue", "wait, reject", func(c *Config) { c.InFlight = "queue" }},
+		{"inFlightTimeout", "2h", "from 1ms to 1h", func(c *Config) { c.InFlightTimeout = "2h" }},
+		{"lease", "10ms", "from 100ms to 1h", func(c *Config) { c.Lease = "10ms" }},
+		{"detachTimeout", "x", "duration", func(c *Config) { c.DetachTimeout = "x" }},
+		{"retryableStatuses", "5xx", "200 to 599", func(c *Config) { c.RetryableStatuses = []string{"5xx"} }},
+		{"retryableStatuses", "599-500", "200 to 599", func(c *Config) { c.RetryableStatuses = []string{"599-500"} }},
+		{"retryableStatuses", "100", "200 to 599", func(c *Config) { c.RetryableStatuses = []string{"100"} }},
+		{"onUnknown", "", "hold, release", func(c *Config) { c.OnUnknown = "" }},
+		{"replayHeader", "a b", "header name", func(c *Config) { c.ReplayHeader = "a b" }},
+		{"statusHeader", "é", "header name", func(c *Config) { c.StatusHeader = "é" }},
+		{"omitHeaders", "a b", "header name", func(c *Config) { c.OmitHeaders = []string{"a b"} }},
+		{"maxRequestBodyBytes", "-1", "0 to 1073741824", func(c *Config) { c.MaxRequestBodyBytes = -1 }},
+		{"maxResponseBodyBytes", "2147483648", "0 to 1073741824", func(c *Config) { c.MaxResponseBodyBytes = 2 << 30 }},
+		{"onStoreError", "fail", "degrade, pass, reject", func(c *Config) { c.OnStoreError = "fail" }},
+		{"localCacheBytes", "-1", "whole number", func(c *Config) { c.LocalCacheBytes = -1 }},
+		{"logLevel", "trace", "error, warn, info, debug", func(c *Config) { c.LogLevel = "trace" }},
+		{"redis.endpoints", "redis", "redis:6379", func(c *Config) { c.Redis.Endpoints = []string{"redis"} }},
+		{"redis.endpoints", "redis:http", "redis:6379", func(c *Config) { c.Redis.Endpoints = []string{"redis:http"} }},
+		{"redis.endpoints", "a:1,b:2", "one address", func(c *Config) { c.Redis.Endpoints = []string{"a:1", "b:2"} }},
+		{"redis.username", "shop", "together with redis.password", func(c *Config) { c.Redis.Username = "shop" }},
+		{"redis.passwordFile", missing, "file that can be read", func(c *Config) { c.Redis.PasswordFile = missing }},
+		{"redis.db", "-1", "whole number", func(c *Config) { c.Redis.DB = -1 }},
+		{"redis.keyPrefix", "", "1 to 100", func(c *Config) { c.Redis.KeyPrefix = "" }},
+		{"redis.keyPrefix", "a*", "1 to 100", func(c *Config) { c.Redis.KeyPrefix = "a*" }},
+		{"redis.dialTimeout", "0s", "from 1ms to 1m", func(c *Config) { c.Redis.DialTimeout = "0s" }},
+		{"redis.readTimeout", "2m", "from 1ms to 1m", func(c *Config) { c.Redis.ReadTimeout = "2m" }},
+		{"redis.writeTimeout", "x", "from 1ms to 1m", func(c *Config) { c.Redis.WriteTimeout = "x" }},
+		{"redis.poolSize", "-1", "whole number", func(c *Config) { c.Redis.PoolSize = -1 }},
+		{"redis.minIdleConns", "-1", "whole number", func(c *Config) { c.Redis.MinIdleConns = -1 }},
+		{"redis.maxActiveConns", "-1", "whole number", func(c *Config) { c.Redis.MaxActiveConns = -1 }},
+	} {
+		config := CreateConfig()
+		c.change(config)
+		_, err := New(context.Background(), http.NotFoundHandler(), config, "idem@file")
+		if !errors.Is(err, ErrConfig) {
+			t.Errorf("%s=%q: error %v", c.key, c.value, err)
+			continue
+		}
+		for _, part := range []string{"idem@file", c.key + ": ", `"` + c.value + `"`, c.allowed} {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("%s=%q: no %q in the error %q", c.key, c.value, part, err)
+			}
+		}
+	}
+}
+
+func TestAPasswordIsInNoError(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "password")
+	err := os.WriteFile(file, []byte("secret"), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := CreateConfig()
+	config.Redis.Password = "secret"
+	config.Redis.PasswordFile = file
+	_, err = New(context.Background(), http.NotFoundHandler(), config, "idem@file")
+	if !errors.Is(err, ErrConfig) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("two passwords: %v", err)
+	}
+}
+
+func TestDurations(t *testing.T) {
+	for text, want := range map[string]time.Duration{"90s": 90 * time.Second, "90": 90 * time.Second, "1.5": 1500 * time.Millisecond, " 2m ": 2 * time.Minute} {
+		config := CreateConfig()
+		config.MaxTTL = "1h"
+		config.TTL = text
+		set, _, err := config.settings()
+		if err != nil || set.ttl != want {
+			t.Errorf("ttl %q: %v, %v", text, set, err)
+		}
+	}
+}
+
+func TestALongTTLIsCut(t *testing.T) {
+	config := CreateConfig()
+	config.TTL = "24h"
+	set, warning, err := config.settings()
+	if err != nil || set.ttl != time.Minute || !strings.Contains(warning, "ttl 24h0m0s") || !strings.Contains(warning, "maxTTL") {
+		t.Errorf("ttl over maxTTL: %v, %q, %v", set.ttl, warning, err)
+	}
+	config.MaxTTL = "48h"
+	set, warning, err = config.settings()
+	if err != nil || set.ttl != 24*time.Hour || warning != "" {
+		t.Errorf("ttl under maxTTL: %v, %q, %v", set.ttl, warning, err)
+	}
+}
+
+func TestNewReturnsAtOnceWithoutRedis(t *testing.T) {
+	config := CreateConfig()
+	config.Redis.Endpoints = []string{"192.0.2.1:6379"} // an address that nobody has
+	config.Redis.MinIdleConns = 3
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	returned := make(chan error, 1)
+	go func() {
+		_, err := New(ctx, http.NotFoundHandler(), config, "idem@file")
+		returned <- err
+	}()
+	err := <-returned // connecting there would take the test's whole time-out
+	if err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,188 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/traefik/yaegi/interp"
+	"github.com/traefik/yaegi/stdlib"
+	"gopkg.in/yaml.v3"
+
+	"github.com/example/traefik-idem/e2e/internal/hosts"
+)
+
+func TestBadSettingsAreRefused(t *testing.T) {
+	onEveryHost(t, func(t *testing.T, host hosts.Host) {
+		for key, c := range map[string]struct {
+			settings hosts.Settings
+			allowed  string
+		}{
+			`ttl: "soon"`:                  {hosts.Settings{"ttl": "soon"}, "90s"},
+			`methods: "PSOT"`:              {hosts.Settings{"methods": "POST,PSOT"}, "GET, HEAD, POST"},
+			`maxKeyLength: "300"`:          {hosts.Settings{"maxKeyLength": "300"}, "1 to 255"},
+			`redis.endpoints: "redis"`:     {hosts.Settings{"redis": map[string]any{"endpoints": "redis"}}, "redis:6379"},
+			`onStoreError: "panic"`:        {hosts.Settings{"onStoreError": "panic"}, "degrade, pass, reject"},
+			`endpoints: "pay"`:             {hosts.Settings{"endpoints": []any{"pay"}}, "path prefix"},
+			`retryableStatuses: "5xx"`:     {hosts.Settings{"retryableStatuses": []any{429, "5xx"}}, "500-599"},
+			`redis.readTimeout: "forever"`: {hosts.Settings{"redis": map[string]any{"readTimeout": "forever"}}, "1ms to 1m"},
+		} {
+			refusal := host.Refusal(t, c.settings)
+			for _, part := range []string{"invalid configuration", key, "allowed", c.allowed} {
+				if !strings.Contains(refusal, part) {
+					t.Errorf("%v: no %q in the error %q", c.settings, part, refusal)
+				}
+			}
+		}
+	})
+}
+
+// TestLabelSettings has every value as a label has it: a string.
+func TestLabelSettings(t *testing.T) {
+	everywhere(t, func(t *testing.T, e *env) {
+		settings := hosts.Settings{
+			"header": "X-Key", "ttl": "30", "maxTTL": "2m", "methods": "POST, PUT", "endpoints": "POST /pay/, /order/*/x",
+			"required": "true", "mode": "enforce", "maxKeyLength": "10", "scope": "Host, X-Tenant", "onMismatch": "reject",
+			"inFlight": "reject", "inFlightTimeout": "1s", "lease": "20", "detach": "false", "detachTimeout": "3s",
+			"retryableStatuses": "429, 500-504", "onUnknown": "release", "replayHeader": "X-Replay", "statusHeader": "Decision",
+			"omitHeaders": "Date, Set-Cookie", "maxRequestBodyBytes": "1000", "maxResponseBodyBytes": "1000",
+			"onStoreError": "reject", "localCacheBytes": "1000000", "logLevel": "warn",
+			"redis": map[string]any{"db": "0", "keyPrefix": fmt.Sprintf("t%d", prefixCount.Add(1)), "dialTimeout": "20", "readTimeout": "20s", "writeTimeout": "20s",
+				"poolSize": "3", "minIdleConns": "1", "maxActiveConns": "5"},
+		}
+		if e.redis != nil {
+			settings["redis"].(map[string]any)["endpoints"] = e.redis.Addr
+		}
+		s := serve(t, e.host, created, settings)
+		first := s.do(post("/order/1/x", "", "X-Key", "k"))
+		s.want(first, 201, "first")
+		again := s.do(post("/order/1/x", "", "X-Key", "k"))
+		s.want(again, 201, "replayed")
+		if again.header.Get("X-Replay") != "true" || len(first.header.Values("Date")) != 1 {
+			t.Errorf("replay %v", again.header)
+		}
+		s.wantProblem(s.do(post("/pay/", "")), 400, "missing-key", "missing")
+		s.wantProblem(s.do(post("/pay/", "", "X-Key", "12345678901")), 400, "invalid-key", "invalid")
+		s.want(s.do(post("/other", "", "X-Key", "k")), 201, "")
+	})
+}
+
+// TestTOML has a dynamic configuration in TOML; all other tests have YAML.
+func TestTOML(t *testing.T) {
+	p := hosts.StartTraefik(t)
+	b := newBackend(t, created)
+	p.WriteFile(t, "toml1.test.toml", fmt.Appendf(nil, `
+[http.routers.toml1]
+  rule = "Host(`+"`toml1.test`"+`)"
+  service = "toml1"
+  middlewares = ["toml1"]
+[[http.services.toml1.loadBalancer.servers]]
+  url = %q
+[http.middlewares.toml1.plugin.idem]
+  header = "Idempotency-Key"
+  ttl = "30s"
+  methods = ["POST"]
+  maxKeyLength = 12
+  statusHeader = "Decision"
+  retryableStatuses = [429, "500-599"]
+  [http.middlewares.toml1.plugin.idem.redis]
+    keyPrefix = "toml"
+    poolSize = 4
+`, b.URL))
+	s := siteOf(t, p.Site(t, "toml1.test"), b)
+	first := s.do(post("/", "", "Idempotency-Key", `"abc"`))
+	s.want(first, 201, "first")
+	s.wantReplay(first, s.do(post("/", "", "Idempotency-Key", "abc")))
+	s.wantProblem(s.do(post("/", "", "Idempotency-Key", "1234567890123")), 400, "invalid-key", "invalid")
+}
+
+// TestCatalog does what the Plugin Catalog's analyzer does, with the archive that a release is.
+func TestCatalog(t *testing.T) {
+	goPath := t.TempDir()
+	source := filepath.Join(goPath, "src", "github.com", "example", "traefik-idem")
+	err := os.MkdirAll(source, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unpack := exec.Command("bash", "-o", "pipefail", "-c", `git archive HEAD | tar -x -C "$0"`, source)
+	unpack.Dir = hosts.Root()
+	out, err := unpack.CombinedOutput()
+	if err != nil {
+		t.Fatalf("git archive: %v\n%s", err, out)
+	}
+	for _, name := range []string{"e2e", "docs", "patches", "Makefile", "store/storetest", "vendor/github.com/alicebob"} {
+		_, err := os.Stat(filepath.Join(source, name))
+		if err == nil {
+			t.Errorf("the release has %s, which nobody needs at run time", name)
+		}
+	}
+	module, err := os.ReadFile(filepath.Join(source, "go.mod"))
+	if err != nil || !strings.HasPrefix(string(module), "module github.com/example/traefik-idem\n") || strings.Contains(string(module), "traefik/yaegi") || strings.Contains(string(module), "traefik/traefik") {
+		t.Errorf("go.mod: %v\n%s", err, module)
+	}
+	var manifest struct {
+		DisplayName string         `yaml:"displayName"`
+		Type        string         `yaml:"type"`
+		Import      string         `yaml:"import"`
+		BasePkg     string         `yaml:"basePkg"`
+		Summary     string         `yaml:"summary"`
+		TestData    hosts.Settings `yaml:"testData"`
+	}
+	data, err := os.ReadFile(filepath.Join(source, ".traefik.yml"))
+	if err == nil {
+		err = yaml.Unmarshal(data, &manifest)
+	}
+	if err != nil || manifest.DisplayName == "" || manifest.Type != "middleware" || manifest.Import != "github.com/example/traefik-idem" || manifest.BasePkg != "idem" || manifest.Summary == "" || len(manifest.TestData) == 0 {
+		t.Fatalf("manifest: %v %+v", err, manifest)
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second) // the analyzer's
+	defer cancel()
+	begin := time.Now()
+	i := interp.New(interp.Options{GoPath: goPath})
+	err = i.Use(stdlib.Symbols)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = i.EvalWithContext(ctx, fmt.Sprintf("import %q", manifest.Import))
+	if err != nil {
+		t.Fatalf("import: %v", err)
+	}
+	config, err := i.EvalWithContext(ctx, manifest.BasePkg+".CreateConfig()")
+	if err != nil {
+		t.Fatalf("CreateConfig: %v", err)
+	}
+	err = hosts.Decode(manifest.TestData, config.Interface())
+	if err != nil {
+		t.Fatalf("testData: %v", err)
+	}
+	fnNew, err := i.EvalWithContext(ctx, manifest.BasePkg+".New")
+	if err != nil {
+		t.Fatalf("New: %v", err)
+	}
+	kind := fnNew.Type()
+	for i, want := range []reflect.Type{reflect.TypeFor[context.Context](), reflect.TypeFor[http.Handler](), config.Type(), reflect.TypeFor[string]()} {
+		if kind.NumIn() != 4 || kind.In(i) != want {
+			t.Fatalf("New is a %v; argument %d should be a %v", kind, i, want)
+		}
+	}
+	if kind.NumOut() != 2 || kind.Out(0) != reflect.TypeFor[http.Handler]() || kind.Out(1) != reflect.TypeFor[error]() {
+		t.Fatalf("New is a %v", kind)
+	}
+	results := fnNew.Call([]reflect.Value{reflect.ValueOf(ctx), reflect.ValueOf(http.NotFoundHandler()), config, reflect.ValueOf("test")})
+	if !results[1].IsNil() {
+		t.Fatalf("New: %v", results[1])
+	}
+	_, ok := results[0].Interface().(http.Handler)
+	if !ok {
+		t.Errorf("New returns a %T", results[0].Interface())
+	}
+	t.Logf("loaded from the release in %s", time.Since(begin).Round(time.Millisecond))
+}

@@ -1,0 +1,247 @@
+// Package redistest runs real Redis servers for tests.
+package redistest
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+const (
+	startTimeout = 20 * time.Second
+	stopTimeout  = 5 * time.Second
+	attempts     = 10 // ports tried before giving up
+)
+
+// Server is a redis-server process on a port of the loopback interface that was free.
+type Server struct {
+	Addr string    // host:port
+	Cmd  *exec.Cmd // the process that runs now, or ran last
+
+	t      testing.TB
+	path   string
+	dir    string
+	args   []string
+	exited chan struct{} // closed when Cmd is gone
+}
+
+// Path returns where redis-server is. Without one the test is skipped, except in CI, where nothing may be skipped.
+func Path(t testing.TB) string {
+	t.Helper()
+	path, err := exec.LookPath("redis-server")
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("this test needs redis-server, and in CI it must be there: %v", err)
+		}
+		t.Skip("this test needs redis-server, which is not installed")
+	}
+	return path
+}
+
+// Start runs a server that keeps nothing on disk, with args added to its command line, and returns when it answers.
+// It ends with the test, or with the process of the test if that comes first.
+func Start(t testing.TB, args ...string) *Server {
+	t.Helper()
+	s := &Server{t: t, path: Path(t), dir: t.TempDir(), args: args}
+	t.Cleanup(s.Kill)
+	for range attempts {
+		addr, err := freeAddr()
+		if err != nil {
+			t.Fatalf("find a free port for redis-server: %v", err)
+		}
+		s.Addr = addr
+		if s.launch() {
+			return s
+		}
+	}
+	t.Fatalf("redis-server found each of %d free ports taken", attempts)
+	return nil
+}
+
+// Restart runs the server again, empty, at the address that it had before Stop or Kill.
+func (s *Server) Restart() {
+	s.t.Helper()
+	s.Kill()
+	for range attempts {
+		if s.launch() {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	s.t.Fatalf("restart redis-server: %s is taken", s.Addr)
+}
+
+// Stop shuts the server down as an administrator would: connections are closed, and new ones refused.
+func (s *Server) Stop() {
+	s.signal(syscall.SIGTERM)
+	s.signal(syscall.SIGCONT) // a paused server does not see the first signal
+	select {
+	case <-s.exited:
+	case <-time.After(stopTimeout):
+		s.Kill()
+	}
+}
+
+// Kill ends the server at once.
+func (s *Server) Kill() {
+	if s.exited == nil {
+		return
+	}
+	s.signal(syscall.SIGKILL)
+	<-s.exited
+}
+
+// Pause freezes the server: connections stay open, new ones are accepted by the kernel, and nothing is answered.
+func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+
+// Resume ends Pause.
+func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
+
+// Do sends one command over a connection of its own and returns the reply as redis-cli prints it to a pipe: nil is
+// empty, an array has one element per line. Anything but a good reply fails the test. It may be called from any
+// goroutine.
+func (s *Server) Do(args ...string) string {
+	s.t.Helper()
+	reply, err := s.do(args...)
+	if err != nil {
+		s.t.Errorf("redis %s: %s: %v", s.Addr, strings.Join(args, " "), err)
+		return ""
+	}
+	return text(reply)
+}
+
+func (s *Server) do(args ...string) (any, error) {
+	conn, err := redis.Dial("tcp", s.Addr,
+		redis.DialConnectTimeout(stopTimeout), redis.DialReadTimeout(stopTimeout), redis.DialWriteTimeout(stopTimeout))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	rest := make([]any, len(args)-1)
+	for i, arg := range args[1:] {
+		rest[i] = arg
+	}
+	return conn.Do(args[0], rest...)
+}
+
+func text(reply any) string {
+	switch r := reply.(type) {
+	case nil:
+		return ""
+	case []byte:
+		return string(r)
+	case []any:
+		lines := make([]string, len(r))
+		for i, element := range r {
+			lines[i] = text(element)
+		}
+		return strings.Join(lines, "\n")
+	default:
+		return fmt.Sprint(r)
+	}
+}
+
+// launch runs the process and waits until it answers; false means that somebody else has the port.
+func (s *Server) launch() bool {
+	s.t.Helper()
+	host, port, err := net.SplitHostPort(s.Addr)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	logName := filepath.Join(s.dir, "redis-server.log")
+	logFile, err := os.Create(logName)
+	if err != nil {
+		s.t.Fatalf("log of redis-server: %v", err)
+	}
+	defer logFile.Close()
+	log := func() []byte {
+		out, err := os.ReadFile(logName)
+		if err != nil {
+			s.t.Fatalf("log of redis-server: %v", err)
+		}
+		return out
+	}
+
+	args := []string{"--port", port, "--bind", host, "--dir", s.dir, "--save", "", "--appendonly", "no"}
+	cmd := exec.Command(s.path, append(args, s.args...)...)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	dieWithParent(cmd)
+	exited := make(chan struct{})
+	started := make(chan error)
+	go func() {
+		defer close(exited)
+		// The kernel takes the end of the thread that started the process for the end of the parent. Locked to this
+		// goroutine, the thread outlives the process.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // it is meant to be killed
+		}
+	}()
+	if err := <-started; err != nil {
+		s.t.Fatalf("start redis-server: %v", err)
+	}
+	s.Cmd, s.exited = cmd, exited
+
+	// Its own log says that the port is its own; an answer to PING could be another server's.
+	for end := time.Now().Add(startTimeout); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if bytes.Contains(log(), []byte("eady to accept connections")) && s.answers() {
+			return true
+		}
+		select {
+		case <-exited:
+			out := log()
+			if bytes.Contains(out, []byte("Address already in use")) {
+				return false
+			}
+			s.t.Fatalf("redis-server ended before it was ready: %v\n%s", cmd.ProcessState, out)
+		default:
+		}
+	}
+	s.t.Fatalf("redis-server does not answer after %v\n%s", startTimeout, log())
+	return false
+}
+
+// answers says whether PING has a reply. A server that asks for a password is up as well.
+func (s *Server) answers() bool {
+	reply, err := s.do("PING")
+	return reply == "PONG" || err != nil && strings.HasPrefix(err.Error(), "NOAUTH")
+}
+
+func (s *Server) signal(sig os.Signal) { _ = s.Cmd.Process.Signal(sig) } // one that has ended needs no signal
+
+// FreePort returns a port of the loopback interface that nobody listens on now.
+func FreePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// freeAddr returns a free address whose port is low enough for a cluster bus, which listens 10000 above it.
+func freeAddr() (string, error) {
+	for {
+		port, err := FreePort()
+		if err != nil {
+			return "", err
+		}
+		if port <= 55535 {
+			return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), nil
+		}
+	}
+}

@@ -1,0 +1,244 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/example/traefik-idem/e2e/internal/hosts"
+)
+
+func TestEventsArriveOneByOneAndAreReplayed(t *testing.T) {
+	everywhere(t, func(t *testing.T, e *env) {
+		for _, contentType := range []string{"text/event-stream", "application/x-ndjson"} {
+			received := make(chan struct{})
+			s := e.serve(t, nil, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", contentType)
+				w.WriteHeader(200)
+				w.(http.Flusher).Flush()
+				for i := range 5 {
+					<-received // the header, and then each event, before the next is sent
+					fmt.Fprintf(w, "data: %d\n\n", i)
+					w.(http.Flusher).Flush()
+				}
+			})
+			response, err := s.client.Do(s.request(post("/", "k")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer response.Body.Close()
+			lines := bufio.NewReader(response.Body)
+			var body strings.Builder
+			for range 5 {
+				received <- struct{}{}
+				for range 2 {
+					line, err := lines.ReadString('\n')
+					if err != nil {
+						t.Fatal(err)
+					}
+					body.WriteString(line)
+				}
+			}
+			_, err = lines.ReadString('\n')
+			if err != io.EOF {
+				t.Fatalf("the stream ends with %v", err)
+			}
+			again := s.do(post("/", "k"))
+			s.want(again, 200, "replayed")
+			if string(again.body) != body.String() || again.header.Get("Content-Type") != contentType {
+				t.Errorf("replayed %q of type %q, want %q", again.body, again.header.Get("Content-Type"), body.String())
+			}
+			s.calls(1)
+		}
+	})
+}
+
+func TestUpgradesPassUntouched(t *testing.T) {
+	everywhere(t, func(t *testing.T, e *env) {
+		s := e.serve(t, hosts.Settings{"methods": "GET,POST"}, func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Upgrade") != "websocket" {
+				http.Error(w, "no upgrade", 400)
+				return
+			}
+			conn, buffered, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+			line, _ := buffered.ReadString('\n')
+			fmt.Fprintf(conn, "echo %s", line)
+		})
+		for range 2 {
+			conn, err := net.Dial("tcp", s.Addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprintf(conn, "GET /ws HTTP/1.1\r\nHost: %s\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nX-Request-ID: k\r\n"+
+				"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", s.Name)
+			reader := bufio.NewReader(conn)
+			response, err := http.ReadResponse(reader, nil)
+			if err != nil || response.StatusCode != 101 || response.Header.Get("Decision") != "" {
+				t.Fatalf("upgrade: %v %+v", err, response)
+			}
+			fmt.Fprintf(conn, "hello\n")
+			line, err := reader.ReadString('\n')
+			if err != nil || line != "echo hello\n" {
+				t.Errorf("through the upgraded connection: %q, %v", line, err)
+			}
+		}
+		s.calls(2)
+	})
+}
+
+func TestGRPCPassesUntouchedWithTrailers(t *testing.T) {
+	everywhere(t, func(t *testing.T, e *env) {
+		b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/grpc")
+			w.Header().Set("Trailer", "Grpc-Status")
+			buffer := make([]byte, 5)
+			for { // answers each message before the next one is read
+				_, err := io.ReadFull(r.Body, buffer)
+				if err != nil {
+					break
+				}
+				_, _ = w.Write(buffer)
+				w.(http.Flusher).Flush()
+			}
+			w.Header().Set("Grpc-Status", "0")
+		})
+		settings := e.settings(nil)
+		s := siteOf(t, e.host.Serve(t, strings.Replace(b.URL, "http:", "h2c:", 1), settings), b)
+		var h2c http.Protocols
+		h2c.SetUnencryptedHTTP2(true)
+		s.client.Transport.(*http.Transport).Protocols = &h2c
+		for range 2 {
+			body, messages := io.Pipe()
+			request := s.request(post("/Service/Method", "k", "Te", "trailers").with(func(c *call) {
+				c.reader = body
+				c.header.Set("Content-Type", "application/grpc+proto")
+			}))
+			// Both directions are open at once.
+			go func() { _, _ = messages.Write([]byte("ping1")) }()
+			response, err := s.client.Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			buffer := make([]byte, 5)
+			for i := 1; i <= 3; i++ {
+				_, err = io.ReadFull(response.Body, buffer)
+				if err != nil || string(buffer) != fmt.Sprintf("ping%d", i) {
+					t.Fatalf("message %d: %q, %v", i, buffer, err)
+				}
+				if i < 3 {
+					_, _ = fmt.Fprintf(messages, "ping%d", i+1)
+				}
+			}
+			_ = messages.Close()
+			_, err = io.Copy(io.Discard, response.Body)
+			_ = response.Body.Close()
+			if err != nil || response.Trailer.Get("Grpc-Status") != "0" || response.Header.Get("Decision") != "" {
+				t.Errorf("trailer %v, header %v, %v", response.Trailer, response.Header, err)
+			}
+		}
+		s.calls(2)
+	})
+}
+
+func TestInformationalAnswersPass(t *testing.T) {
+	everywhere(t, func(t *testing.T, e *env) {
+		s := e.serve(t, nil, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Link", "</style.css>; rel=preload")
+			w.WriteHeader(http.StatusEarlyHints)
+			w.Header().Del("Link")
+			created(w, r)
+		})
+		informed := func(c call) (answer, []string) {
+			var mu sync.Mutex
+			var got []string
+			request := s.request(c)
+			request = request.WithContext(httptrace.WithClientTrace(context.Background(), &httptrace.ClientTrace{
+				Got100Continue: func() {
+					mu.Lock()
+					defer mu.Unlock()
+					got = append(got, "100")
+				},
+				Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if code == 103 {
+						got = append(got, "103 "+header.Get("Link"))
+					}
+					return nil
+				},
+			}))
+			response, err := s.client.Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer response.Body.Close()
+			body, err := io.ReadAll(response.Body)
+			mu.Lock()
+			defer mu.Unlock()
+			return answer{status: response.StatusCode, header: response.Header, body: body, err: err}, got
+		}
+		s.client.Transport.(*http.Transport).ExpectContinueTimeout = hour
+		first, got := informed(post("/", "k", "Expect", "100-continue"))
+		s.want(first, 201, "first")
+		if strings.Join(got, ", ") != "100, 103 </style.css>; rel=preload" {
+			t.Errorf("informational answers %q", got)
+		}
+		if first.header.Get("Link") != "" {
+			t.Errorf("a header of the early hints is in the final answer: %v", first.header)
+		}
+		again, got := informed(post("/", "k", "Expect", "100-continue"))
+		s.wantReplay(first, again)
+		if strings.Join(got, ", ") != "100" {
+			t.Errorf("informational answers of a replay: %q", got)
+		}
+		s.calls(1)
+	})
+}
+
+func TestHTTP2Clients(t *testing.T) {
+	everywhere(t, func(t *testing.T, e *env) {
+		s := e.serve(t, nil, created)
+		var h2c http.Protocols
+		h2c.SetUnencryptedHTTP2(true)
+		s.client.Transport.(*http.Transport).Protocols = &h2c
+		first := s.do(post("/", "k"))
+		s.want(first, 201, "first")
+		s.wantReplay(first, s.do(post("/", "k")))
+		s.calls(1)
+	})
+}
+
+func TestHead(t *testing.T) {
+	everywhere(t, func(t *testing.T, e *env) {
+		s := e.serve(t, hosts.Settings{"methods": "GET,HEAD"}, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "5")
+			_, _ = io.WriteString(w, "hello")
+		})
+		for _, method := range []string{"HEAD", "GET"} {
+			c := call{method: method, path: "/", header: http.Header{"X-Request-Id": {"k"}}}
+			first := s.do(c)
+			s.want(first, 200, "first")
+			again := s.do(c)
+			s.wantReplay(first, again)
+			if again.header.Get("Content-Length") != "5" {
+				t.Errorf("%s: Content-Length %q", method, again.header.Get("Content-Length"))
+			}
+		}
+		s.calls(2)
+	})
+}
