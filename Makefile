@@ -2,6 +2,8 @@
 TRAEFIK_VERSION ?= 3.6.12
 GOLANGCI_VERSION := v2.12.2
 TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
+# Yaegi itself has races, and these tests have no part of their own for the compiled plugin.
+NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|README|InARealRedis
 LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
 
 .PHONY: demo test traefik vendor lint bench tools
@@ -11,6 +13,7 @@ demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port ke
 
 test: tools traefik lint ## all tests
 	go test -race ./...
+	cd e2e && go test -race -timeout 20m -run '/^compiled' -skip '$(NOT_RACED)' .
 	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -timeout 40m ./...
 
 traefik: $(TRAEFIK) ## Traefik from its module, about 5 minutes the first time

@@ -48,7 +48,8 @@ func (h *handler) openStore(ctx context.Context, name string) store.Store {
 	}
 	id := "memory " + name
 	if h.set.redis.Address != "" {
-		id = fmt.Sprintf("memory %+v %s", h.set.redis, h.set.keyPrefix)
+		// A middleware without a cache must not find what another one has cached.
+		id = fmt.Sprintf("memory %+v %s %t", h.set.redis, h.set.keyPrefix, h.set.localCacheBytes > 0)
 	}
 	newMemory := func() closer { return store.NewMemory(limit) }
 	memory, _ := shared.get(ctx, id, newMemory).(*store.Memory)

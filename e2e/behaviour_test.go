@@ -584,3 +584,26 @@ func TestNoKeyTokenOrBodyInTheLogs(t *testing.T) {
 		}
 	})
 }
+
+// TestACacheIsForThoseWhoHaveOne has two middlewares on the same keys, one without a local cache: it asks Redis.
+func TestACacheIsForThoseWhoHaveOne(t *testing.T) {
+	onEveryHost(t, func(t *testing.T, host hosts.Host) {
+		e := &env{host: host, redis: sharedRedis(t)}
+		settings := e.settings(hosts.Settings{"scope": []any{"Authorization"}})
+		without := hosts.Settings{"localCacheBytes": 0}
+		for key, value := range settings {
+			without[key] = value
+		}
+		b := newBackend(t, created)
+		cached := siteOf(t, host.Serve(t, b.URL, settings), b)
+		plain := siteOf(t, host.Serve(t, b.URL, without), b)
+		first := cached.do(post("/", "k"))
+		plain.wantReplay(first, plain.do(post("/", "k")))
+		for _, key := range strings.Fields(e.redis.Do("KEYS", settings["redis"].(map[string]any)["keyPrefix"].(string)+":req:*")) {
+			e.redis.Do("DEL", key)
+		}
+		cached.wantReplay(first, cached.do(post("/", "k")))
+		plain.want(plain.do(post("/", "k")), 201, "first")
+		plain.calls(2)
+	})
+}

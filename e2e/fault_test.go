@@ -74,7 +74,7 @@ func (b *rawBackend) calls(t *testing.T, want int64) {
 	}
 }
 
-// noBackend is a backend for a site whose backend is a rawBackend.
+// rawSite is a site before b.
 func rawSite(t *testing.T, e *env, b *rawBackend, more hosts.Settings) *site {
 	t.Helper()
 	return siteOf(t, e.host.Serve(t, b.URL, e.settings(more)), nil)
@@ -85,7 +85,7 @@ func TestAnUnknownOutcomeIsHeld(t *testing.T) {
 		serve  func(conn net.Conn)
 		status int // 0: the client sees the answer break off
 	}{
-		"reset before an answer": {func(conn net.Conn) {}, 502},
+		"reset before an answer": {func(net.Conn) {}, 502},
 		"no answer in time":      {func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }, 504},
 		"garbage":                {func(conn net.Conn) { fmt.Fprint(conn, "this is not HTTP\r\n\r\n") }, 500},
 		"break after early hints": {func(conn net.Conn) {
@@ -163,7 +163,7 @@ func TestNoTransportResends(t *testing.T) {
 			{"POST", "Idempotency-Key"}, {"POST", "X-Idempotency-Key"}, {"PATCH", "Idempotency-Key"},
 			{"GET", "X-Request-ID"}, {"GET", "Idempotency-Key"}, {"HEAD", "X-Request-ID"}, {"DELETE", "Idempotency-Key"}, {"OPTIONS", "Idempotency-Key"},
 		} {
-			b := newRawBackend(t, func(conn net.Conn, n int64, r *http.Request) bool {
+			b := newRawBackend(t, func(conn net.Conn, n int64, _ *http.Request) bool {
 				if n > 1 {
 					return false
 				}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -48,7 +49,7 @@ func TestEventsArriveOneByOneAndAreReplayed(t *testing.T) {
 				}
 			}
 			_, err = lines.ReadString('\n')
-			if err != io.EOF {
+			if !errors.Is(err, io.EOF) {
 				t.Fatalf("the stream ends with %v", err)
 			}
 			again := s.do(post("/", "k"))
@@ -240,5 +241,30 @@ func TestHead(t *testing.T) {
 			}
 		}
 		s.calls(2)
+	})
+}
+
+// TestTrailers: the first caller gets them; a replay, which has a length, has none.
+func TestTrailers(t *testing.T) {
+	everywhere(t, func(t *testing.T, e *env) {
+		s := e.serve(t, nil, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Trailer", "X-Sum")
+			_, _ = io.WriteString(w, "hello")
+			w.Header().Set("X-Sum", "5")
+		})
+		response, err := s.client.Do(s.request(post("/", "k")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		body, err := io.ReadAll(response.Body)
+		if err != nil || string(body) != "hello" || response.Trailer.Get("X-Sum") != "5" {
+			t.Errorf("first: %q, trailer %v, %v", body, response.Trailer, err)
+		}
+		again := s.do(post("/", "k"))
+		s.want(again, 200, "replayed")
+		if string(again.body) != "hello" || again.header.Get("Trailer") != "" {
+			t.Errorf("replay %q %v", again.body, again.header)
+		}
 	})
 }

@@ -458,3 +458,38 @@ func TestLoad(t *testing.T) {
 		t.Errorf("goroutines grew from %d to %d", half.goroutines, end.goroutines)
 	}
 }
+
+// TestAWaitInAnotherProcessEndsSoon reports how long a duplicate at another Traefik takes to notice the end.
+func TestAWaitInAnotherProcessEndsSoon(t *testing.T) {
+	server := redistest.Start(t)
+	settings := (&env{redis: server}).settings(hosts.Settings{"scope": []any{"Authorization"}, "inFlightTimeout": "60s"})
+	arrived, proceed := make(chan struct{}), make(chan struct{})
+	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		arrived <- struct{}{}
+		<-proceed
+		created(w, r)
+	})
+	owner := siteOf(t, hosts.StartTraefik(t).Serve(t, b.URL, settings), b)
+	other := siteOf(t, hosts.StartTraefik(t).Serve(t, b.URL, settings), b)
+	var longest time.Duration
+	for round := range 10 {
+		key := fmt.Sprintf("wait-%d", round)
+		ended := make(chan time.Time, 2)
+		var wg sync.WaitGroup
+		send := func(s *site, decision string) {
+			defer wg.Done()
+			s.want(s.send(post("/", key)), 201, decision)
+			ended <- time.Now()
+		}
+		wg.Add(2)
+		go send(owner, "first")
+		<-arrived
+		go send(other, "replayed")
+		time.Sleep(200 * time.Millisecond) // by now it polls as seldom as it ever does; the outcome does not depend on it
+		proceed <- struct{}{}
+		wg.Wait()
+		longest = max(longest, (<-ended).Sub(<-ended).Abs())
+	}
+	t.Logf("the longest of 10 waits across processes ended %s after the first answer", longest.Round(time.Millisecond))
+	owner.calls(10)
+}

@@ -207,14 +207,14 @@ func captureLog() *Buffer {
 	if err != nil {
 		panic(err)
 	}
-	real, copied := os.Stdout, make(chan struct{})
+	stdout, copied := os.Stdout, make(chan struct{})
 	os.Stdout = w
 	go func() {
-		_, _ = io.Copy(io.MultiWriter(b, real), r)
+		_, _ = io.Copy(io.MultiWriter(b, stdout), r)
 		close(copied)
 	}()
 	atExit = append(atExit, func() { // the last lines are the test's verdict
-		os.Stdout = real
+		os.Stdout = stdout
 		_ = w.Close()
 		<-copied
 	})
@@ -249,6 +249,12 @@ func loadYaegi(t testing.TB) Builder {
 		t.Fatalf("the plugin does not load under Yaegi: %v", yaegi.err)
 	}
 	return yaegi.build
+}
+
+// Builders are the ways to build the plugin's handler in this process, by their name.
+func Builders(t testing.TB) map[string]Builder {
+	t.Helper()
+	return map[string]Builder{"compiled": buildCompiled, "yaegi": loadYaegi(t)}
 }
 
 // LinkPlugin puts the plugin's source under src, a GOPATH's.
@@ -290,7 +296,7 @@ func Interpret(goPath string, output io.Writer) (Builder, error) {
 		if results[1].Interface() != nil {
 			err, isError := results[1].Interface().(error)
 			if !isError {
-				return nil, fmt.Errorf("New returned a %T as its error", results[1].Interface())
+				return nil, fmt.Errorf("the error that New returned is a %T", results[1].Interface())
 			}
 			return nil, err
 		}

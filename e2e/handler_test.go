@@ -1,0 +1,122 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/example/traefik-idem/e2e/internal/hosts"
+)
+
+// handlers runs test with the plugin before a handler of the test's own, compiled and interpreted.
+func handlers(t *testing.T, test func(t *testing.T, build func(next http.HandlerFunc) http.Handler)) {
+	t.Helper()
+	for name, builder := range hosts.Builders(t) {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			test(t, func(next http.HandlerFunc) http.Handler {
+				handler, err := builder(ctx, next, hosts.Settings{"statusHeader": "Decision"}, fmt.Sprintf("handler%d", prefixCount.Add(1)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return handler
+			})
+		})
+	}
+}
+
+func keyed(method, key string) *http.Request {
+	r := httptest.NewRequest(method, "/pay", strings.NewReader("body"))
+	r.Header.Set("X-Request-ID", key)
+	return r
+}
+
+// TestAPanicPasses has a handler below that panics: what it did is not known.
+func TestAPanicPasses(t *testing.T) {
+	handlers(t, func(t *testing.T, build func(http.HandlerFunc) http.Handler) {
+		for _, value := range []any{"boom", http.ErrAbortHandler} {
+			for _, late := range []bool{false, true} {
+				calls := 0
+				h := build(func(w http.ResponseWriter, _ *http.Request) {
+					calls++
+					if late {
+						_, _ = w.Write([]byte("half"))
+					}
+					panic(value)
+				})
+				func() {
+					defer func() {
+						if got := recover(); got != value {
+							t.Errorf("panic %v comes out as %v", value, got)
+						}
+					}()
+					h.ServeHTTP(httptest.NewRecorder(), keyed("POST", "k"))
+				}()
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, keyed("POST", "k"))
+				if w.Code != 409 || !strings.Contains(w.Body.String(), "outcome-unknown") || calls != 1 {
+					t.Errorf("after the panic: %d %s, %d calls", w.Code, w.Body, calls)
+				}
+			}
+		}
+	})
+}
+
+// TestTheOriginalPasses checks that a request that is none of the plugin's business comes through as it is.
+func TestTheOriginalPasses(t *testing.T) {
+	handlers(t, func(t *testing.T, build func(http.HandlerFunc) http.Handler) {
+		upgrade := keyed("POST", "k")
+		upgrade.Header.Set("Connection", "Upgrade")
+		grpc := keyed("POST", "k")
+		grpc.Header.Set("Content-Type", "application/grpc")
+		keyless := keyed("POST", "")
+		for name, r := range map[string]*http.Request{"not protected": keyed("GET", "k"), "TRACE": keyed("TRACE", "k"), "no key": keyless, "upgrade": upgrade, "gRPC": grpc} {
+			w := httptest.NewRecorder()
+			called := false
+			h := build(func(w2 http.ResponseWriter, r2 *http.Request) {
+				called = true
+				if w2 != http.ResponseWriter(w) || r2 != r {
+					t.Errorf("%s: another writer or request", name)
+				}
+			})
+			h.ServeHTTP(w, r)
+			if !called {
+				t.Errorf("%s: not passed on", name)
+			}
+		}
+	})
+}
+
+// TestAGatewayErrorWithoutATraceIsUnknown has a handler that no transport reports about, as Traefik's fast proxy.
+func TestAGatewayErrorWithoutATraceIsUnknown(t *testing.T) {
+	handlers(t, func(t *testing.T, build func(http.HandlerFunc) http.Handler) {
+		for status, want := range map[int]int{502: 409, 504: 409, 500: 500, 503: 503, 200: 200} {
+			h := build(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
+			h.ServeHTTP(httptest.NewRecorder(), keyed("POST", "k"))
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, keyed("POST", "k"))
+			if w.Code != want {
+				t.Errorf("%d, and then %d, want %d", status, w.Code, want)
+			}
+		}
+	})
+}
+
+// TestHeadersOfMiddlewaresAboveAreTheirs: they set them again for a replay, perhaps to something else.
+func TestHeadersOfMiddlewaresAboveAreTheirs(t *testing.T) {
+	handlers(t, func(t *testing.T, build func(http.HandlerFunc) http.Handler) {
+		h := build(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X-Backend", "b") })
+		first, again := httptest.NewRecorder(), httptest.NewRecorder()
+		first.Header().Set("X-Trace", "one")
+		h.ServeHTTP(first, keyed("POST", "k"))
+		again.Header().Set("X-Trace", "two")
+		h.ServeHTTP(again, keyed("POST", "k"))
+		if again.Header().Get("X-Trace") != "two" || again.Header().Get("X-Backend") != "b" || again.Header().Get("Decision") != "replayed" {
+			t.Errorf("replayed header %v", again.Header())
+		}
+	})
+}
