@@ -101,7 +101,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if h.set.observe {
 		go h.observe(lease)
 		h.decide(w, "observed", false)
-		h.next.ServeHTTP(w, h.inside(r.Context(), r))
+		h.next.ServeHTTP(w, r) // not marked: a plugin further down may enforce
 		return
 	}
 

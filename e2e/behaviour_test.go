@@ -547,6 +547,9 @@ func TestObserveBlocksNothing(t *testing.T) {
 		for !strings.Contains(s.Logs(), "duplicate observed") {
 			time.Sleep(10 * time.Millisecond)
 		}
+		below := serve(t, e.host, created, e.settings(hosts.Settings{"mode": "observe", "statusHeader": ""}), e.settings(nil))
+		first := below.do(post("/", "k"))
+		below.wantReplay(first, below.do(post("/", "k"))) // one that observes does not switch off one that enforces
 	})
 }
 

@@ -62,7 +62,7 @@ type Held struct {
 }
 
 // Store is the memory of keys. All methods may be called by many goroutines at once, and each is one atomic step.
-// Errors mean that the step may or may not have happened; every step may be repeated with the same lease.
+// An error means that the step may or may not have happened; taking it again with the same lease does no harm.
 type Store interface {
 	// Claim gives the key to the lease for d if nobody holds it, and else tells who does.
 	Claim(l *Lease, d time.Duration) (Held, error)
