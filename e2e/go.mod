@@ -10,4 +10,6 @@ require (
 	gopkg.in/yaml.v3 v3.0.1
 )
 
+require github.com/BurntSushi/toml v1.6.0
+
 replace github.com/example/traefik-idem => ../

@@ -64,7 +64,7 @@ func TestVendorIsUpstreamPlusPatch(t *testing.T) {
 
 // redigo's own tests still pass with the patch.
 func TestRedigoUpstreamTests(t *testing.T) {
-	server := needRedisServer(t)
+	server := redistest.Path(t)
 	dir := patchedRedigo(t)
 	for attempt := 1; ; attempt++ {
 		port, err := redistest.FreePort()

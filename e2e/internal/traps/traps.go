@@ -151,7 +151,7 @@ func (p *program) Import(imp string) (*types.Package, error) {
 	}
 	var hard error // an unused variable is no reason to stop
 	conf := types.Config{Importer: p, FakeImportC: true, Error: func(err error) {
-		if e, ok := err.(types.Error); !ok || !e.Soft {
+		if e, ok := err.(types.Error); !ok || !e.Soft { //nolint:errorlint // the type checker does not wrap its errors
 			hard = err
 		}
 	}}
@@ -593,7 +593,7 @@ func (c *checker) refers(e ast.Expr, in []ast.Stmt, is func(*ast.Ident, []ast.St
 	ast.Inspect(e, func(n ast.Node) bool {
 		if id, ok := n.(*ast.Ident); ok && name == "" {
 			obj := c.info.Uses[id]
-			if obj != nil && !(e.Pos() <= obj.Pos() && obj.Pos() < e.End()) && is(id, in) {
+			if obj != nil && (obj.Pos() < e.Pos() || obj.Pos() >= e.End()) && is(id, in) {
 				name = id.Name
 			}
 		}
