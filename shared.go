@@ -80,7 +80,7 @@ func (u *use) free() {
 }
 
 // recovered ends a panic in a goroutine of the plugin, which would end Traefik. It is deferred, and only by declared
-// functions and methods: Yaegi does not run it for a function literal.
+// functions and methods: where a function literal defers it, recover can return nil under Yaegi.
 func recovered(doing string) {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=%q cause=%q", doing+" failed", p)

@@ -38,6 +38,60 @@ type construct struct {
 // constructs are what the interpreter gets wrong, which the checker of TestNoYaegiTraps looks for, and what the plugin leans on.
 var constructs = []construct{
 	// Traps. Those of one rule of the checker stand together.
+	{name: "range over a slice of channels", want: broken, code: `
+func F(x int) bool {
+	l, n := []chan int{make(chan int, 1)}, 0
+	for _, c := range l { c <- x; n++ }
+	return n == 1
+}`},
+	{name: "range over structs with channels", want: works, code: `
+type holder struct{ c chan int }
+func F(x int) bool {
+	l, n := []*holder{{make(chan int, 1)}}, 0
+	for _, h := range l { h.c <- x; n++ }
+	return n == 1
+}`},
+	// Seen to let the panic through where a literal that runs in another literal's callback defers it, not in this short form.
+	{name: "recover in a declared function that a literal defers", want: unsteady, code: `
+type thing struct{ n int }
+func (t *thing) boom() { var l []int; t.n = l[5] }
+func rescue(done chan bool) { done <- recover() != nil }
+func (t *thing) start(done chan bool) { time.AfterFunc(0, func() { defer rescue(done); t.boom() }) }
+func F(x int) bool {
+	done := make(chan bool, 1)
+	t := &thing{}
+	t.start(done)
+	v := <-done
+	return v
+}`, calls: 1},
+	{name: "recover in a literal that a literal defers", want: works, code: `
+type thing struct{ n int }
+func (t *thing) boom() { var l []int; t.n = l[5] }
+func (t *thing) start(done chan bool) { time.AfterFunc(0, func() { defer func() { done <- recover() != nil }(); t.boom() }) }
+func F(x int) bool {
+	done := make(chan bool, 1)
+	t := &thing{}
+	t.start(done)
+	v := <-done
+	return v
+}`, calls: 20},
+	{name: "deferred literal calls a literal of its function", want: broken, code: `
+func F(x int) bool {
+	n := x
+	stop := func() { n++ }
+	defer func() { stop() }()
+	return n == x
+}`, calls: 1},
+	{name: "deferred method calls a function in a field", want: works, code: `
+type ender struct{ stop func() }
+func (e *ender) end() { e.stop() }
+func run(e *ender) { defer e.end() }
+func F(x int) bool {
+	n := 0
+	e := &ender{stop: func() { n = x }}
+	run(e)
+	return n == x
+}`},
 	{name: "select receive", want: broken, code: `
 func F(x int) bool {
 	a, b := make(chan int, 1), make(chan int, 1)

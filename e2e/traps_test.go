@@ -99,6 +99,23 @@ var snippets = []struct{ rule, bad, good string }{
 		func f(l []*t) { for _, v := range l { g(&v.n) } }
 		func g(p *int) {}`},
 
+	{"range-of-channels",
+		`func f(l []chan int) { for _, c := range l { close(c) } }`,
+		`type t struct{ c chan int }
+		func f(l []t) { for _, v := range l { close(v.c) } }`},
+
+	{"defer-in-literal",
+		`func f(h func(func())) { h(func() { defer g("x") }) }
+		func g(s string) { recover() }`,
+		`func f(h func(func())) { h(func() { defer func() { recover() }(); defer g("x") }) }
+		func g(s string) {}`},
+
+	{"deferred-call",
+		`func f() { stop := func() {}; defer func() { stop() }() }`,
+		`type t struct{ stop func() }
+		func f(v *t) { defer v.end() }
+		func (v *t) end() { v.stop() }`},
+
 	{"defer-in-loop",
 		`func f(l []int) { for i := range l { defer func(k int) { print(k) }(i) } }`,
 		`func f(l []int) { for i := range l { g(i) } }
@@ -220,8 +237,7 @@ var snippets = []struct{ rule, bad, good string }{
 		func f(v *t) { go v.run() }`},
 	{"no-recover",
 		`func f() { go func() { defer func() { func() { recover() }() }() }() }`,
-		`func f() { go func() { defer rescue(); print(1) }() }
-		func rescue() { recover() }`},
+		`func f() { go func() { defer func() { recover() }(); print(1) }() }`},
 	{"no-recover",
 		`func f(g func()) { go g() }`,
 		`func f(g func()) { go h(g) }

@@ -27,6 +27,9 @@ var Rules = map[string]string{
 	"receive-into":        "the received value is lost: receive into a variable, then store that",
 	"loop-variable":       "all rounds of the loop share one variable: copy it first, or pass it as an argument",
 	"defer-in-loop":       "all deferred calls see the last round's values: defer in a function of its own",
+	"range-of-channels":   "panics: range over structs that hold the channels",
+	"defer-in-literal":    "recover can return nil in a declared function that a function literal defers: defer func() {…}(), or defer it in a declared function",
+	"deferred-call":       "a deferred function literal that calls a literal of the same function waits for ever: defer a method",
 	"unnamed-parameter":   "the argument lands in the first local variable: name every parameter, if only _",
 	"errors-as":           "errors.As panics with an own type: use a sentinel and errors.Is, or a type assertion",
 	"composite-compare":   "a comparison with a composite literal is wrong: compare variables",
@@ -393,6 +396,7 @@ func (c *checker) node(n ast.Node, stack []ast.Node) {
 			c.found(n, "defer-in-loop", "defer")
 		}
 		c.lateDefer(n)
+		c.deferred(n, stack)
 
 	case *ast.ReturnStmt:
 		for _, r := range n.Results {
@@ -464,7 +468,49 @@ func (c *checker) node(n ast.Node, stack []ast.Node) {
 		if b, ok := c.underlying(n.X).(*types.Basic); ok && b.Info()&types.IsInteger != 0 {
 			c.found(n, "not-in-yaegi", "range over an integer")
 		}
+		if s, ok := c.underlying(n.X).(*types.Slice); ok {
+			if _, ok := s.Elem().Underlying().(*types.Chan); ok {
+				c.found(n, "range-of-channels", "range over a slice of channels")
+			}
+		}
 	}
+}
+
+// deferred finds a declared function that recovers, deferred by a literal, where recover can return nil; and a deferred
+// literal that calls another literal of the same function, which never returns: the frame's lock is held while deferred functions run.
+func (c *checker) deferred(n *ast.DeferStmt, stack []ast.Node) {
+	lit, ok := ast.Unparen(n.Call.Fun).(*ast.FuncLit)
+	if !ok {
+		fn, isFunc := c.object(n.Call.Fun).(*types.Func)
+		if isFunc && inLiteral(stack) && c.bodyRecovers(n.Call.Fun) {
+			c.found(n, "defer-in-literal", "defer %s", fn.Name())
+		}
+		return
+	}
+	ast.Inspect(lit.Body, func(inner ast.Node) bool {
+		call, ok := inner.(*ast.CallExpr)
+		if !ok {
+			return true
+		}
+		local, ok := c.object(call.Fun).(*types.Var)
+		if ok && !local.IsField() && local.Parent() != local.Pkg().Scope() && (local.Pos() < lit.Pos() || local.Pos() >= lit.End()) {
+			c.found(call, "deferred-call", "%s", local.Name())
+		}
+		return true
+	})
+}
+
+// inLiteral says that the innermost function around a node is a literal.
+func inLiteral(stack []ast.Node) bool {
+	for i := len(stack) - 1; i >= 0; i-- {
+		switch stack[i].(type) {
+		case *ast.FuncLit:
+			return true
+		case *ast.FuncDecl:
+			return false
+		}
+	}
+	return false
 }
 
 func (c *checker) call(n *ast.CallExpr, stack []ast.Node) {
