@@ -9,7 +9,7 @@ LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
 .PHONY: demo test traefik vendor lint bench tools
 
 demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis
-	@cd e2e && go run ./cmd/demo -redis "$(REDIS)"
+	@cd e2e && go build -o ../.build/demo ./cmd/demo && ../.build/demo -redis "$(REDIS)"
 
 test: tools traefik lint ## all tests
 	go test -race ./...
@@ -44,9 +44,11 @@ $(LINT):
 	@mv .build/golangci-lint $@
 
 tools: ## what the tests need beyond Go; in CI nothing may be missing
-	@command -v redis-server >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-		apt-get update -q && apt-get install -y -q redis-server; } || \
-		echo "redis-server is missing and cannot be installed here: the tests that need a real Redis are skipped"
+	@for tool in redis-server curl; do \
+		command -v $$tool >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+			apt-get update -q && apt-get install -y -q $$tool; } || \
+			echo "$$tool is missing and cannot be installed here: the tests that need it are skipped"; \
+	done
 
 bench: tools traefik ## speed of the interpreted handler against a handler that only calls next
 	cd e2e && go test -run '^$$' -bench . -benchmem .
