@@ -80,7 +80,7 @@ func (u *use) free() {
 }
 
 // recovered ends a panic in a goroutine of the plugin, which would end Traefik. It is deferred, and only by declared
-// functions and methods: where a function literal defers it, recover can return nil under Yaegi.
+// functions and methods: Yaegi does not run what a function literal defers if that is declared further down.
 func recovered(doing string) {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=%q cause=%q", doing+" failed", p)

@@ -51,7 +51,7 @@ func F(x int) bool {
 	for _, h := range l { h.c <- x; n++ }
 	return n == 1
 }`},
-	// Seen to let the panic through where a literal that runs in another literal's callback defers it, not in this short form.
+	// Not run if it is declared below the literal; here it stands above.
 	{name: "recover in a declared function that a literal defers", want: unsteady, code: `
 type thing struct{ n int }
 func (t *thing) boom() { var l []int; t.n = l[5] }

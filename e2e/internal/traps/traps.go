@@ -28,7 +28,7 @@ var Rules = map[string]string{
 	"loop-variable":       "all rounds of the loop share one variable: copy it first, or pass it as an argument",
 	"defer-in-loop":       "all deferred calls see the last round's values: defer in a function of its own",
 	"range-of-channels":   "panics: range over structs that hold the channels",
-	"defer-in-literal":    "recover can return nil in a declared function that a function literal defers: defer func() {…}(), or defer it in a declared function",
+	"defer-in-literal":    "a function literal does not run what it defers if that is declared further down: defer func() {…}(), or defer it in a declared function",
 	"deferred-call":       "a deferred function literal that calls a literal of the same function waits for ever: defer a method",
 	"unnamed-parameter":   "the argument lands in the first local variable: name every parameter, if only _",
 	"errors-as":           "errors.As panics with an own type: use a sentinel and errors.Is, or a type assertion",
@@ -476,7 +476,7 @@ func (c *checker) node(n ast.Node, stack []ast.Node) {
 	}
 }
 
-// deferred finds a declared function that recovers, deferred by a literal, where recover can return nil; and a deferred
+// deferred finds a declared function that recovers, deferred by a literal, which does not run it if it is declared further down; and a deferred
 // literal that calls another literal of the same function, which never returns: the frame's lock is held while deferred functions run.
 func (c *checker) deferred(n *ast.DeferStmt, stack []ast.Node) {
 	lit, ok := ast.Unparen(n.Call.Fun).(*ast.FuncLit)
