@@ -100,7 +100,7 @@ func (rec *recorder) Write(p []byte) (int, error) {
 	if rec.status == 0 {
 		rec.WriteHeader(http.StatusOK)
 	}
-	if rec.length == 0 && rec.stream && rec.header != nil {
+	if rec.length == 0 && rec.stream {
 		rec.noteType(p)
 	}
 	rec.length += int64(len(p))

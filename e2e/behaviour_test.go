@@ -298,11 +298,7 @@ func TestAnAnswerExpires(t *testing.T) {
 func TestDuplicatesOfARunningRequestWait(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
 		arrived, proceed := make(chan struct{}), make(chan struct{})
-		s := e.serve(t, nil, func(w http.ResponseWriter, r *http.Request) {
-			arrived <- struct{}{}
-			<-proceed
-			created(w, r)
-		})
+		s := e.serve(t, nil, gated(arrived, proceed))
 		answers := make([]answer, 20)
 		var wg sync.WaitGroup
 		send := func(i int) {
@@ -379,11 +375,7 @@ func TestADuplicateIsRejectedOrWaitsNoLongerThanAsked(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
 		for _, settings := range []hosts.Settings{{"inFlight": "reject"}, {"inFlightTimeout": "300ms"}} {
 			arrived, proceed := make(chan struct{}), make(chan struct{})
-			s := e.serve(t, settings, func(w http.ResponseWriter, r *http.Request) {
-				arrived <- struct{}{}
-				<-proceed
-				created(w, r)
-			})
+			s := e.serve(t, settings, gated(arrived, proceed))
 			first := make(chan answer)
 			go func() { first <- s.send(post("/", "k")) }()
 			<-arrived
@@ -403,11 +395,7 @@ func TestADuplicateIsRejectedOrWaitsNoLongerThanAsked(t *testing.T) {
 func TestALeaseIsRenewedWhileTheRequestRuns(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
 		arrived, proceed := make(chan struct{}), make(chan struct{})
-		s := e.serve(t, hosts.Settings{"lease": "900ms", "inFlight": "reject", "localCacheBytes": 0}, func(w http.ResponseWriter, r *http.Request) {
-			arrived <- struct{}{}
-			<-proceed
-			created(w, r)
-		})
+		s := e.serve(t, hosts.Settings{"lease": "900ms", "inFlight": "reject", "localCacheBytes": 0}, gated(arrived, proceed))
 		first := make(chan answer)
 		go func() { first <- s.send(post("/", "k")) }()
 		<-arrived
@@ -544,9 +532,7 @@ func TestObserveBlocksNothing(t *testing.T) {
 		}
 		s.want(s.do(post("/", "k").with(func(c *call) { c.body = "{}" })), 201, "observed")
 		s.calls(7)
-		for !strings.Contains(s.Logs(), "duplicate observed") {
-			time.Sleep(10 * time.Millisecond)
-		}
+		s.awaitLog("duplicate observed")
 		below := serve(t, e.host, created, e.settings(hosts.Settings{"mode": "observe", "statusHeader": ""}), e.settings(nil))
 		first := below.do(post("/", "k"))
 		below.wantReplay(first, below.do(post("/", "k"))) // one that observes does not switch off one that enforces
@@ -578,11 +564,11 @@ func TestTwoRoutersDiffer(t *testing.T) {
 func TestNoKeyTokenOrBodyInTheLogs(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
 		s := e.serve(t, hosts.Settings{"logLevel": "debug"}, created)
-		secret := post("/", "secret-key", "Authorization", "Bearer secret-token").with(func(c *call) { c.body = "secret-body" })
+		secret := post("/", "hush-key", "Authorization", "Bearer hush-token").with(func(c *call) { c.body = "hush-body" })
 		s.do(secret)
 		s.do(secret)
-		s.do(post("/", "secret-bad key"))
-		if i := strings.Index(s.Logs(), "secret-"); i >= 0 {
+		s.do(post("/", "hush-bad key"))
+		if i := strings.Index(s.Logs(), "hush-"); i >= 0 {
 			t.Errorf("in the log: %.100s", s.Logs()[i:])
 		}
 	})

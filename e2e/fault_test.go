@@ -28,12 +28,39 @@ type rawBackend struct {
 
 func newRawBackend(t *testing.T, serve func(conn net.Conn, n int64, r *http.Request) (keep bool)) *rawBackend {
 	t.Helper()
+	b := &rawBackend{}
+	b.URL = "http://" + listen(t, func(conn net.Conn) {
+		reader := bufio.NewReader(conn)
+		for {
+			r, err := http.ReadRequest(reader)
+			if err != nil {
+				return
+			}
+			_, err = io.Copy(io.Discard, r.Body)
+			if err != nil {
+				return
+			}
+			if hosts.IsProbe(r) {
+				fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+				continue
+			}
+			b.header.Store(r.Header)
+			if !serve(conn, b.requests.Add(1), r) {
+				return
+			}
+		}
+	})
+	return b
+}
+
+// listen serves each connection to the address that it returns, and closes it then.
+func listen(t *testing.T, serve func(conn net.Conn)) string {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = listener.Close() })
-	b := &rawBackend{URL: "http://" + listener.Addr().String()}
 	go func() {
 		for {
 			conn, err := listener.Accept()
@@ -42,29 +69,11 @@ func newRawBackend(t *testing.T, serve func(conn net.Conn, n int64, r *http.Requ
 			}
 			go func() {
 				defer conn.Close()
-				reader := bufio.NewReader(conn)
-				for {
-					r, err := http.ReadRequest(reader)
-					if err != nil {
-						return
-					}
-					_, err = io.Copy(io.Discard, r.Body)
-					if err != nil {
-						return
-					}
-					if hosts.IsProbe(r) {
-						fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-						continue
-					}
-					b.header.Store(r.Header)
-					if !serve(conn, b.requests.Add(1), r) {
-						return
-					}
-				}
+				serve(conn)
 			}()
 		}
 	}()
-	return b
+	return listener.Addr().String()
 }
 
 func (b *rawBackend) calls(t *testing.T, want int64) {
@@ -337,9 +346,7 @@ func TestAnAnswerThatCannotBeStoredIsDelivered(t *testing.T) {
 		s.want(first, 201, "first")
 		s.wantReplay(first, s.do(post("/", "k"))) // from this process's memory
 		s.calls(1)
-		if !strings.Contains(s.Logs(), "the end of a request could not be stored") {
-			t.Error("no word of it in the log")
-		}
+		s.awaitLog("the end of a request could not be stored")
 	})
 }
 
@@ -423,28 +430,13 @@ func TestStrangeRedisReplies(t *testing.T) {
 	}
 	onEveryHost(t, func(t *testing.T, host hosts.Host) {
 		for name, reply := range replies {
-			listener, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer listener.Close()
-			go func() {
-				for {
-					conn, err := listener.Accept()
-					if err != nil {
-						return
-					}
-					go func() {
-						defer conn.Close()
-						buffer := make([]byte, 64<<10)
-						_, err := conn.Read(buffer)
-						if err == nil {
-							_, _ = io.WriteString(conn, reply)
-						}
-					}()
+			addr := listen(t, func(conn net.Conn) {
+				_, err := conn.Read(make([]byte, 64<<10))
+				if err == nil {
+					_, _ = io.WriteString(conn, reply)
 				}
-			}()
-			s := serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "redis": map[string]any{"endpoints": listener.Addr().String()}})
+			})
+			s := serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "redis": map[string]any{"endpoints": addr}})
 			first := s.do(post("/", "k"))
 			if first.status != 201 || first.header.Get("Decision") != "first;degraded" {
 				t.Errorf("%s: %d %q", name, first.status, first.header.Get("Decision"))
@@ -474,16 +466,12 @@ func TestRedisWithAPasswordAndADatabase(t *testing.T) {
 		}
 		s := serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "redis": map[string]any{"endpoints": server.Addr, "password": "secret-wrong"}})
 		s.wantProblem(s.do(post("/", "k")), 503, "store-unavailable", "unavailable;degraded")
-		said := false
+		s.awaitLog("AUTH: WRONGPASS")
 		for line := range strings.Lines(s.Logs()) {
 			ours := strings.Contains(line, "middleware=") // Traefik's own DEBUG lines show the whole configuration
-			said = said || ours && strings.Contains(line, "AUTH: WRONGPASS")
 			if ours && strings.Contains(line, "secret-") {
 				t.Errorf("a password in the log: %s", line)
 			}
-		}
-		if !said {
-			t.Error("no word of the wrong password in the log")
 		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 	"github.com/example/traefik-idem/e2e/internal/redistest"
@@ -200,6 +201,15 @@ func (s *site) calls(want int64) {
 	}
 }
 
+// awaitLog waits for text in the host's log, which a Traefik process writes to a pipe. Text that never comes ends in
+// the test's time-out.
+func (s *site) awaitLog(text string) {
+	s.t.Helper()
+	for !strings.Contains(s.Logs(), text) {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // want checks status and decision of an answer.
 func (s *site) want(a answer, status int, decision string) {
 	s.t.Helper()
@@ -257,3 +267,12 @@ func created(w http.ResponseWriter, r *http.Request) {
 }
 
 var unique atomic.Int64
+
+// gated is created for a request that tells when it has arrived, and is held until there is something to receive.
+func gated(arrived chan<- struct{}, proceed <-chan struct{}) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		arrived <- struct{}{}
+		<-proceed
+		created(w, r)
+	}
+}

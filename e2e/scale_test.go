@@ -464,11 +464,7 @@ func TestAWaitInAnotherProcessEndsSoon(t *testing.T) {
 	server := redistest.Start(t)
 	settings := (&env{redis: server}).settings(hosts.Settings{"scope": []any{"Authorization"}, "inFlightTimeout": "60s"})
 	arrived, proceed := make(chan struct{}), make(chan struct{})
-	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
-		arrived <- struct{}{}
-		<-proceed
-		created(w, r)
-	})
+	b := newBackend(t, gated(arrived, proceed))
 	owner := siteOf(t, hosts.StartTraefik(t).Serve(t, b.URL, settings), b)
 	other := siteOf(t, hosts.StartTraefik(t).Serve(t, b.URL, settings), b)
 	var longest time.Duration
