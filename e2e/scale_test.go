@@ -29,7 +29,7 @@ func TestStoreInARealRedisConforms(t *testing.T) {
 		options := redisclient.Options{Address: server.Addr, DialTimeout: hour, ReadTimeout: hour, WriteTimeout: hour}
 		client := redisclient.New(options)
 		t.Cleanup(client.Close)
-		return storetest.Subject{Store: redisclient.NewKeys(client, "idem"), Pass: time.Sleep}
+		return storetest.Subject{Store: redisclient.NewKeys(client, "idem"), Pass: server.Pass}
 	})
 }
 

@@ -108,6 +108,27 @@ func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
 // Resume ends Pause.
 func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
 
+// Pass returns when more than d has passed by the server's own clock, which is what it expires keys by: a key is there
+// up to and including the millisecond at which it ends.
+func (s *Server) Pass(d time.Duration) {
+	s.t.Helper()
+	end := s.now().Add(d)
+	for now := s.now(); !now.After(end); now = s.now() {
+		time.Sleep(end.Sub(now) + time.Millisecond)
+	}
+}
+
+// now returns the server's clock in the whole milliseconds that it counts in.
+func (s *Server) now() time.Time {
+	s.t.Helper()
+	var seconds, micros int64
+	_, err := fmt.Sscan(s.Do("TIME"), &seconds, &micros)
+	if err != nil {
+		s.t.Fatalf("redis %s: TIME: %v", s.Addr, err)
+	}
+	return time.UnixMilli(seconds*1000 + micros/1000)
+}
+
 // Do sends one command over a connection of its own and returns the reply as redis-cli prints it to a pipe: nil is
 // empty, an array has one element per line. Anything but a good reply fails the test. It may be called from any
 // goroutine.

@@ -136,3 +136,14 @@ func TestDiesWithParent(t *testing.T) {
 	}
 	t.Errorf("redis-server, process %s, still answers after its parent was killed", fields[2])
 }
+
+func TestPass(t *testing.T) {
+	s := Start(t)
+	for range 20 {
+		s.Do("SET", "k", "v", "PX", "20")
+		s.Pass(20 * time.Millisecond)
+		if got := s.Do("EXISTS", "k"); got != "0" {
+			t.Errorf("EXISTS after the key's time has passed: %q", got)
+		}
+	}
+}
