@@ -3,32 +3,23 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"log"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
-)
 
-const (
-	module         = "github.com/example/traefik-idem"
-	traefikVersion = "3.6.12" // is built where there is no Traefik 3 on the PATH
-	startTimeout   = time.Minute
-	stopTimeout    = 10 * time.Second
+	"github.com/example/traefik-idem/e2e/internal/launch"
 )
 
 func main() {
@@ -48,16 +39,16 @@ func main() {
 // demo runs until ctx is over or Traefik ends.
 func demo(ctx context.Context, redis string) error {
 	if redis != "" {
-		err := ping(redis)
+		err := launch.Ping(redis)
 		if err != nil {
 			return fmt.Errorf("no Redis at %s: %w", redis, err)
 		}
 	}
-	root, err := findRoot()
+	root, err := launch.Root()
 	if err != nil {
 		return err
 	}
-	binary, err := findTraefik(ctx, root)
+	binary, err := launch.Traefik(ctx, root)
 	if err != nil {
 		return err
 	}
@@ -76,7 +67,7 @@ func demo(ctx context.Context, redis string) error {
 	defer server.Close()
 	go func() { _ = server.Serve(listener) }()
 
-	entry, err := freeAddress("127.0.0.1:8080")
+	entry, err := launch.FreeAddress("127.0.0.1:8080")
 	if err != nil {
 		return err
 	}
@@ -84,12 +75,12 @@ func demo(ctx context.Context, redis string) error {
 	if err != nil {
 		return err
 	}
-	traefik, err := startTraefik(ctx, binary, dir)
+	traefik, err := launch.Start(ctx, dir, "traefik", binary, "--configFile=traefik.yml")
 	if err != nil {
 		return err
 	}
-	defer traefik.stop()
-	err = traefik.await(ctx, "http://"+entry+"/")
+	defer traefik.Stop()
+	err = traefik.Await(ctx, func(ctx context.Context) error { return launch.OK(ctx, "http://"+entry+"/") })
 	if err != nil {
 		return err
 	}
@@ -98,14 +89,14 @@ func demo(ctx context.Context, redis string) error {
 	if redis != "" {
 		store = "Redis at " + redis
 	}
-	fmt.Printf("\nTraefik   http://%s\nbackend   http://%s\nkeys in   %s\nlog       %s\n", entry, listener.Addr(), store, traefik.log)
+	fmt.Printf("\nTraefik   http://%s\nbackend   http://%s\nkeys in   %s\nlog       %s\n", entry, listener.Addr(), store, traefik.Log)
 	printLines("http://" + entry)
 	select {
 	case <-ctx.Done():
 		fmt.Println("\nstopping")
 		return nil
-	case <-traefik.ended:
-		return traefik.ownEnd(ctx)
+	case <-traefik.Ended:
+		return traefik.OwnEnd(ctx)
 	}
 }
 
@@ -127,89 +118,6 @@ func printLines(base string) {
 		fmt.Printf("\n%s\n  %s\n", line.say, line.curl)
 	}
 	fmt.Print("\nCtrl-C stops everything.\n\n")
-}
-
-// ping asks the Redis at address for a sign of life.
-func ping(address string) error {
-	conn, err := net.DialTimeout("tcp", address, 2*time.Second)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	err = conn.SetDeadline(time.Now().Add(2 * time.Second))
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprint(conn, "PING\r\n")
-	if err != nil {
-		return err
-	}
-	reply, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil {
-		return fmt.Errorf("PING has no answer: %w", err)
-	}
-	if reply != "+PONG\r\n" {
-		return fmt.Errorf("PING is answered with %.100q", reply)
-	}
-	return nil
-}
-
-// findRoot returns the folder of the plugin, which is the working directory or above it.
-func findRoot() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for {
-		_, err = os.Stat(filepath.Join(dir, ".traefik.yml"))
-		if err == nil {
-			return dir, nil
-		}
-		if filepath.Dir(dir) == dir {
-			return "", errors.New("this is not a folder of the plugin's repository: there is no .traefik.yml in it or above it")
-		}
-		dir = filepath.Dir(dir)
-	}
-}
-
-var version3 = regexp.MustCompile(`(?m)^Version:\s+v?3\.`)
-
-// findTraefik returns the path of a Traefik 3: the one on the PATH, or the one that `make traefik` builds.
-func findTraefik(ctx context.Context, root string) (string, error) {
-	path, err := exec.LookPath("traefik")
-	if err == nil {
-		output, err := exec.CommandContext(ctx, path, "version").Output()
-		if err == nil && version3.Match(output) {
-			return path, nil
-		}
-		fmt.Println(path, "is not a Traefik 3 and not used")
-	}
-	path = filepath.Join(root, ".build", "traefik-"+traefikVersion)
-	_, err = os.Stat(path)
-	if err == nil {
-		return path, nil
-	}
-	build := exec.CommandContext(ctx, "make", "-C", root, "traefik", "TRAEFIK_VERSION="+traefikVersion)
-	build.Cancel = func() error { return build.Process.Signal(syscall.SIGTERM) }
-	build.Stdout, build.Stderr = os.Stdout, os.Stderr
-	err = build.Run()
-	if err != nil {
-		return "", fmt.Errorf("building Traefik: %w", err)
-	}
-	return path, nil
-}
-
-// freeAddress returns wanted if nobody listens there, and else any free address.
-func freeAddress(wanted string) (string, error) {
-	listener, err := net.Listen("tcp", wanted)
-	if err != nil {
-		listener, err = net.Listen("tcp", "127.0.0.1:0")
-	}
-	if err != nil {
-		return "", err
-	}
-	defer listener.Close()
-	return listener.Addr().String(), nil
 }
 
 const staticConfiguration = `
@@ -249,108 +157,15 @@ http:
 
 // writeFiles fills dir with all that Traefik reads.
 func writeFiles(dir, root, entry, backend, redis string) error {
-	parent := filepath.Join(dir, "plugins-local", "src", filepath.Dir(module))
-	err := os.MkdirAll(parent, 0o755)
+	err := launch.LinkPlugin(dir, root)
 	if err != nil {
 		return err
 	}
-	err = os.Symlink(root, filepath.Join(parent, filepath.Base(module)))
-	if err != nil {
-		return err
-	}
-	err = os.WriteFile(filepath.Join(dir, "traefik.yml"), fmt.Appendf(nil, staticConfiguration, entry, module), 0o600)
+	err = os.WriteFile(filepath.Join(dir, "traefik.yml"), fmt.Appendf(nil, staticConfiguration, entry, launch.Module), 0o600)
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(dir, "dynamic.yml"), fmt.Appendf(nil, dynamicConfiguration, backend, redis), 0o600)
-}
-
-// traefik is a running Traefik.
-type traefik struct {
-	log    string // path
-	cancel context.CancelFunc
-	ended  chan struct{}
-}
-
-// startTraefik starts binary in dir. It ends with ctx, or at stop.
-func startTraefik(ctx context.Context, binary, dir string) (*traefik, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	t := &traefik{log: filepath.Join(dir, "traefik.log"), cancel: cancel, ended: make(chan struct{})}
-	file, err := os.Create(t.log)
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	defer file.Close()
-	cmd := exec.CommandContext(ctx, binary, "--configFile=traefik.yml")
-	cmd.Dir = dir
-	cmd.Stdout, cmd.Stderr = file, file
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = stopTimeout
-	err = cmd.Start()
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	go func() {
-		_ = cmd.Wait()
-		close(t.ended)
-	}()
-	return t, nil
-}
-
-// stop ends Traefik and returns when it is gone.
-func (t *traefik) stop() {
-	t.cancel()
-	<-t.ended
-}
-
-// await returns when url is answered with 200, which the backend does and Traefik itself does not.
-func (t *traefik) await(ctx context.Context, url string) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-t.ended:
-			return t.ownEnd(ctx)
-		case <-ctx.Done():
-			return t.failure("Traefik does not serve the plugin")
-		case <-tick.C:
-		}
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-		if err != nil {
-			return err
-		}
-		response, err := http.DefaultClient.Do(request)
-		if err != nil {
-			continue
-		}
-		_ = response.Body.Close()
-		if response.StatusCode == http.StatusOK {
-			return nil
-		}
-	}
-}
-
-// ownEnd reports that Traefik ended. A Ctrl-C reaches Traefik too, which may be faster to see it than this process.
-func (t *traefik) ownEnd(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-time.After(time.Second):
-		return t.failure("Traefik ended by itself")
-	}
-}
-
-// failure is an error with Traefik's log.
-func (t *traefik) failure(what string) error {
-	text, err := os.ReadFile(t.log)
-	if err != nil {
-		return fmt.Errorf("%s, and its log cannot be read: %w", what, err)
-	}
-	return fmt.Errorf("%s. Its log:\n%s", what, text)
 }
 
 // backend is the payments service.

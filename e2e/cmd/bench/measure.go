@@ -1,0 +1,453 @@
+package main
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/example/traefik-idem/e2e/internal/launch"
+)
+
+const (
+	connections = 32
+	threads     = 2 // of wrk
+	warmUp      = time.Second
+	tick        = 10 * time.Millisecond // the unit of /proc/<pid>/stat
+)
+
+//go:embed testdata/load.lua
+var loadScript []byte
+
+//go:embed testdata/noop.go
+var noopPlugin []byte
+
+const (
+	noopModule   = "github.com/example/noop"
+	noopManifest = "displayName: No-op\ntype: middleware\nimport: " + noopModule + "\nbasePkg: noop\nsummary: Calls the next handler.\ntestData: {}\n"
+)
+
+// sample is what one run of a variant gave.
+type sample struct {
+	rate       float64       // requests per second
+	p50, p99   time.Duration // of the slower one, if there are two loads
+	traefikCPU time.Duration // per request, of all Traefiks
+	redisCPU   time.Duration // per request
+	idleRSS    int64         // bytes, of all Traefiks, before the first request
+	rss        int64         // and after the last one
+}
+
+// bench is what all measurements have in common.
+type bench struct {
+	root, traefik, self string // paths of the plugin, Traefik and this program
+	dir                 string // for files
+	duration            time.Duration
+	loads               int // that there were, so that each has its own keys
+}
+
+// stand is the processes of one measurement.
+type stand struct {
+	*bench
+	v         variant
+	processes []*launch.Process // in the order of their start
+	traefiks  []*launch.Process
+	redis     *launch.Process // or nil
+	addresses []string        // of Traefiks
+	backend   string          // URL
+}
+
+// measure sets a variant up from nothing, runs it, and checks that the backend was called as often as it had to be.
+func (b *bench) measure(ctx context.Context, v variant) (sample, error) {
+	dir, err := os.MkdirTemp(b.dir, "run")
+	if err != nil {
+		return sample{}, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	s := &stand{bench: b, v: v}
+	defer s.stop()
+	err = s.start(ctx, dir)
+	if err != nil {
+		return sample{}, err
+	}
+	idle, err := sum(s.traefiks, rss)
+	if err != nil {
+		return sample{}, err
+	}
+	err = s.prepare(ctx)
+	if err != nil {
+		return sample{}, err
+	}
+	result, err := s.run(ctx)
+	result.idleRSS = idle
+	return result, err
+}
+
+// start starts all processes and returns when they serve.
+func (s *stand) start(ctx context.Context, dir string) error {
+	redisAddress := ""
+	if s.v.redis {
+		var err error
+		redisAddress, err = launch.FreeAddress("127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		_, port, _ := strings.Cut(redisAddress, ":")
+		s.redis, err = s.launch(ctx, dir, "redis", "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
+		if err != nil {
+			return err
+		}
+		err = s.redis.Await(ctx, func(context.Context) error { return launch.Ping(redisAddress) })
+		if err != nil {
+			return err
+		}
+	}
+	address, err := launch.FreeAddress("127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	s.backend = "http://" + address
+	backend, err := s.launch(ctx, dir, "backend", s.self, "backend", "-listen", address,
+		"-size", strconv.Itoa(or(s.v.reply, smallReply)), "-delay", s.v.delay.String())
+	if err != nil {
+		return err
+	}
+	err = backend.Await(ctx, func(ctx context.Context) error { return launch.OK(ctx, s.backend) })
+	if err != nil {
+		return err
+	}
+	for i := range or(s.v.traefiks, 1) {
+		err = s.startTraefik(ctx, filepath.Join(dir, "traefik"+strconv.Itoa(i)), redisAddress)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *stand) launch(ctx context.Context, dir, name, binary string, args ...string) (*launch.Process, error) {
+	p, err := launch.Start(ctx, dir, name, binary, args...)
+	if err == nil {
+		s.processes = append(s.processes, p)
+	}
+	return p, err
+}
+
+// stop ends all processes.
+func (s *stand) stop() {
+	for i := len(s.processes) - 1; i >= 0; i-- {
+		s.processes[i].Stop()
+	}
+}
+
+func (s *stand) startTraefik(ctx context.Context, dir, redis string) error {
+	noopFolder := filepath.Join(dir, "plugins-local", "src", filepath.FromSlash(noopModule))
+	err := os.MkdirAll(noopFolder, 0o755)
+	if err != nil {
+		return err
+	}
+	address, err := launch.FreeAddress("127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	static := settings{
+		"global":      settings{"checkNewVersion": false, "sendAnonymousUsage": false},
+		"log":         settings{"level": "ERROR", "noColor": true},
+		"entryPoints": settings{"web": settings{"address": address}},
+		"providers":   settings{"file": settings{"filename": "dynamic.yml", "watch": false}},
+	}
+	switch s.v.kind { // a Traefik has the plugin that it is measured with, and no other
+	case "noop":
+		static["experimental"] = settings{"localPlugins": settings{"noop": settings{"moduleName": noopModule}}}
+	case "idem":
+		static["experimental"] = settings{"localPlugins": settings{"idem": settings{"moduleName": launch.Module}}}
+	}
+	staticText, err := yaml.Marshal(static)
+	if err != nil {
+		return err
+	}
+	dynamicText, err := yaml.Marshal(s.v.dynamic(s.backend, redis))
+	if err != nil {
+		return err
+	}
+	for path, text := range map[string][]byte{
+		filepath.Join(dir, "traefik.yml"):         staticText,
+		filepath.Join(dir, "dynamic.yml"):         dynamicText,
+		filepath.Join(noopFolder, ".traefik.yml"): []byte(noopManifest),
+		filepath.Join(noopFolder, "noop.go"):      noopPlugin,
+	} {
+		err = os.WriteFile(path, text, 0o600)
+		if err != nil {
+			return err
+		}
+	}
+	err = launch.LinkPlugin(dir, s.root)
+	if err != nil {
+		return err
+	}
+	p, err := s.launch(ctx, dir, "traefik", s.traefik, "--configFile=traefik.yml")
+	if err != nil {
+		return err
+	}
+	s.traefiks = append(s.traefiks, p)
+	s.addresses = append(s.addresses, address)
+	return p.Await(ctx, func(ctx context.Context) error { return launch.OK(ctx, "http://"+address+"/p0/") })
+}
+
+// dynamic returns Traefik's dynamic configuration.
+func (v *variant) dynamic(backend, redis string) settings {
+	routers := settings{}
+	for i := range or(v.routers, 1) {
+		rule := "PathPrefix(`/`)"
+		if v.routers > 1 {
+			rule = fmt.Sprintf("PathPrefix(`/p%d/`)", i)
+		}
+		router := settings{"rule": rule, "service": "backend"}
+		if v.kind != "" {
+			router["middlewares"] = []string{"measured"}
+		}
+		routers["r"+strconv.Itoa(i)] = router
+	}
+	http := settings{
+		"routers":  routers,
+		"services": settings{"backend": settings{"loadBalancer": settings{"servers": []any{settings{"url": backend}}}}},
+	}
+	middleware := settings{}
+	maps.Copy(middleware, v.settings)
+	if v.redis {
+		middleware["redis"] = settings{"endpoints": []string{redis}}
+	}
+	switch v.kind {
+	case "":
+	case "rateLimit":
+		http["middlewares"] = settings{"measured": settings{v.kind: middleware}}
+	default:
+		http["middlewares"] = settings{"measured": settings{"plugin": settings{v.kind: middleware}}}
+	}
+	return settings{"http": http}
+}
+
+// prepare runs until the measurement can begin: keys are there, connections are open, and duplicates are duplicates.
+func (s *stand) prepare(ctx context.Context) error {
+	each := s.v.each
+	if s.v.keys > 0 {
+		_, err := s.load(ctx, 1, time.Hour, s.v.keys/threads)
+		if err != nil {
+			return err
+		}
+		calls, err := s.calls(ctx)
+		if err != nil {
+			return err
+		}
+		if calls < s.v.keys {
+			return fmt.Errorf("%d keys are kept instead of %d", calls, s.v.keys)
+		}
+		each = sameKey // makes no more keys
+	}
+	_, err := s.load(ctx, each, warmUp, 0)
+	return err
+}
+
+// run measures.
+func (s *stand) run(ctx context.Context) (sample, error) {
+	callsBefore, err := s.calls(ctx)
+	if err != nil {
+		return sample{}, err
+	}
+	var redis []*launch.Process
+	if s.redis != nil {
+		redis = append(redis, s.redis)
+	}
+	traefikBefore, err := sum(s.traefiks, ticks)
+	if err != nil {
+		return sample{}, err
+	}
+	redisBefore, err := sum(redis, ticks)
+	if err != nil {
+		return sample{}, err
+	}
+	got, err := s.load(ctx, s.v.each, s.duration, 0)
+	if err != nil {
+		return sample{}, err
+	}
+	traefikAfter, err := sum(s.traefiks, ticks)
+	if err != nil {
+		return sample{}, err
+	}
+	redisAfter, err := sum(redis, ticks)
+	if err != nil {
+		return sample{}, err
+	}
+	memory, err := sum(s.traefiks, rss)
+	if err != nil {
+		return sample{}, err
+	}
+	callsAfter, err := s.calls(ctx)
+	if err != nil {
+		return sample{}, err
+	}
+	err = s.v.check(got.requests, callsAfter-callsBefore)
+	if err != nil {
+		return sample{}, err
+	}
+	perRequest := func(ticks int64) time.Duration { return time.Duration(ticks) * tick / time.Duration(got.requests) }
+	return sample{
+		rate:       got.rate,
+		p50:        got.p50,
+		p99:        got.p99,
+		traefikCPU: perRequest(traefikAfter - traefikBefore),
+		redisCPU:   perRequest(redisAfter - redisBefore),
+		rss:        memory,
+	}, nil
+}
+
+// check compares how often clients were answered with how often the backend was called: each first request must have
+// reached it, and no duplicate.
+func (v *variant) check(requests, calls int) error {
+	least, most := 0, 0
+	if v.each != sameKey {
+		// wrk breaks off what is under way when its time is over, and the threads' last keys are not all used up.
+		least, most = requests/v.each, (requests+connections)/v.each+2*threads
+	}
+	if requests == 0 || calls < least || calls > most {
+		return fmt.Errorf("%d requests were answered with %d calls of the backend; right would be %d to %d", requests, calls, least, most)
+	}
+	return nil
+}
+
+// calls returns how often the backend was called, once that changes no more.
+func (s *stand) calls(ctx context.Context) (int, error) {
+	for last := -1; ; {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.backend+callsPath, nil)
+		if err != nil {
+			return 0, err
+		}
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			return 0, err
+		}
+		text, err := io.ReadAll(response.Body)
+		_ = response.Body.Close()
+		if err != nil {
+			return 0, err
+		}
+		n, err := strconv.Atoi(string(text))
+		if err != nil || n == last {
+			return n, err
+		}
+		last = n
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// load is what wrk reports.
+type load struct {
+	requests int
+	rate     float64
+	p50, p99 time.Duration
+}
+
+// load sends requests to all Traefiks for so long, or until each thread has sent limit of them, if that is not 0.
+func (s *stand) load(ctx context.Context, each int, duration time.Duration, limit int) (load, error) {
+	n := len(s.addresses)
+	results, errs := make([]load, n), make([]error, n)
+	var all sync.WaitGroup
+	for i, address := range s.addresses {
+		prefix := "same-"
+		if each != sameKey {
+			s.loads++
+			prefix = fmt.Sprintf("%d-", s.loads)
+		}
+		all.Go(func() {
+			results[i], errs[i] = wrk(ctx, s.dir, threads/n, connections/n, duration, address,
+				prefix, strconv.Itoa(each), strconv.Itoa(or(s.v.body, smallBody)), strconv.Itoa(or(s.v.paths, 1)), strconv.Itoa(limit))
+		})
+	}
+	all.Wait()
+	var total load
+	for _, l := range results {
+		total.requests += l.requests
+		total.rate += l.rate
+		total.p50 = max(total.p50, l.p50)
+		total.p99 = max(total.p99, l.p99)
+	}
+	return total, errors.Join(errs...)
+}
+
+// wrk runs wrk with the script in dir, whose arguments are args.
+func wrk(ctx context.Context, dir string, threads, connections int, duration time.Duration, address string, args ...string) (load, error) {
+	command := append([]string{"-t", strconv.Itoa(threads), "-c", strconv.Itoa(connections), "-d", strconv.Itoa(int(duration.Seconds())) + "s",
+		"--timeout", "30s", "-s", filepath.Join(dir, "load.lua"), "http://" + address, "--"}, args...)
+	output, err := exec.CommandContext(ctx, "wrk", command...).CombinedOutput()
+	if err != nil {
+		return load{}, fmt.Errorf("wrk: %w\n%s", err, output)
+	}
+	_, line, _ := strings.Cut(string(output), "\nresult ")
+	var l load
+	var took, p50, p99, failed int
+	_, err = fmt.Sscan(line, &l.requests, &took, &p50, &p99, &failed)
+	if err != nil || took == 0 {
+		return load{}, fmt.Errorf("wrk's result is not understood: %w\n%s", err, output)
+	}
+	if failed > 0 {
+		return load{}, fmt.Errorf("%d requests had no answer, or not the backend's\n%s", failed, output)
+	}
+	l.rate = float64(l.requests) / (time.Duration(took) * time.Microsecond).Seconds()
+	l.p50, l.p99 = time.Duration(p50)*time.Microsecond, time.Duration(p99)*time.Microsecond
+	return l, nil
+}
+
+// sum adds up what a function tells of processes.
+func sum(processes []*launch.Process, of func(pid int) (int64, error)) (int64, error) {
+	var total int64
+	for _, p := range processes {
+		n, err := of(p.PID)
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return total, nil
+}
+
+// ticks returns how long a process has been on a CPU.
+func ticks(pid int) (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The second field, the name, may have spaces in it. The 14th and 15th are user and system time.
+	_, rest, _ := strings.Cut(string(text), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("/proc/%d/stat is not understood: %s", pid, text)
+	}
+	user, err := strconv.ParseInt(fields[11], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.ParseInt(fields[12], 10, 64)
+	return user + system, err
+}
+
+// rss returns how much memory a process has, in bytes.
+func rss(pid int) (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return 0, err
+	}
+	var size, resident int64
+	_, err = fmt.Sscan(string(text), &size, &resident)
+	return resident * int64(os.Getpagesize()), err
+}

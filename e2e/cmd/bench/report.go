@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// report turns samples into the text of docs/benchmarks.md.
+type report struct {
+	rounds   int
+	duration time.Duration
+	variants []variant
+	samples  map[string][]sample // by the name of the variant, one a round
+}
+
+const head = `# Benchmarks
+
+Written by ` + "`make bench`" + `. Do not edit.
+
+A real Traefik, a real Redis, a compiled backend and wrk share one machine: what one of them needs, the others have not. The
+load is POST with a body of 80 bytes of JSON and an answer of 240, over 32 connections that send as fast as they are
+answered. Bodies and answers are both longer where a size is named. Each measurement starts all processes anew. The variants
+are measured in turn within each round.
+
+`
+
+const notes = `
+- *of plain* is the throughput as a share of the variant without a middleware that has the same load, in the same round:
+  the median, and in brackets the least and the most.
+- *must* and *aim* are the least and the wanted share of plain, or of the no-op plugin, a Yaegi plugin that only calls the
+  next handler.
+- CPU is user and system time per request. RSS is at the end of the run, the two Traefiks' together.
+- Every variant sends the header ` + "`X-Request-ID`" + `, so that all send the same bytes. *no key* looks for the key elsewhere.
+- *first*: every request has a key of its own. ` + "`ttl`" + ` is 10s, ` + "`localCacheBytes`" + ` 256 MiB, so that nothing is evicted before it expires;
+  with a size named, ` + "`ttl`" + ` is 2s and ` + "`localCacheBytes`" + ` the default.
+- *duplicate*: every request has the same key, which ran before. *Redis*: ` + "`localCacheBytes`" + ` is 0.
+- *waiting*: 16 connections at a time send the same key. The backend takes 20 ms; one request runs and 15 wait for it.
+- Every answer was the backend's, or a replay of it. The backend counts its calls: it had every first request and no
+  duplicate, or there would be no report.
+`
+
+const growthHead = `
+## Growth
+
+What a request costs does not grow with what there is of anything. Every path is an endpoint of the statistics. Of the keys,
+the first requests are measured while so many are kept, in one round.
+
+`
+
+const repeat = `
+## Repeat it
+
+` + "```sh" + `
+make bench                                          # everything, into docs/benchmarks.md
+cd e2e
+go run ./cmd/bench -list                            # the variants
+go run ./cmd/bench -rounds 1 -duration 2s -only '^duplicate, local cache$'
+` + "```" + `
+
+What else runs on the machine disturbs it. Shares stand that better than numbers.
+`
+
+func (r *report) text(machine string) string {
+	var b strings.Builder
+	b.WriteString(head)
+	fmt.Fprintf(&b, "%d rounds of %v each, %s.\n\n%s\n## Load\n\n", r.rounds, r.duration, time.Now().UTC().Format(time.DateOnly), machine)
+	b.WriteString("| variant | requests/s | of plain | of no-op | must | aim | p50 | p99 | CPU Traefik | CPU Redis | RSS |\n" +
+		"|---|---|---|---|---|---|---|---|---|---|---|\n")
+	for _, v := range r.variants {
+		if v.growth != "" {
+			continue
+		}
+		m := r.median(&v)
+		ofNoop := ""
+		if v.target != "" {
+			ofNoop = r.share(v.name, v.target)
+		}
+		fmt.Fprintf(&b, "| %s | %.0f | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", v.name, m.rate, r.share(v.name, v.base), ofNoop,
+			target(v.must), target(v.aim), milliseconds(m.p50), milliseconds(m.p99), microseconds(m.traefikCPU), microseconds(m.redisCPU), mebibytes(m.rss))
+	}
+	b.WriteString(notes)
+	b.WriteString(growthHead)
+	b.WriteString("| what grows | how many | keys in | requests/s | of plain | p99 | CPU Traefik | CPU Redis |\n|---|---|---|---|---|---|---|---|\n")
+	for _, v := range r.variants {
+		if v.growth == "" {
+			continue
+		}
+		m := r.median(&v)
+		fmt.Fprintf(&b, "| %s | %d | %s | %.0f | %s | %s | %s | %s |\n", v.growth, v.count, v.store(), m.rate, r.share(v.name, v.base),
+			milliseconds(m.p99), microseconds(m.traefikCPU), microseconds(m.redisCPU))
+	}
+	b.WriteString(r.memory())
+	b.WriteString(repeat)
+	return b.String()
+}
+
+// memory says what most keys in Redis did to Traefik's memory.
+func (r *report) memory() string {
+	for _, v := range slices.Backward(r.variants) {
+		if v.growth == growKeys && v.redis {
+			const cache, most = 32 << 20, 64 << 20 // localCacheBytes has its default
+			m := r.median(&v)
+			return fmt.Sprintf("\nTraefik had %s before the first of %d keys in Redis and %s after the last: %s more. "+
+				"It may be %s and the %s of `localCacheBytes`.\n",
+				mebibytes(m.idleRSS), v.count, mebibytes(m.rss), mebibytes(m.rss-m.idleRSS), mebibytes(most), mebibytes(cache))
+		}
+	}
+	return ""
+}
+
+// median returns the median of each figure.
+func (r *report) median(v *variant) sample {
+	samples := r.samples[v.name]
+	return sample{
+		rate:       median(samples, func(s sample) float64 { return s.rate }),
+		p50:        median(samples, func(s sample) time.Duration { return s.p50 }),
+		p99:        median(samples, func(s sample) time.Duration { return s.p99 }),
+		traefikCPU: median(samples, func(s sample) time.Duration { return s.traefikCPU }),
+		redisCPU:   median(samples, func(s sample) time.Duration { return s.redisCPU }),
+		idleRSS:    median(samples, func(s sample) int64 { return s.idleRSS }),
+		rss:        median(samples, func(s sample) int64 { return s.rss }),
+	}
+}
+
+func median[S any, T int64 | float64 | time.Duration](samples []S, of func(s S) T) T {
+	values := sorted(samples, of)
+	n := len(values)
+	return (values[(n-1)/2] + values[n/2]) / 2
+}
+
+func sorted[S any, T int64 | float64 | time.Duration](samples []S, of func(s S) T) []T {
+	values := make([]T, len(samples))
+	for i, s := range samples {
+		values[i] = of(s)
+	}
+	slices.Sort(values)
+	return values
+}
+
+// share returns the throughput of a variant as a share of that of base, round by round: median, least and most.
+func (r *report) share(name, base string) string {
+	if base == "" {
+		return ""
+	}
+	var shares []float64
+	for i, s := range r.samples[name] {
+		shares = append(shares, s.rate/r.samples[base][i].rate)
+	}
+	self := func(share float64) float64 { return share }
+	all := sorted(shares, self)
+	return fmt.Sprintf("%.2f (%.2f–%.2f)", median(shares, self), all[0], all[len(all)-1])
+}
+
+func target(share float64) string {
+	if share == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f", share)
+}
+
+func milliseconds(d time.Duration) string {
+	return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
+}
+
+func microseconds(d time.Duration) string {
+	return fmt.Sprintf("%.0f µs", float64(d)/float64(time.Microsecond))
+}
+
+func mebibytes(n int64) string { return fmt.Sprintf("%d MiB", n>>20) }
+
+// machine describes what the measurements were made on and with.
+func machine(ctx context.Context, traefik string) string {
+	cpuInfo, _ := os.ReadFile("/proc/cpuinfo")
+	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	first := func(pattern, text string) string {
+		found := regexp.MustCompile(pattern).FindStringSubmatch(text)
+		if found == nil {
+			return "unknown"
+		}
+		return strings.TrimSpace(found[1])
+	}
+	output := func(name string, args ...string) string {
+		text, _ := exec.CommandContext(ctx, name, args...).CombinedOutput() // wrk -v has no good exit status
+		return string(text)
+	}
+	var b strings.Builder
+	b.WriteString("| | |\n|---|---|\n")
+	for _, line := range [][2]string{
+		{"CPU", first(`(?m)^model name\s*:(.*)$`, string(cpuInfo)) + fmt.Sprintf(", %d cores", runtime.NumCPU())},
+		{"kernel", strings.TrimSpace(string(kernel))},
+		{"Go, of backend and benchmark", runtime.Version()},
+		{"Traefik", first(`(?m)^Version:(.*)$`, output(traefik, "version")) + ", " + first(`(?m)^Go version:(.*)$`, output(traefik, "version"))},
+		{"Redis", first(`v=(\S+)`, output("redis-server", "-v"))},
+		{"wrk", first(`^wrk (\S+)`, output("wrk", "-v"))},
+	} {
+		fmt.Fprintf(&b, "| %s | %s |\n", line[0], line[1])
+	}
+	return b.String()
+}

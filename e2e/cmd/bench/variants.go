@@ -1,0 +1,162 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"time"
+)
+
+// variant is one thing that is measured: a configuration, and the load that it gets.
+type variant struct {
+	name string
+	base string // name of the variant that it is a share of; empty: it is itself one
+
+	// What stands between Traefik's routers and the backend.
+	kind     string   // plugin, idem or noop; rateLimit; empty: nothing
+	settings settings // of that
+	redis    bool     // it talks to a Redis
+	routers  int      // 1 unless set
+	traefiks int      // 1 unless set; each has a wrk of its own, and all together have the connections of one
+	delay    time.Duration
+
+	// The load.
+	each  int // so many requests have the same key: 1 makes first requests, sameKey duplicates alone
+	body  int // bytes of the request's body; 80 unless set
+	reply int // bytes of the answer's body; 240 unless set
+	paths int // are gone through in turn; 1 unless set
+	keys  int // kept before the measurement begins
+
+	once      bool    // is measured in the first round alone, since it takes long
+	must, aim float64 // least and wanted share of target
+	target    string  // name of the variant; empty: base
+	growth    string  // what it counts, in the table of growth; empty: it stands in the main table
+	count     int     // and how much of it
+}
+
+type settings = map[string]any
+
+// sameKey is a variant's each: every request has the same key, and the backend saw the first of them before.
+const sameKey = 0
+
+// smallBody and smallReply are what a call that creates something has, more or less.
+const smallBody, smallReply = 80, 240
+
+// brief keeps answers of first requests so briefly that nothing is evicted: some ten thousand keys at a time.
+var brief = settings{"ttl": "10s", "localCacheBytes": 256 << 20}
+
+// kept keeps answers for longer than a variant runs.
+var kept = settings{"ttl": "1h", "maxTTL": "1h"}
+
+const (
+	plain       = "no middleware"
+	noop        = "no-op plugin"
+	plainSlow   = "no middleware, backend takes 20 ms"
+	plainTwo    = "no middleware, two Traefiks"
+	growKeys    = "keys kept"
+	growPattern = "endpoint patterns"
+	growRouters = "routers"
+	growPaths   = "paths"
+)
+
+// variants are all that is measured, in the order in which a round goes through them.
+func variants() []variant {
+	list := []variant{
+		{name: plain, each: 1},
+		{name: noop, base: plain, kind: "noop", each: 1},
+		{name: "Traefik's rateLimit, Redis", base: plain, kind: "rateLimit", redis: true, each: 1,
+			settings: settings{"average": 1000000, "burst": 1000000, "period": "1s"}},
+		{name: "no key", base: plain, kind: "idem", each: 1, target: noop, must: 0.97, aim: 0.99,
+			settings: settings{"header": "Idempotency-Key"}}, // the load has X-Request-ID
+		{name: "not protected", base: plain, kind: "idem", each: 1, target: noop, must: 0.97, aim: 0.99,
+			settings: settings{"endpoints": []string{"POST /elsewhere/"}}},
+		{name: "first, memory", base: plain, kind: "idem", each: 1, must: 0.65, aim: 0.75, settings: brief},
+		{name: "first, Redis", base: plain, kind: "idem", redis: true, each: 1, must: 0.50, aim: 0.64, settings: brief},
+		{name: "duplicate, local cache", base: plain, kind: "idem", redis: true, each: sameKey, must: 1.0, aim: 1.3, settings: kept},
+		{name: "duplicate, Redis", base: plain, kind: "idem", redis: true, each: sameKey, must: 0.55, aim: 0.80,
+			settings: with(kept, "localCacheBytes", 0)},
+		{name: plainSlow, each: 1, delay: 20 * time.Millisecond},
+		{name: "duplicate, waiting", base: plainSlow, kind: "idem", redis: true, each: 16, delay: 20 * time.Millisecond, settings: brief},
+	}
+	for _, size := range []struct {
+		name  string
+		bytes int
+	}{{"1 KB", 1 << 10}, {"64 KB", 64 << 10}, {"1 MB", 1 << 20}} {
+		base := plain + ", " + size.name
+		list = append(list,
+			variant{name: base, each: 1, body: size.bytes, reply: size.bytes},
+			variant{name: "first, Redis, " + size.name, base: base, kind: "idem", redis: true, each: 1, body: size.bytes, reply: size.bytes,
+				settings: settings{"ttl": "2s"}}, // or Redis would hold gigabytes
+			variant{name: "duplicate, local cache, " + size.name, base: base, kind: "idem", redis: true, each: sameKey,
+				body: size.bytes, reply: size.bytes, settings: kept})
+	}
+	list = append(list,
+		variant{name: plainTwo, each: 1, traefiks: 2},
+		variant{name: "first, Redis, two Traefiks", base: plainTwo, kind: "idem", redis: true, each: 1, traefiks: 2, settings: brief})
+	return append(list, growth()...)
+}
+
+// growth are the variants that show what the cost of a request does not depend on.
+func growth() []variant {
+	var list []variant
+	for _, n := range []int{1, 10, 50, 200} {
+		patterns := make([]string, n)
+		for i := range patterns {
+			patterns[i] = fmt.Sprintf("POST /api/v1/things-%d/*/pay/", i)
+		}
+		patterns[n-1] = "POST /p0/" // the last one matches
+		list = append(list, variant{growth: growPattern, count: n, base: plain, kind: "idem", each: sameKey, settings: with(kept, "endpoints", patterns)})
+	}
+	for _, n := range []int{1, 10, 100} {
+		// Traefik looks for the router in all of them, so plain proxying depends on their number as well.
+		base := fmt.Sprintf("%s, %d routers", plain, n)
+		list = append(list,
+			variant{name: base, growth: growRouters, count: n, each: 1, paths: n, routers: n},
+			variant{growth: growRouters, count: n, base: base, kind: "idem", each: sameKey, paths: n, routers: n, settings: kept})
+	}
+	// Each path is one endpoint of the statistics, as soon as there are any: settings for them belong here.
+	for _, n := range []int{1, 10, 100, 1000} {
+		list = append(list, variant{growth: growPaths, count: n, base: plain, kind: "idem", each: sameKey, paths: n, settings: kept})
+	}
+	for _, redis := range []bool{false, true} {
+		for _, n := range []int{1000, 10000, 100000, 1000000} {
+			set := kept
+			if !redis {
+				set = with(kept, "localCacheBytes", 8<<30) // all are kept in memory
+			}
+			list = append(list, variant{growth: growKeys, count: n, base: plain, kind: "idem", redis: redis, each: 1, keys: n, once: true, settings: set})
+		}
+	}
+	for i, v := range list {
+		if v.name == "" {
+			list[i].name = fmt.Sprintf("%s, %s: %d", v.store(), v.growth, v.count)
+		}
+	}
+	return list
+}
+
+// store tells where a variant's keys are.
+func (v *variant) store() string {
+	switch {
+	case v.kind != "idem":
+		return plain
+	case v.redis:
+		return "Redis"
+	default:
+		return "memory"
+	}
+}
+
+// with returns s with one value more.
+func with(s settings, key string, value any) settings {
+	s = maps.Clone(s)
+	s[key] = value
+	return s
+}
+
+// or returns n, or what stands for it if it was not set.
+func or(n, unset int) int {
+	if n == 0 {
+		return unset
+	}
+	return n
+}

@@ -1,0 +1,220 @@
+// Package launch finds and runs the programs that the demo and the load benchmark are made of.
+package launch
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"syscall"
+	"time"
+)
+
+const (
+	// Module is the plugin's module.
+	Module = "github.com/example/traefik-idem"
+
+	traefikVersion = "3.6.12" // is built where there is no Traefik 3 on the PATH
+	startTimeout   = time.Minute
+	stopTimeout    = 10 * time.Second
+)
+
+// Root returns the folder of the plugin, which is the working directory or above it.
+func Root() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		_, err = os.Stat(filepath.Join(dir, ".traefik.yml"))
+		if err == nil {
+			return dir, nil
+		}
+		if filepath.Dir(dir) == dir {
+			return "", errors.New("this is not a folder of the plugin's repository: there is no .traefik.yml in it or above it")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+var version3 = regexp.MustCompile(`(?m)^Version:\s+v?3\.`)
+
+// Traefik returns the path of a Traefik 3: the one on the PATH, or the one that `make traefik` builds.
+func Traefik(ctx context.Context, root string) (string, error) {
+	path, err := exec.LookPath("traefik")
+	if err == nil {
+		output, err := exec.CommandContext(ctx, path, "version").Output()
+		if err == nil && version3.Match(output) {
+			return path, nil
+		}
+		fmt.Println(path, "is not a Traefik 3 and not used")
+	}
+	path = filepath.Join(root, ".build", "traefik-"+traefikVersion)
+	_, err = os.Stat(path)
+	if err == nil {
+		return path, nil
+	}
+	build := exec.CommandContext(ctx, "make", "-C", root, "traefik", "TRAEFIK_VERSION="+traefikVersion)
+	build.Cancel = func() error { return build.Process.Signal(syscall.SIGTERM) }
+	build.Stdout, build.Stderr = os.Stdout, os.Stderr
+	err = build.Run()
+	if err != nil {
+		return "", fmt.Errorf("building Traefik: %w", err)
+	}
+	return path, nil
+}
+
+// LinkPlugin puts the plugin, whose folder is root, where a Traefik that runs in dir looks for local plugins.
+func LinkPlugin(dir, root string) error {
+	parent := filepath.Join(dir, "plugins-local", "src", filepath.Dir(Module))
+	err := os.MkdirAll(parent, 0o755)
+	if err != nil {
+		return err
+	}
+	return os.Symlink(root, filepath.Join(parent, filepath.Base(Module)))
+}
+
+// FreeAddress returns wanted if nobody listens there, and else any free address.
+func FreeAddress(wanted string) (string, error) {
+	listener, err := net.Listen("tcp", wanted)
+	if err != nil {
+		listener, err = net.Listen("tcp", "127.0.0.1:0")
+	}
+	if err != nil {
+		return "", err
+	}
+	defer listener.Close()
+	return listener.Addr().String(), nil
+}
+
+// Ping asks the Redis at address for a sign of life.
+func Ping(address string) error {
+	conn, err := net.DialTimeout("tcp", address, 2*time.Second)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	err = conn.SetDeadline(time.Now().Add(2 * time.Second))
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprint(conn, "PING\r\n")
+	if err != nil {
+		return err
+	}
+	reply, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("PING has no answer: %w", err)
+	}
+	if reply != "+PONG\r\n" {
+		return fmt.Errorf("PING is answered with %.100q", reply)
+	}
+	return nil
+}
+
+// Process is a running program.
+type Process struct {
+	Log   string        // path of the file with what it prints
+	PID   int           // its process id
+	Ended chan struct{} // closed when it is gone
+
+	name   string
+	cancel context.CancelFunc
+}
+
+// Start starts binary in dir, under a name that error messages and its log file bear. It ends with ctx, or at Stop.
+func Start(ctx context.Context, dir, name, binary string, args ...string) (*Process, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	p := &Process{Log: filepath.Join(dir, name+".log"), Ended: make(chan struct{}), name: name, cancel: cancel}
+	file, err := os.Create(p.Log)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	defer file.Close()
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Dir = dir
+	cmd.Stdout, cmd.Stderr = file, file
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = stopTimeout
+	err = cmd.Start()
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	p.PID = cmd.Process.Pid
+	go func() {
+		_ = cmd.Wait()
+		close(p.Ended)
+	}()
+	return p, nil
+}
+
+// Stop ends the process and returns when it is gone.
+func (p *Process) Stop() {
+	p.cancel()
+	<-p.Ended
+}
+
+// Await returns when ready has no error to tell any more.
+func (p *Process) Await(ctx context.Context, ready func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-p.Ended:
+			return p.OwnEnd(ctx)
+		case <-ctx.Done():
+			return p.failure("is not ready")
+		case <-tick.C:
+		}
+		err := ready(ctx)
+		if err == nil {
+			return nil
+		}
+	}
+}
+
+// OK asks for url and returns an error for every status but 200. A backend says that, and Traefik itself does not.
+func OK(ctx context.Context, url string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	_ = response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, response.Status)
+	}
+	return nil
+}
+
+// OwnEnd reports that the process ended. A Ctrl-C reaches it too, and it may be faster to see it than this process.
+func (p *Process) OwnEnd(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-time.After(time.Second):
+		return p.failure("ended by itself")
+	}
+}
+
+// failure is an error with the process's log.
+func (p *Process) failure(what string) error {
+	text, err := os.ReadFile(p.Log)
+	if err != nil {
+		return fmt.Errorf("%s %s, and its log cannot be read: %w", p.name, what, err)
+	}
+	return fmt.Errorf("%s %s. Its log:\n%s", p.name, what, text)
+}
