@@ -87,8 +87,8 @@ type Process struct {
 	logs *Buffer
 }
 
-// binary returns the path of a Traefik 3.x: TRAEFIK_BIN, or the one that `make traefik` built.
-func binary(t testing.TB) string {
+// Binary returns the path of a Traefik 3.x: TRAEFIK_BIN, or the one that `make traefik` built.
+func Binary(t testing.TB) string {
 	t.Helper()
 	path := os.Getenv("TRAEFIK_BIN")
 	if path == "" {
@@ -148,7 +148,7 @@ func startTraefik(t testing.TB) (*Process, error) {
 		return nil, err
 	}
 	p := &Process{Addr: web, API: "http://" + api, dir: dir, logs: &Buffer{}}
-	p.Cmd = exec.Command(binary(t), "--configFile=traefik.yml")
+	p.Cmd = exec.Command(Binary(t), "--configFile=traefik.yml")
 	p.Cmd.Dir = dir
 	p.Cmd.Stdout = p.logs
 	p.Cmd.Stderr = p.logs

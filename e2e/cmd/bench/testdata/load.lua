@@ -1,6 +1,5 @@
 -- Sends POST requests with an idempotency key. Arguments: a prefix of all keys; how many requests in a row of one
--- thread have the same key, 0 for all of all threads; bytes of the body; how many paths to go through in turn; after how
--- many requests a thread stops, 0 for never.
+-- thread have the same key, 0 for all of all threads; bytes of the body; how many paths to go through in turn.
 
 local threads = 0
 
@@ -10,11 +9,11 @@ function setup(thread)
 end
 
 local heads, tail = {}, ""
-local prefix, each, paths, limit
-local sent, n = 0, 0
+local prefix, each, paths
+local n = 0
 
 function init(args)
-  prefix, each, paths, limit = args[1], tonumber(args[2]), tonumber(args[4]), tonumber(args[5])
+  prefix, each, paths = args[1], tonumber(args[2]), tonumber(args[4])
   if each > 0 then prefix = prefix .. id .. "-" end
   local body = '{"pad":"' .. string.rep("x", tonumber(args[3]) - 10) .. '"}'
   local headers = { ["Content-Type"] = "application/json", ["X-Request-ID"] = "@KEY@" }
@@ -28,8 +27,7 @@ function init(args)
 end
 
 function request()
-  if sent == limit and limit > 0 then wrk.thread:stop() end
-  sent, n = sent + 1, n + 1
+  n = n + 1
   local key = 100000000 -- so that all keys have one length
   if each > 0 then key = key + math.floor(n / each) end
   return heads[n % paths] .. prefix .. key .. tail
@@ -37,6 +35,6 @@ end
 
 function done(summary, latency, requests)
   local e = summary.errors
-  io.write(string.format("result %d %d %d %d %d\n", summary.requests, summary.duration,
-    latency:percentile(50), latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))
+  io.write(string.format("result %d %d %d %d %d %d\n", summary.requests, summary.duration,
+    latency:percentile(50), latency:percentile(99), e.read, e.connect + e.write + e.status + e.timeout))
 end
