@@ -50,7 +50,7 @@ tools: ## what the tests need beyond Go; in CI nothing may be missing
 			echo "$$tool is missing and cannot be installed here: the tests that need it are skipped"; \
 	done
 
-bench: tools traefik ## all of docs/benchmarks.md, which it writes: about 45 minutes
+bench: tools traefik ## all of docs/benchmarks.md, which it writes: about an hour
 	cd e2e && go build -o ../.build/bench ./cmd/bench && ../.build/bench -traefik ../$(TRAEFIK) -markdown ../docs/benchmarks.md
 
 bench-quick: tools ## speed and allocations of the handler, compiled and interpreted

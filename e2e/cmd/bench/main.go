@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -26,13 +27,14 @@ func main() {
 	rounds := flag.Int("rounds", 5, "how `often` each variant is measured")
 	duration := flag.Duration("duration", 5*time.Second, "how `long` each time, in whole seconds")
 	only := flag.String("only", "", "measure only variants whose name matches this `regexp`, and what they are compared with")
+	skip := flag.String("skip", "", "do not measure variants whose name matches this `regexp`, unless others are compared with them")
 	markdown := flag.String("markdown", "", "also write the report to this `file`")
 	traefik := flag.String("traefik", "", "`path` of Traefik; empty: the one on the PATH or in .build/")
 	list := flag.Bool("list", false, "only print the names of the variants")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
-	selected, err := choose(*only)
+	selected, err := choose(*only, *skip)
 	if err == nil && *list {
 		for _, v := range selected {
 			fmt.Println(v.name)
@@ -45,28 +47,35 @@ func main() {
 	if err == nil {
 		err = run(ctx, selected, *rounds, *duration, *traefik, *markdown)
 	}
+	if ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// choose returns the variants whose name matches pattern, and those that they are compared with.
-func choose(pattern string) ([]variant, error) {
-	match, err := regexp.Compile(pattern)
+// choose returns the variants whose name matches only and not skip, and those that they are compared with.
+func choose(only, skip string) ([]variant, error) {
+	wants, err := regexp.Compile(only)
+	if err != nil {
+		return nil, err
+	}
+	skips, err := regexp.Compile(skip)
 	if err != nil {
 		return nil, err
 	}
 	wanted := map[string]bool{}
 	all := variants()
 	for _, v := range all {
-		if match.MatchString(v.name) {
+		if wants.MatchString(v.name) && (skip == "" || !skips.MatchString(v.name)) {
 			wanted[v.name], wanted[v.base], wanted[v.target] = true, true, true
 		}
 	}
 	selected := slices.DeleteFunc(all, func(v variant) bool { return !wanted[v.name] })
 	if len(selected) == 0 {
-		return nil, fmt.Errorf("no variant matches %q", pattern)
+		return nil, errors.New("no variant is chosen")
 	}
 	return selected, nil
 }

@@ -89,11 +89,24 @@ func (b *bench) measure(ctx context.Context, v variant) (sample, error) {
 	}
 	err = s.prepare(ctx)
 	if err != nil {
-		return sample{}, err
+		return sample{}, s.explain(err)
 	}
 	result, err := s.run(ctx)
+	if err != nil {
+		return sample{}, s.explain(err)
+	}
 	result.idleRSS = idle
-	return result, err
+	return result, nil
+}
+
+// explain adds the beginnings of what the Traefiks have logged to err.
+func (s *stand) explain(err error) error {
+	const most = 2000
+	for _, p := range s.traefiks {
+		text, _ := os.ReadFile(p.Log)
+		err = fmt.Errorf("%w\nTraefik's log: %.*s", err, most, text)
+	}
+	return err
 }
 
 // start starts all processes and returns when they serve.
