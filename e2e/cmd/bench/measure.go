@@ -263,8 +263,16 @@ func (s *stand) prepare(ctx context.Context) error {
 		}
 		each = sameKey // makes no more keys
 	}
-	_, err := s.load(ctx, each, warmUp)
-	return err
+	for {
+		_, err := s.load(ctx, each, warmUp)
+		if err != nil || s.v.each != sameKey {
+			return err
+		}
+		calls, err := s.calls(ctx)
+		if err != nil || calls >= or(s.v.paths, 1) { // the key has run on every path
+			return err
+		}
+	}
 }
 
 // fill sends first requests until as many keys are kept as the variant wants.
