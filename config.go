@@ -129,6 +129,7 @@ type settings struct {
 	protected       map[string]*regexp.Regexp // paths by method
 	required        bool
 	observe         bool
+	keyHead         string // first part of what store keys are made of
 	maxKeyLength    int
 	scope           []string // canonical
 	rejectMismatch  bool
@@ -141,7 +142,7 @@ type settings struct {
 	holdUnknown     bool
 	replayHeader    string
 	statusHeader    string
-	omit            map[string]bool // canonical
+	omit            map[string]bool // canonical; hop-by-hop headers too
 	maxRequestBody  int64
 	maxResponseBody int64
 	onStoreError    string
@@ -161,7 +162,7 @@ func (c *Config) settings() (*settings, string, error) {
 	k := &check{}
 	s := &settings{
 		header:          http.CanonicalHeaderKey(k.token("header", c.Header)),
-		ttl:             k.duration("ttl", c.TTL, time.Millisecond, maxTTL),
+		ttl:             k.duration("ttl", c.TTL, time.Millisecond, endless),
 		required:        c.Required,
 		observe:         k.oneOf("mode", c.Mode, "enforce", "observe") == "observe",
 		maxKeyLength:    int(k.number("maxKeyLength", int64(c.MaxKeyLength), 1, 255)),
@@ -180,6 +181,12 @@ func (c *Config) settings() (*settings, string, error) {
 		localCacheBytes: k.number("localCacheBytes", c.LocalCacheBytes, 0, maxLocalBytes),
 		logLevel:        k.oneOf("logLevel", c.LogLevel, "error", "warn", "info", "debug"),
 	}
+	if s.observe {
+		s.keyHead = part("observe") // what was only observed must never be taken for a claim
+	}
+	if s.header == "Host" {
+		k.fail("header", c.Header, "a header name such as X-Request-ID, but not Host")
+	}
 	warning := ""
 	longest := k.duration("maxTTL", c.MaxTTL, time.Millisecond, maxTTL)
 	if s.ttl > longest {
@@ -188,7 +195,7 @@ func (c *Config) settings() (*settings, string, error) {
 	}
 	s.scope = k.tokens("scope", list(c.Scope, "Host", "Authorization"))
 	s.omit = map[string]bool{}
-	for _, name := range k.tokens("omitHeaders", list(c.OmitHeaders, "Set-Cookie")) {
+	for _, name := range append(k.tokens("omitHeaders", list(c.OmitHeaders, "Set-Cookie")), hopByHop...) {
 		s.omit[name] = true
 	}
 	s.retryable = k.statuses("retryableStatuses", list(c.RetryableStatuses, "429", "503"))
@@ -345,7 +352,7 @@ func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp 
 		case len(fields) == 2:
 			these = k.methods("endpoints", fields[:1])
 		}
-		if len(fields) > 2 || !strings.HasPrefix(path, "/") {
+		if len(fields) > 2 || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#") {
 			k.fail("endpoints", pattern, "a path prefix such as /api/orders/, with a method or * and a space before it if need be")
 		}
 		expression := strings.ReplaceAll(regexp.QuoteMeta(path), `\*`, `.*`)

@@ -3,7 +3,9 @@
 // answer and the backend is not called again.
 //
 // The plugin is interpreted by Yaegi inside Traefik. Constructs that Yaegi gets wrong, select statements above all,
-// are not used; a test in e2e/ finds them.
+// are not used; a test in e2e/ finds them. Yaegi also sets the style of what every request goes through: plain functions,
+// since a method call costs four times as much as a function call, and short ones with rare cases set apart, since each
+// call allocates every variable and temporary of the function, used or not. docs/yaegi.md has the figures.
 package idem
 
 import (
@@ -18,10 +20,11 @@ import (
 
 // handler is one middleware on one router.
 type handler struct {
-	next  http.Handler
-	set   *settings
-	store store.Store
-	log   *logger
+	next http.Handler
+	set  *settings
+	keys *tiers
+	log  *logger
+	care *care // of the requests that run
 }
 
 // New builds the middleware. Redis need not be up: it is connected to when the first key comes. What handlers share,
@@ -35,13 +38,14 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	if warning != "" {
 		h.log.print(levelWarn, warning, nil)
 	}
-	h.store = h.openStore(ctx, name)
+	h.keys = h.openTiers(ctx, name)
+	h.care = newCare(h)
 	return h, nil
 }
 
-// openStore returns this process's memory, or Redis with memory before it. Both are shared with all handlers that use
-// the same ones.
-func (h *handler) openStore(ctx context.Context, name string) store.Store {
+// openTiers returns this process's memory, and Redis behind it if there is one. Both are shared with all handlers that
+// use the same ones.
+func (h *handler) openTiers(ctx context.Context, name string) *tiers {
 	limit := h.set.localCacheBytes
 	if limit == 0 { // no cache, but what memory alone knows must be somewhere
 		limit = defaultLocalBytes
@@ -54,155 +58,190 @@ func (h *handler) openStore(ctx context.Context, name string) store.Store {
 	newMemory := func() closer { return store.NewMemory(limit) }
 	memory, _ := shared.get(ctx, id, newMemory).(*store.Memory)
 	memory.SetLimit(limit)
-	if h.set.redis.Address == "" {
-		return memory
+	t := &tiers{memory: memory, cache: h.set.localCacheBytes > 0, fallback: h.set.onStoreError == "degrade"}
+	if h.set.redis.Address != "" {
+		newClient := func() closer { return redisclient.New(h.set.redis) }
+		client, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.set.redis), newClient).(*redisclient.Client)
+		t.redis = redisclient.NewKeys(client, h.set.keyPrefix)
 	}
-	newClient := func() closer { return redisclient.New(h.set.redis) }
-	client, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.set.redis), newClient).(*redisclient.Client)
-	return &store.Tiered{
-		Shared:   redisclient.NewKeys(client, h.set.keyPrefix),
-		Local:    memory,
-		Cache:    h.set.localCacheBytes > 0,
-		Fallback: h.set.onStoreError == "degrade",
-	}
+	return t
 }
 
 // insideKey marks the context of a request that a handler above has taken. It is compared by its address: Yaegi's
 // struct types are all one type to the runtime.
 var insideKey = new(int)
 
-// ServeHTTP is the way of a request.
+// ServeHTTP passes a request on untouched if the plugin has nothing to do with it.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	lines := r.Header[h.set.header]
-	keyless := len(lines) == 0 || (len(lines) == 1 && lines[0] == "")
-	if (keyless && (!h.set.required || h.set.observe)) || !h.protects(r) {
-		h.next.ServeHTTP(w, r)
+	if (len(r.Header[h.set.header]) > 0 || h.set.required) && protects(h, r) {
+		serve(h, w, r)
 		return
 	}
-	if keyless {
-		h.refuse(w, missingKey(h.set.header), false)
-		return
-	}
-	key, valid := parseKey(lines, h.set.maxKeyLength)
-	if !valid && h.set.observe {
-		h.next.ServeHTTP(w, r)
-		return
-	}
-	if !valid {
-		h.refuse(w, invalidKey(), false)
-		return
-	}
-	fingerprint, rest, err := h.takeFingerprint(r)
-	if err != nil {
-		h.refuse(w, incompleteBody(), false)
-		return
-	}
-	lease := &store.Lease{Key: h.storeKey(r, key), Fingerprint: fingerprint, Owner: newOwner()}
-	if h.set.observe {
-		go h.observe(lease)
-		h.decide(w, "observed", false)
-		h.next.ServeHTTP(w, r) // not marked: a plugin further down may enforce
-		return
-	}
-
-	held, err := h.claim(r.Context(), lease)
-	if err != nil {
-		h.withoutStore(w, r)
-		return
-	}
-	switch {
-	case held.State == store.Claimed:
-		h.run(w, r, lease, rest)
-	case h.mismatch(held, lease):
-		h.refuse(w, keyReused(), held.Degraded)
-	case held.State == store.Done:
-		h.replay(w, held)
-	case held.State == store.Unkept:
-		h.refuse(w, responseNotKept(held.Answer.Status), held.Degraded)
-	case held.State == store.Unknown:
-		h.refuse(w, outcomeUnknown(held.Left), held.Degraded)
-	default:
-		h.refuse(w, inFlight(), held.Degraded)
-	}
+	h.next.ServeHTTP(w, r)
 }
 
 // protects tells whether r is one of those that the configuration names, and can be recorded and replayed at all.
 // TRACE is never: it may have no body, and so nothing can keep a transport from sending it twice (see inside).
-func (h *handler) protects(r *http.Request) bool {
+func protects(h *handler, r *http.Request) bool {
 	paths := h.set.protected[r.Method]
 	if paths == nil {
 		paths = h.set.protected["*"]
 	}
-	return paths != nil && paths.MatchString(r.URL.Path) &&
-		r.Method != http.MethodTrace && !isUpgrade(r) && !strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") &&
-		r.Context().Value(insideKey) == nil
+	return paths != nil && paths.MatchString(r.URL.Path) && r.Context().Value(insideKey) == nil &&
+		(r.Header["Connection"] == nil || !isUpgrade(r)) && r.Method != http.MethodTrace
 }
 
-// isUpgrade tells whether r asks for another protocol, such as WebSocket.
+// isUpgrade tells whether r asks for another protocol, such as WebSocket (RFC 9110, section 7.8).
 func isUpgrade(r *http.Request) bool {
-	for _, line := range r.Header["Connection"] {
-		if strings.Contains(strings.ToLower(line), "upgrade") {
+	for _, option := range strings.Split(strings.Join(r.Header["Connection"], ","), ",") {
+		if strings.EqualFold(strings.TrimSpace(option), "upgrade") {
 			return true
 		}
 	}
 	return false
 }
 
-// claim asks the store for the key, and waits for a running request with the same key to end. Of many that wait,
-// the one whose claim comes first after a release runs.
-func (h *handler) claim(ctx context.Context, lease *store.Lease) (store.Held, error) {
-	held, err := h.ask(lease)
+// serve is the way of a protected request.
+func serve(h *handler, w http.ResponseWriter, r *http.Request) {
+	contentType := r.Header.Get("Content-Type")
+	key, valid := parseKey(r.Header[h.set.header], h.set.maxKeyLength)
+	if !valid || strings.HasPrefix(contentType, "application/grpc") {
+		withoutKey(h, w, r, contentType)
+		return
+	}
+	fingerprint, rest, err := takeFingerprint(h, r, contentType)
+	if err != nil {
+		refuse(h, w, incompleteBody(), false)
+		return
+	}
+	lease := &store.Lease{Key: storeKey(h, r, key), Fingerprint: fingerprint, Owner: newOwner()}
+	if h.set.observe {
+		observe(h, w, r, lease)
+		return
+	}
+	held, err := claimKey(h.keys, lease, h.set.lease)
+	if err != nil || held.State == store.Running {
+		held, err = persist(r.Context(), h, lease, held, err)
+	}
+	switch {
+	case err != nil:
+		withoutStore(h, w, r, lease)
+	case held.State == store.Claimed:
+		run(h, w, r, lease, rest)
+	case held.State == store.Done && held.Fingerprint == lease.Fingerprint:
+		replay(h, w, held)
+	default:
+		refuseDuplicate(h, w, held, lease)
+	}
+}
+
+// withoutKey serves a request without a valid key, or gRPC.
+func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, contentType string) {
+	lines := r.Header[h.set.header]
+	keyless := len(lines) == 0 || (len(lines) == 1 && lines[0] == "")
+	switch {
+	case h.set.observe || strings.HasPrefix(contentType, "application/grpc") || (keyless && !h.set.required):
+		h.next.ServeHTTP(w, r)
+	case keyless:
+		refuse(h, w, missingKey(h.set.header), false)
+	default:
+		refuse(h, w, invalidKey(), false)
+	}
+}
+
+// persist goes on where a claim brought no decision. It claims in memory if Redis cannot be asked, and waits for a running
+// request with the same key to end. Of many that wait, the one whose claim comes first after a release runs.
+func persist(ctx context.Context, h *handler, lease *store.Lease, held store.Held, err error) (store.Held, error) {
+	if err != nil {
+		held, err = fallBack(h, lease, err)
+	}
 	if err != nil || held.State != store.Running || !h.set.wait {
 		return held, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.set.inFlightTimeout)
 	defer cancel()
-	for attempt := 0; err == nil && held.State == store.Running && !h.mismatch(held, lease); attempt++ {
-		h.store.Wait(ctx, lease.Key, attempt)
+	for attempt := 0; held.State == store.Running && !mismatch(h, held, lease); attempt++ {
+		waitForKey(ctx, h.keys, lease.Key, attempt)
 		if ctx.Err() != nil { // waited long enough, or the client has gone: nothing may be claimed any more
 			return held, nil
 		}
-		held, err = h.ask(lease)
+		again, err := claimKey(h.keys, lease, h.set.lease)
+		if err != nil && held.Local {
+			again, err = fallBack(h, lease, err)
+			if err != nil {
+				return again, err
+			}
+		}
+		if err == nil {
+			held = again
+		} // else Redis cannot tell how the request goes that runs at another Traefik: as far as is known, it runs
 	}
-	return held, err
+	return held, nil
 }
 
-// ask claims the key once and logs an outage.
-func (h *handler) ask(lease *store.Lease) (store.Held, error) {
-	held, err := h.store.Claim(lease, h.set.lease)
-	if err != nil {
-		h.log.seldom(levelError, "the store failed, onStoreError: "+h.set.onStoreError, err)
-	}
-	if held.Cause != nil {
-		h.log.seldom(levelError, "the store failed, this Traefik's memory deduplicates", held.Cause)
-	}
-	return held, err
+// fallBack claims in memory, if that is wanted, what Redis could not be asked for, which failed with err.
+func fallBack(h *handler, lease *store.Lease, err error) (store.Held, error) {
+	h.log.seldom(levelError, "the store failed, onStoreError: "+h.set.onStoreError, err)
+	return claimInMemory(h.keys, lease, err)
 }
 
-func (h *handler) mismatch(held store.Held, lease *store.Lease) bool {
+func mismatch(h *handler, held store.Held, lease *store.Lease) bool {
 	return h.set.rejectMismatch && held.Fingerprint != lease.Fingerprint
 }
 
-// withoutStore serves a request whose key could not be claimed.
-func (h *handler) withoutStore(w http.ResponseWriter, r *http.Request) {
-	if h.set.onStoreError == "reject" {
-		h.refuse(w, storeUnavailable(), true)
-		return
+// refuseDuplicate answers a duplicate that gets no replay, and one whose fingerprint differs.
+func refuseDuplicate(h *handler, w http.ResponseWriter, held store.Held, lease *store.Lease) {
+	switch {
+	case mismatch(h, held, lease):
+		refuse(h, w, keyReused(), held.Degraded)
+	case held.State == store.Done:
+		replay(h, w, held)
+	case held.State == store.Unkept:
+		refuse(h, w, responseNotKept(held.Answer.Status), held.Degraded)
+	case held.State == store.Unknown:
+		refuse(h, w, outcomeUnknown(held.Left), held.Degraded)
+	default:
+		refuse(h, w, inFlight(), held.Degraded)
 	}
-	h.decide(w, "first", true)
-	h.next.ServeHTTP(w, h.inside(r.Context(), r))
 }
 
-// observe notes the key for its time to live, and that it was there before. It runs beside the request.
-func (h *handler) observe(lease *store.Lease) {
+// withoutStore serves a request whose key could not be claimed.
+func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease) {
+	if h.set.onStoreError == "reject" {
+		go giveUp(h, lease)
+		refuse(h, w, storeUnavailable(), true)
+		return
+	}
+	decide(h, w, "first", true)
+	h.next.ServeHTTP(w, inside(r.Context(), r))
+}
+
+// giveUp frees a key that was claimed if only the reply was lost.
+func giveUp(h *handler, lease *store.Lease) {
+	defer recovered("giving up a claim")
+	_, _ = releaseKey(h.keys, lease) // Redis is known to fail; then the lease ends by itself
+}
+
+// observe passes a request on, and notes beside it that its key was seen.
+func observe(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease) {
+	go note(h, lease)
+	decide(h, w, "observed", false)
+	h.next.ServeHTTP(w, r) // not marked: a plugin further down may enforce
+}
+
+// note keeps the key for its time to live, and logs that it was there before.
+func note(h *handler, lease *store.Lease) {
 	defer recovered("observing a request")
-	held, err := h.ask(lease)
+	held, err := claimKey(h.keys, lease, h.set.lease)
+	if err != nil {
+		held, err = fallBack(h, lease, err)
+	}
 	switch {
 	case err != nil:
 	case held.State != store.Claimed:
 		h.log.print(levelDebug, "duplicate observed", nil)
 	default:
-		_, err = h.store.Finish(lease, store.Record{State: store.Unknown, Fingerprint: lease.Fingerprint}, h.set.ttl)
+		_, err = finishKey(h.keys, lease, &store.Record{State: store.Unknown, Fingerprint: lease.Fingerprint}, h.set.ttl)
 		if err != nil {
 			h.log.seldom(levelError, "an observed key could not be kept", err)
 		}
@@ -210,15 +249,20 @@ func (h *handler) observe(lease *store.Lease) {
 }
 
 // replay answers with what the first request was answered.
-func (h *handler) replay(w http.ResponseWriter, held store.Held) {
+func replay(h *handler, w http.ResponseWriter, held store.Held) {
 	header := w.Header()
+	if held.Answer.Header["Content-Type"] == nil {
+		header["Content-Type"] = nil // the answer had none, and net/http must not guess one
+	}
 	for name, values := range held.Answer.Header.Clone() { // the slices are shared by all replays
-		header[name] = values
+		if !h.set.omit[name] { // another middleware on the same Redis may have kept it
+			header[name] = values
+		}
 	}
 	if h.set.replayHeader != "" {
-		header.Set(h.set.replayHeader, "true")
+		header[h.set.replayHeader] = []string{"true"}
 	}
-	h.decide(w, "replayed", held.Degraded)
+	decide(h, w, "replayed", held.Degraded)
 	w.WriteHeader(held.Answer.Status)
 	_, _ = w.Write(held.Answer.Body) // a client that has gone needs no answer
 }
@@ -230,11 +274,16 @@ func (h *handler) replay(w http.ResponseWriter, held store.Held) {
 // method is a safe one or if it has the header Idempotency-Key or X-Idempotency-Key (Request.isReplayable). They look
 // that header up under its canonical name alone, and a request whose body they do not know to be empty is not resent.
 // HTTP header names have no case, so the backend gets what it would have got.
-func (h *handler) inside(ctx context.Context, r *http.Request) *http.Request {
+func inside(ctx context.Context, r *http.Request) *http.Request {
 	r = r.WithContext(context.WithValue(ctx, insideKey, true))
-	if r.ContentLength != 0 {
-		return r
+	if r.ContentLength == 0 {
+		hideEmptyBody(r)
 	}
+	return r
+}
+
+// hideEmptyBody changes r, which has no body, so that no transport sends it twice.
+func hideEmptyBody(r *http.Request) {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodDelete:
 		r.ContentLength = -1 // for these the transport looks whether there is a byte, and sends no body if not
@@ -249,5 +298,4 @@ func (h *handler) inside(ctx context.Context, r *http.Request) *http.Request {
 			}
 		}
 	}
-	return r
 }

@@ -29,33 +29,48 @@ func parseKey(lines []string, maxLength int) (string, bool) {
 
 // storeKey names r's key in a store: the hex SHA-256 over everything that must not be shared, each part behind its
 // length, so that no part can be shifted into another.
-func (h *handler) storeKey(r *http.Request, key string) string {
-	var b bytes.Buffer
-	if h.set.observe {
-		part(&b, "observe") // what was only observed must never be taken for a claim
-	}
-	part(&b, r.Method)
+func storeKey(h *handler, r *http.Request, key string) string {
+	parts := h.set.keyHead + part(r.Method)
 	for _, name := range h.set.scope {
 		if name == "Host" {
-			part(&b, strings.ToLower(r.Host))
-			continue
-		}
-		values := r.Header[name]
-		b.WriteString(strconv.Itoa(len(values)))
-		for _, value := range values {
-			part(&b, value)
+			parts += part(strings.ToLower(r.Host))
+		} else {
+			parts += headerPart(r.Header[name])
 		}
 	}
-	part(&b, r.URL.EscapedPath())
-	part(&b, key)
-	sum := sha256.Sum256(b.Bytes())
+	sum := sha256.Sum256([]byte(parts + part(r.URL.EscapedPath()) + part(key)))
 	return hex.EncodeToString(sum[:])
 }
 
-func part(b *bytes.Buffer, s string) {
-	b.WriteString(strconv.Itoa(len(s)))
-	b.WriteByte(':')
-	b.WriteString(s)
+// part is s behind its length.
+func part(s string) string {
+	if len(s) < len(lengths) {
+		return lengths[len(s)] + s
+	}
+	return strconv.Itoa(len(s)) + ":" + s
+}
+
+// headerPart is the lines of a header behind their number.
+func headerPart(lines []string) string {
+	if len(lines) == 0 {
+		return "0"
+	}
+	parts := strconv.Itoa(len(lines))
+	for _, line := range lines {
+		parts += part(line)
+	}
+	return parts
+}
+
+// lengths are what stands before parts of usual lengths.
+var lengths = newLengths()
+
+func newLengths() []string {
+	all := make([]string, 1<<10)
+	for n := range all {
+		all[n] = strconv.Itoa(n) + ":"
+	}
+	return all
 }
 
 // errIncompleteBody says that the client broke off, or its body is malformed.
@@ -63,38 +78,47 @@ var errIncompleteBody = errors.New("the request body did not arrive whole")
 
 // takeFingerprint reads r's body as far as it is compared, puts it back, and returns the SHA-256 over query string,
 // Content-Type and body. Of a body longer than maxRequestBodyBytes the declared length stands for the rest, which
-// streams; rest is that body, and nil for one that was read whole.
-func (h *handler) takeFingerprint(r *http.Request) (fingerprint string, rest *streamedBody, err error) {
-	var b bytes.Buffer
-	part(&b, r.URL.RawQuery)
-	part(&b, r.Header.Get("Content-Type"))
-	head := b.Len()
-	if r.Body != nil && r.Body != http.NoBody {
-		most := h.set.maxRequestBody
-		if r.ContentLength > 0 && r.ContentLength <= most {
-			b.Grow(int(r.ContentLength) + bytes.MinRead)
-		}
-		n, err := b.ReadFrom(io.LimitReader(r.Body, most+1))
+// streams; that body is returned, and nil for one that was read whole.
+func takeFingerprint(h *handler, r *http.Request, contentType string) (string, *streamedBody, error) {
+	head := part(r.URL.RawQuery) + part(contentType)
+	if r.ContentLength < 0 || r.ContentLength > h.set.maxRequestBody {
+		return takeLongFingerprint(h, r, head)
+	}
+	data := make([]byte, len(head)+int(r.ContentLength))
+	copy(data, head)
+	if r.ContentLength > 0 {
+		body := data[len(head):]
+		_, err := io.ReadFull(r.Body, body)
 		if err != nil {
 			return "", nil, errIncompleteBody
 		}
-		body := bytes.NewReader(b.Bytes()[head:])
-		if n > most {
-			rest = &streamedBody{reader: io.MultiReader(body, r.Body), body: r.Body}
-			r.Body = rest
-		} else {
-			r.Body = io.NopCloser(body)
-		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
 	}
-	sum := sha256.New()
-	if rest == nil {
-		sum.Write(b.Bytes())
+	sum := sha256.Sum256(data)
+	return string(sum[:]), nil, nil
+}
+
+// takeLongFingerprint is takeFingerprint for a body that is too long to be compared whole, or does not tell its length.
+func takeLongFingerprint(h *handler, r *http.Request, head string) (string, *streamedBody, error) {
+	most := h.set.maxRequestBody
+	b := bytes.NewBufferString(head)
+	n, err := b.ReadFrom(io.LimitReader(r.Body, most+1))
+	if err != nil {
+		return "", nil, errIncompleteBody
+	}
+	data := b.Bytes()
+	var rest *streamedBody
+	body := bytes.NewReader(data[len(head):])
+	if n <= most {
+		r.Body = io.NopCloser(body)
 	} else {
+		rest = &streamedBody{reader: io.MultiReader(body, r.Body), body: r.Body}
+		r.Body = rest
 		// The byte over the bound is left out, so that the fingerprint does not depend on how the read went.
-		sum.Write(b.Bytes()[:int64(head)+h.set.maxRequestBody])
-		sum.Write(strconv.AppendInt(nil, r.ContentLength, 10))
+		data = strconv.AppendInt(bytes.Clone(data[:int64(len(head))+most]), r.ContentLength, 10)
 	}
-	return string(sum.Sum(nil)), rest, nil
+	sum := sha256.Sum256(data)
+	return string(sum[:]), rest, nil
 }
 
 // streamedBody is a request body too long to be read in advance. It remembers whether the client broke it off.

@@ -78,15 +78,15 @@ func TestStoreKeysCannotBeShifted(t *testing.T) {
 		{request("POST", "x", "/a%2Fb", http.Header{}), "ab"},
 		{request("POST", "x", "/a/b", http.Header{}), "ab"},
 	} {
-		key := h.storeKey(c.r, c.key)
+		key := storeKey(h, c.r, c.key)
 		other, twice := seen[key]
 		if twice || len(key) != 64 {
 			t.Errorf("requests %d and %d have one store key %s", other, i, key)
 		}
 		seen[key] = i
 	}
-	upper := h.storeKey(request("POST", "SHOP.example", "/", http.Header{}), "k")
-	lower := h.storeKey(request("POST", "shop.example", "/", http.Header{}), "k")
+	upper := storeKey(h, request("POST", "SHOP.example", "/", http.Header{}), "k")
+	lower := storeKey(h, request("POST", "shop.example", "/", http.Header{}), "k")
 	if upper != lower {
 		t.Error("the case of a host name sets callers apart")
 	}
@@ -97,7 +97,7 @@ func TestFingerprints(t *testing.T) {
 	take := func(url, contentType, body string) string {
 		r := httptest.NewRequest(http.MethodPost, url, strings.NewReader(body))
 		r.Header.Set("Content-Type", contentType)
-		fingerprint, rest, err := h.takeFingerprint(r)
+		fingerprint, rest, err := takeFingerprint(h, r, r.Header.Get("Content-Type"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -128,7 +128,7 @@ func TestFingerprints(t *testing.T) {
 func TestABrokenBodyHasNoFingerprint(t *testing.T) {
 	h := newTestHandler(t, func(*Config) {})
 	r := httptest.NewRequest(http.MethodPost, "/", io.MultiReader(bytes.NewReader([]byte("half")), brokenReader{}))
-	_, _, err := h.takeFingerprint(r)
+	_, _, err := takeFingerprint(h, r, r.Header.Get("Content-Type"))
 	if err == nil {
 		t.Error("half a body has a fingerprint")
 	}

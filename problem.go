@@ -24,7 +24,7 @@ type refusal struct {
 	retryAfter time.Duration // 0 = no Retry-After
 }
 
-func refuse(status int, slug, detail, decision string) refusal {
+func newRefusal(status int, slug, detail, decision string) refusal {
 	return refusal{
 		problem:  problem{Type: "urn:traefik-idem:problem:" + slug, Title: http.StatusText(status), Status: status, Detail: detail},
 		decision: decision,
@@ -32,47 +32,47 @@ func refuse(status int, slug, detail, decision string) refusal {
 }
 
 func invalidKey() refusal {
-	return refuse(http.StatusBadRequest, "invalid-key", "invalid idempotency key", "invalid")
+	return newRefusal(http.StatusBadRequest, "invalid-key", "invalid idempotency key", "invalid")
 }
 
 func missingKey(header string) refusal {
-	return refuse(http.StatusBadRequest, "missing-key", "this request needs an idempotency key in the header "+header, "missing")
+	return newRefusal(http.StatusBadRequest, "missing-key", "this request needs an idempotency key in the header "+header, "missing")
 }
 
 func incompleteBody() refusal {
-	return refuse(http.StatusBadRequest, "incomplete-body", "the request body did not arrive whole; nothing was done", "invalid")
+	return newRefusal(http.StatusBadRequest, "incomplete-body", "the request body did not arrive whole; nothing was done", "invalid")
 }
 
 func inFlight() refusal {
-	f := refuse(http.StatusConflict, "in-flight", "a request with this idempotency key is still being processed", "conflict")
+	f := newRefusal(http.StatusConflict, "in-flight", "a request with this idempotency key is still being processed", "conflict")
 	f.retryAfter = time.Second
 	return f
 }
 
 func outcomeUnknown(left time.Duration) refusal {
-	f := refuse(http.StatusConflict, "outcome-unknown", "the first request with this idempotency key was sent, and how it ended is not known", "unknown")
+	f := newRefusal(http.StatusConflict, "outcome-unknown", "the first request with this idempotency key was sent, and how it ended is not known", "unknown")
 	f.retryAfter = left
 	return f
 }
 
 func responseNotKept(status int) refusal {
-	f := refuse(http.StatusConflict, "response-not-kept", "the first request with this idempotency key was answered, but the answer was too large to keep", "unkept")
+	f := newRefusal(http.StatusConflict, "response-not-kept", "the first request with this idempotency key was answered, but the answer was too large to keep", "unkept")
 	f.problem.OriginalStatus = status
 	return f
 }
 
 func keyReused() refusal {
-	return refuse(http.StatusUnprocessableEntity, "key-reused", "this idempotency key was used for another request", "mismatch")
+	return newRefusal(http.StatusUnprocessableEntity, "key-reused", "this idempotency key was used for another request", "mismatch")
 }
 
 func storeUnavailable() refusal {
-	f := refuse(http.StatusServiceUnavailable, "store-unavailable", "the store of idempotency keys cannot be reached; nothing was done", "unavailable")
+	f := newRefusal(http.StatusServiceUnavailable, "store-unavailable", "the store of idempotency keys cannot be reached; nothing was done", "unavailable")
 	f.retryAfter = time.Second
 	return f
 }
 
 // refuse answers with f.
-func (h *handler) refuse(w http.ResponseWriter, f refusal, degraded bool) {
+func refuse(h *handler, w http.ResponseWriter, f refusal, degraded bool) {
 	body, _ := json.Marshal(f.problem) // strings and numbers always marshal
 	header := w.Header()
 	header.Set("Content-Type", "application/problem+json")
@@ -81,13 +81,13 @@ func (h *handler) refuse(w http.ResponseWriter, f refusal, degraded bool) {
 		seconds := (f.retryAfter + time.Second - 1) / time.Second
 		header.Set("Retry-After", strconv.Itoa(int(seconds)))
 	}
-	h.decide(w, f.decision, degraded)
+	decide(h, w, f.decision, degraded)
 	w.WriteHeader(f.problem.Status)
 	_, _ = w.Write(body) // a client that has gone needs no answer
 }
 
 // decide writes the status header, if there is to be one.
-func (h *handler) decide(w http.ResponseWriter, decision string, degraded bool) {
+func decide(h *handler, w http.ResponseWriter, decision string, degraded bool) {
 	if h.set.statusHeader == "" {
 		return
 	}

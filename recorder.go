@@ -1,19 +1,17 @@
 package idem
 
 import (
+	"context"
+	"expvar"
 	"net/http"
 	"reflect"
 	"strconv"
 	"strings"
-	"sync/atomic"
-)
+	"sync"
+	"time"
 
-// trace is what Traefik's transport reported of a run. Its hooks are called from the transport's goroutines.
-type trace struct {
-	sought   atomic.Bool // a connection to a backend was asked for
-	wrote    atomic.Bool // a request header was written, by any attempt
-	answered atomic.Bool // the last attempt got a byte of an answer
-}
+	"github.com/example/traefik-idem/store"
+)
 
 // outcome is how a run ended.
 type outcome int
@@ -26,68 +24,88 @@ const (
 	tooLarge                  // it was answered, longer than maxResponseBodyBytes
 )
 
-// recorder is the ResponseWriter of a run: it streams to the client and keeps a bounded copy.
+// execution is one call of the backend under a lease. It is the ResponseWriter of that call: it streams to the client and
+// keeps a bounded copy.
 //
 // Under Yaegi the reverse proxy sees only the three methods of http.ResponseWriter, so nobody above can flush. The
-// recorder flushes the writer below, which is Traefik's own, after each Write of an answer without a length: such
+// execution flushes the writer below, which is Traefik's own, after each Write of an answer without a length: such
 // answers are streams or might be.
-type recorder struct {
-	h        *handler
-	w        http.ResponseWriter // the client's
-	trace    *trace
-	head     bool        // the request's method is HEAD
-	degraded bool        // of the lease
-	before   http.Header // what the middlewares above had set before the run
+type execution struct {
+	http.ResponseWriter // the client's
 
-	status   int // 0 until the header is written
+	h     *handler
+	lease *store.Lease
+	rest  *streamedBody // what of the request body is still to come, or nil
+	head  bool          // the request's method is HEAD
+
+	client context.Context
+	cancel context.CancelFunc // of the upstream call, with detach
+	missed time.Time          // when care first saw that the client has gone
+
+	// What Traefik's transport reported, from its own goroutines. A locked one has happened; see hooks.
+	sought          expvar.String // a connection to a backend was asked for
+	wrote, answered sync.RWMutex  // a request header was written; a byte of an answer has come
+
+	before   http.Header // what the middlewares above had set before the run, nil if nothing
+	header   http.Header // the answer's
+	status   int         // 0 until the header is written
 	outcome  outcome
-	header   http.Header // kept copy
-	body     []byte      // kept copy
-	length   int64       // of the body so far
-	declared int64       // Content-Length, or -1
-	stream   bool        // flush after each Write
-	gone     bool        // the client does not take any more
-}
-
-// Header implements http.ResponseWriter.
-func (rec *recorder) Header() http.Header {
-	return rec.w.Header()
+	body     []byte // kept copy
+	length   int64  // of the body so far
+	declared int64  // Content-Length, or -1
+	stream   bool   // flush after each Write
+	gone     bool   // the client does not take any more
+	returned bool   // the backend did not panic
+	kept     bool   // the answer was whole, and is kept
 }
 
 // WriteHeader implements http.ResponseWriter. What it knows then decides what happens to the key, except for answers
 // that turn out too long or break off.
-func (rec *recorder) WriteHeader(status int) {
-	if rec.status != 0 {
+func (x *execution) WriteHeader(status int) {
+	if status < 200 || x.status != 0 {
+		writeInformation(x, status)
 		return
 	}
-	if status >= 100 && status < 200 && status != http.StatusSwitchingProtocols {
-		// An informational answer, not the final one. The client has been told to continue when its body was read.
-		if status != http.StatusContinue {
-			rec.w.WriteHeader(status)
-		}
-		return
+	x.status = status
+	x.header = x.ResponseWriter.Header().Clone()
+	x.declared = -1
+	length := x.header["Content-Length"]
+	if len(length) == 0 || x.head || status == http.StatusNoContent || status == http.StatusNotModified {
+		x.stream = len(length) == 0 && !x.bodiless()
+	} else {
+		declare(x, length[0])
 	}
-	rec.status = status
-	header := rec.Header()
-	rec.header = rec.kept(header)
-	rec.declared = -1
-	length := header.Get("Content-Length")
+	if status >= 499 || x.h.set.retryable[status] {
+		x.outcome = judge(x)
+	}
+	if x.h.set.statusHeader != "" {
+		decide(x.h, x.ResponseWriter, decisions[x.outcome], x.lease.Degraded)
+	}
+	x.ResponseWriter.WriteHeader(status)
+	if x.stream {
+		x.flush()
+	}
+}
+
+// writeInformation passes on an informational answer, which is not the final one. The client has been told to continue
+// when its body was read. It ignores a second final answer.
+func writeInformation(x *execution, status int) {
+	if x.status == 0 && status != http.StatusContinue {
+		x.ResponseWriter.WriteHeader(status)
+	}
+}
+
+// declare notes how long the answer says it is.
+func declare(x *execution, length string) {
 	n, err := strconv.ParseInt(length, 10, 64)
-	if err == nil && !rec.bodiless() {
-		rec.declared = n
-	}
-	rec.outcome = rec.judge(len(rec.header) == 0)
-	if rec.outcome == answered && rec.declared > rec.h.set.maxResponseBody {
-		rec.outcome = tooLarge
-	}
-	if rec.outcome == answered && rec.declared > 0 {
-		rec.body = make([]byte, 0, rec.declared)
-	}
-	rec.stream = length == "" && !rec.bodiless()
-	rec.h.decide(rec.w, decisions[rec.outcome], rec.degraded)
-	rec.w.WriteHeader(status)
-	if rec.stream {
-		rec.flush()
+	switch {
+	case err != nil:
+	case n > x.h.set.maxResponseBody:
+		x.outcome = tooLarge
+		x.declared = n
+	default:
+		x.body = make([]byte, 0, n)
+		x.declared = n
 	}
 }
 
@@ -96,111 +114,141 @@ var decisions = []string{"first", "released", "released", "unknown", "unkept"}
 
 // Write implements http.ResponseWriter. With detach it takes everything, also when the client has gone, so that the
 // answer is recorded whole.
-func (rec *recorder) Write(p []byte) (int, error) {
-	if rec.status == 0 {
-		rec.WriteHeader(http.StatusOK)
+func (x *execution) Write(p []byte) (int, error) {
+	if x.status == 0 || x.stream || x.gone {
+		return writeStream(x, p)
 	}
-	if rec.length == 0 && rec.stream {
-		rec.noteType(p)
+	record(x, p)
+	if x.length == x.declared && x.outcome == answered { // nobody has the whole answer before it is kept
+		keepAnswer(x)
 	}
-	rec.length += int64(len(p))
-	switch {
-	case rec.outcome == answered && rec.length > rec.h.set.maxResponseBody:
-		rec.outcome = tooLarge
-		rec.body = nil
-	case rec.outcome == answered:
-		rec.body = append(rec.body, p...)
-	}
-	if rec.gone {
+	n, err := x.ResponseWriter.Write(p)
+	if err != nil && x.h.set.detach {
+		x.gone = true
 		return len(p), nil
-	}
-	n, err := rec.w.Write(p)
-	if err != nil && rec.h.set.detach {
-		rec.gone = true
-		return len(p), nil
-	}
-	if err == nil && rec.stream {
-		rec.flush()
 	}
 	return n, err
 }
 
-// Unwrap lets http.ResponseController reach the writer below, where the recorder is compiled.
-func (rec *recorder) Unwrap() http.ResponseWriter {
-	return rec.w
-}
-
-func (rec *recorder) flush() {
-	_ = http.NewResponseController(rec.w).Flush() // a writer that cannot flush is not a stream
-}
-
-// noteType keeps the type that net/http is going to guess from the first chunk, since a replay is one chunk.
-func (rec *recorder) noteType(p []byte) {
-	_, typed := rec.Header()["Content-Type"]
-	if !typed && rec.Header().Get("Content-Encoding") == "" && len(p) > 0 {
-		rec.header["Content-Type"] = []string{http.DetectContentType(p)}
+// writeStream is Write for an answer without a length, or a client that has gone.
+func writeStream(x *execution, p []byte) (int, error) {
+	if x.status == 0 {
+		x.WriteHeader(http.StatusOK)
 	}
-}
-
-// judge tells from the status and the trace what kind of answer this is. bare: the answer has no header of its own.
-// Traefik answers for a backend that it could not reach or that broke off with such statuses and without any header.
-func (rec *recorder) judge(bare bool) outcome {
-	sought, wrote, got := rec.trace.sought.Load(), rec.trace.wrote.Load(), rec.trace.answered.Load()
-	gateway := rec.status == http.StatusBadGateway || rec.status == http.StatusServiceUnavailable || rec.status == http.StatusGatewayTimeout
-	failure := gateway || rec.status == http.StatusInternalServerError || rec.status == statusClientClosed
+	record(x, p)
+	if x.gone {
+		return len(p), nil
+	}
+	n, err := x.ResponseWriter.Write(p)
 	switch {
-	case gateway && sought && !wrote:
+	case err != nil && x.h.set.detach:
+		x.gone = true
+		return len(p), nil
+	case err == nil && x.stream:
+		x.flush()
+	}
+	return n, err
+}
+
+// record copies p as far as it may be kept.
+func record(x *execution, p []byte) {
+	if x.length == 0 && x.header["Content-Type"] == nil && len(p) > 0 {
+		noteType(x, p)
+	}
+	x.length += int64(len(p))
+	if x.outcome == answered && x.length > x.h.set.maxResponseBody {
+		x.outcome = tooLarge
+		x.body = nil
+	}
+	if x.outcome == answered {
+		x.body = append(x.body, p...)
+	}
+}
+
+// Unwrap lets http.ResponseController reach the writer below, where the execution is compiled.
+func (x *execution) Unwrap() http.ResponseWriter {
+	return x.ResponseWriter
+}
+
+func (x *execution) flush() {
+	_ = http.NewResponseController(x.ResponseWriter).Flush() // a writer that cannot flush is not a stream
+}
+
+// noteType keeps the type that net/http is going to guess from the first bytes of an answer without one. It does not
+// guess for a stream, whose header is flushed before, nor where the header is there without a value, as in Traefik 3.
+func noteType(x *execution, p []byte) {
+	_, typed := x.header["Content-Type"]
+	if !typed && !x.stream && x.header["Content-Encoding"] == nil {
+		x.header["Content-Type"] = []string{http.DetectContentType(p)}
+	}
+}
+
+// judge tells from the status and the trace what kind of answer this is. Traefik answers for a backend that it could not
+// reach or that broke off with 500, 502, 504 or 499 (the client has gone), and without any header.
+func judge(x *execution) outcome {
+	sought, wrote, got := x.sought.Value() != "", happened(&x.wrote), happened(&x.answered)
+	gateway := x.status == http.StatusBadGateway || x.status == http.StatusServiceUnavailable || x.status == http.StatusGatewayTimeout
+	own := bare(x) && x.status != http.StatusServiceUnavailable
+	failure := gateway || x.status == http.StatusInternalServerError || x.status == statusClientClosed
+	switch {
+	case failure && sought && !wrote && (gateway || own):
 		return neverSent
-	case failure && wrote && (!got || bare):
+	case failure && wrote && (!got || own):
 		return unknown
-	case rec.h.set.retryable[rec.status]:
+	case x.h.set.retryable[x.status]:
 		return askedAgain
-	case gateway && !sought:
+	case (gateway && !sought) || x.status == statusClientClosed:
 		return unknown
 	}
-	return answered
+	return x.outcome
+}
+
+// happened tells whether the hook that locks m was called.
+func happened(m *sync.RWMutex) bool {
+	if m.TryLock() {
+		m.Unlock()
+		return false
+	}
+	return true
+}
+
+// bare tells whether the answer has none of the headers that come with a backend's answer. Middlewares below may have
+// added others to one of Traefik's own.
+func bare(x *execution) bool {
+	return x.header["Date"] == nil && x.header["Content-Length"] == nil && x.header["Content-Type"] == nil
 }
 
 // statusClientClosed is what Traefik answers when a request was cancelled.
 const statusClientClosed = 499
 
 // bodiless tells whether an answer of this status has no body, whatever its Content-Length says (RFC 9110, section 6.4.1).
-func (rec *recorder) bodiless() bool {
-	return rec.head || rec.status == http.StatusNoContent || rec.status == http.StatusNotModified
-}
-
-// whole tells whether as much was written as was declared.
-func (rec *recorder) whole() bool {
-	return rec.status != 0 && (rec.declared < 0 || rec.declared == rec.length)
-}
-
-// answer is what is kept for duplicates. An answer whose length was not declared gets one.
-func (rec *recorder) answer() ([]byte, http.Header) {
-	if rec.length > 0 || !rec.bodiless() {
-		rec.header["Content-Length"] = []string{strconv.FormatInt(rec.length, 10)}
-	}
-	return rec.body, rec.header
+func (x *execution) bodiless() bool {
+	return x.head || x.status == http.StatusNoContent || x.status == http.StatusNotModified
 }
 
 // hopByHop headers belong to one connection and are not replayed (RFC 9110, section 7.6.1).
 var hopByHop = []string{"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
 
-// kept copies the headers that a replay has: not those that the middlewares above had set before, which they set again.
-func (rec *recorder) kept(header http.Header) http.Header {
-	kept := header.Clone()
-	for name, values := range rec.before {
-		if reflect.DeepEqual(kept[name], values) {
-			delete(kept, name)
+// strip takes out of the answer's header what a replay does not have: hop-by-hop headers, omitHeaders, and what the
+// middlewares above had set before, which they set again.
+func strip(x *execution) {
+	if x.before != nil || x.header["Connection"] != nil {
+		stripMore(x)
+	}
+	for name := range x.header {
+		if x.h.set.omit[name] {
+			delete(x.header, name)
 		}
 	}
-	for _, name := range strings.Split(header.Get("Connection"), ",") {
-		kept.Del(strings.TrimSpace(name))
+}
+
+func stripMore(x *execution) {
+	for name, values := range x.before {
+		if reflect.DeepEqual(x.header[name], values) {
+			delete(x.header, name)
+		}
 	}
-	for _, name := range hopByHop {
-		delete(kept, name)
+	for _, name := range strings.Split(x.header.Get("Connection"), ",") {
+		x.header.Del(strings.TrimSpace(name))
 	}
-	for name := range rec.h.set.omit {
-		delete(kept, name)
-	}
-	return kept
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -12,172 +13,218 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// run is one call of the backend under a lease.
-//
-// What ends it is a method, not a function literal: Yaegi holds a lock while it runs deferred functions, on which a
-// literal of the same function would wait for ever.
-type run struct {
-	h        *handler
-	lease    *store.Lease
-	rec      *recorder
-	rest     *streamedBody // what of the request body is still to come, or nil
-	keeper   *keeper
-	detached *detached // nil without detach
-	returned bool      // the backend did not panic
-}
-
 // run calls the backend under lease and settles the key by the outcome, also when the call panics. Panics pass
 // through: Traefik's own proxy breaks off an answer with one.
-func (h *handler) run(w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody) {
-	rec := &recorder{h: h, w: w, trace: &trace{}, head: r.Method == http.MethodHead, degraded: lease.Degraded, before: w.Header().Clone()}
-	x := &run{h: h, lease: lease, rec: rec, rest: rest}
-	ctx := httptrace.WithClientTrace(r.Context(), rec.trace.hooks())
-	if h.set.detach {
-		x.detached = detach(ctx, h.set.detachTimeout)
-		ctx = x.detached.ctx
+func run(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody) {
+	x := &execution{ResponseWriter: w, h: h, lease: lease, rest: rest, head: r.Method == http.MethodHead, client: r.Context()}
+	header := w.Header()
+	_, typed := header["Content-Type"] // Traefik sets it to nothing, so that net/http does not guess
+	if len(header) > 1 || (len(header) == 1 && !typed) {
+		x.before = header.Clone()
 	}
-	x.keeper = h.keep(lease)
-	defer x.end()
-	h.next.ServeHTTP(rec, h.inside(ctx, r))
-	if rec.status == 0 { // net/http would answer so
-		rec.WriteHeader(http.StatusOK)
+	ctx := x.client
+	if !h.set.detach && ctx.Err() != nil {
+		free(x) // nobody waits for it, and the backend has not seen it
+		return
+	}
+	if h.set.detach {
+		ctx, x.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	}
+	ctx = httptrace.WithClientTrace(ctx, hooks(x))
+	begin(h.care, x)
+	defer end(x)
+	h.next.ServeHTTP(x, inside(ctx, r))
+	if x.status == 0 { // net/http would answer so
+		x.WriteHeader(http.StatusOK)
 	}
 	x.returned = true
 }
 
-// end frees what the run held and settles the key.
-func (x *run) end() {
-	x.keeper.stop()
-	if x.detached != nil {
-		x.detached.end()
-	}
-	result := x.rec.outcome
-	if !x.returned || !x.rec.whole() {
-		result = unknown
-	}
-	if result == unknown && x.rest != nil && x.rest.broken.Load() {
-		result = neverSent // the client broke off: the backend never saw the request whole
-	}
-	x.h.settle(x.lease, x.rec, result)
+// hooks returns what Traefik's transport is to call. They are methods of the standard library's own types, which cost
+// nothing; a function of the plugin would be interpreted at each call.
+func hooks(x *execution) *httptrace.ClientTrace {
+	return &httptrace.ClientTrace{GetConn: x.sought.Set, WroteHeaders: x.wrote.RLock, GotFirstResponseByte: x.answered.RLock}
 }
 
-// settle does with the key what the outcome asks for. The lease is fenced: if it is lost, nothing changes.
-func (h *handler) settle(lease *store.Lease, rec *recorder, result outcome) {
-	record := store.Record{State: store.Unknown, Fingerprint: lease.Fingerprint}
-	release := result == askedAgain || result == neverSent || (result == unknown && !h.set.holdUnknown)
-	switch result {
-	case answered:
-		record.State = store.Done
-		body, header := rec.answer()
-		record.Answer = &store.Answer{Status: rec.status, Header: header, Body: body}
+// end frees what the run held and settles the key.
+func end(x *execution) {
+	settle(x)
+	done(x.h.care, x) // so long the lease was renewed
+	if x.cancel != nil {
+		x.cancel()
+	}
+}
+
+// settle does with the key what the outcome asks for, unless that was done when the answer was whole.
+func settle(x *execution) {
+	if x.kept {
+		return
+	}
+	if x.returned && x.outcome == answered && (x.declared < 0 || x.declared == x.length) {
+		keepAnswer(x)
+		return
+	}
+	switch incomplete(x) {
+	case askedAgain, neverSent:
+		free(x)
 	case tooLarge:
-		record.State = store.Unkept
-		record.Answer = &store.Answer{Status: rec.status}
+		finish(x, &store.Record{State: store.Unkept, Fingerprint: x.lease.Fingerprint, Answer: &store.Answer{Status: x.status}})
+	default:
+		holdOrFree(x)
 	}
-	var kept bool
-	var err error
-	if release {
-		kept, err = h.store.Release(lease)
+}
+
+// keepAnswer keeps an answer that arrived whole.
+func keepAnswer(x *execution) {
+	strip(x)
+	if x.declared < 0 && !x.bodiless() { // an answer whose length was not declared gets one
+		x.header["Content-Length"] = []string{strconv.FormatInt(x.length, 10)}
+	}
+	answer := &store.Answer{Status: x.status, Header: x.header, Body: x.body}
+	finish(x, &store.Record{State: store.Done, Fingerprint: x.lease.Fingerprint, Answer: answer})
+	x.kept = true
+}
+
+// incomplete is the outcome of a run of which there is no whole answer to keep.
+func incomplete(x *execution) outcome {
+	if x.returned && x.status != 0 && (x.declared < 0 || x.declared == x.length) && x.outcome != unknown {
+		return x.outcome
+	}
+	if x.rest != nil && x.rest.broken.Load() {
+		return neverSent // the client broke off: the backend never saw the request whole
+	}
+	return unknown
+}
+
+// holdOrFree settles the key of a run that nobody knows the end of.
+func holdOrFree(x *execution) {
+	if x.h.set.holdUnknown {
+		finish(x, &store.Record{State: store.Unknown, Fingerprint: x.lease.Fingerprint})
 	} else {
-		kept, err = h.store.Finish(lease, record, h.set.ttl)
+		free(x)
 	}
+}
+
+// free makes the key free.
+func free(x *execution) {
+	kept, err := releaseKey(x.h.keys, x.lease)
+	if err != nil || !kept {
+		logEnd(x.h, err)
+	}
+}
+
+// finish keeps how the run ended. The lease is fenced: if it is lost, nothing changes.
+func finish(x *execution, rec *store.Record) {
+	kept, err := finishKey(x.h.keys, x.lease, rec, x.h.set.ttl)
+	if err != nil || !kept {
+		logEnd(x.h, err)
+	}
+}
+
+func logEnd(h *handler, err error) {
 	if err != nil {
 		h.log.seldom(levelError, "the end of a request could not be stored", err)
-	} else if !kept {
+	} else {
 		h.log.seldom(levelWarn, "a lease was lost before its request ended; raise lease if Redis was reachable", nil)
 	}
 }
 
-// hooks returns what Traefik's transport is to call.
-func (t *trace) hooks() *httptrace.ClientTrace {
-	return &httptrace.ClientTrace{
-		GetConn: func(_ string) {
-			t.sought.Store(true)
-			t.answered.Store(false)
-		},
-		WroteHeaders:         func() { t.wrote.Store(true) },
-		GotFirstResponseByte: func() { t.answered.Store(true) },
+// care looks after the requests that run: it renews their leases, and cancels those whose client has been gone for
+// longer than detachTimeout. One timer serves all requests of a handler, since most end long before either is due.
+type care struct {
+	h      *handler
+	period time.Duration
+
+	mu    sync.Mutex // guards runs and timer
+	runs  map[*execution]bool
+	timer *time.Timer // nil while nothing runs
+
+	renewed time.Time // last renewal; only look uses it, of which there is one at a time
+}
+
+// newCare returns the care of h. Leases are renewed three times in their life. A client's absence is noticed within an
+// eighth of detachTimeout, at most a quarter of a second.
+func newCare(h *handler) *care {
+	c := &care{h: h, period: h.set.lease / 3, runs: map[*execution]bool{}}
+	if h.set.detach {
+		for _, period := range []time.Duration{h.set.detachTimeout / 8, time.Second / 4} {
+			if period < c.period {
+				c.period = period
+			}
+		}
+	}
+	return c
+}
+
+// begin takes x into care.
+func begin(c *care, x *execution) {
+	c.mu.Lock()
+	c.runs[x] = true
+	if c.timer == nil {
+		startCare(c)
+	}
+	c.mu.Unlock()
+}
+
+// done takes x out of care.
+func done(c *care, x *execution) {
+	c.mu.Lock()
+	delete(c.runs, x)
+	c.mu.Unlock()
+}
+
+func startCare(c *care) {
+	c.renewed = time.Now()
+	c.timer = time.AfterFunc(c.period, c.look)
+}
+
+// look does what is due and comes again while anything runs.
+func (c *care) look() {
+	defer recovered("looking after running requests")
+	c.mu.Lock()
+	runs := make([]*execution, 0, len(c.runs))
+	for x := range c.runs {
+		runs = append(runs, x)
+	}
+	if len(runs) == 0 {
+		c.timer = nil
+	} else {
+		c.timer.Reset(c.period)
+	}
+	c.mu.Unlock()
+	now := time.Now()
+	due := now.Sub(c.renewed) >= c.h.set.lease/3
+	if due {
+		c.renewed = now
+	}
+	for _, x := range runs {
+		if due {
+			go renew(x)
+		}
+		if x.cancel != nil {
+			watchClient(x, now)
+		}
 	}
 }
 
-// keeper renews a lease until it is stopped or the lease is lost.
-type keeper struct {
-	h     *handler
-	lease *store.Lease
-
-	mu      sync.Mutex // guards timer and stopped
-	timer   *time.Timer
-	stopped bool
-}
-
-func (h *handler) keep(lease *store.Lease) *keeper {
-	k := &keeper{h: h, lease: lease}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.timer = time.AfterFunc(h.set.lease/3, k.renew)
-	return k
-}
-
-// renew makes the lease last and comes again. A renewal that overtakes the end of the run does no harm: it is fenced.
-func (k *keeper) renew() {
+// renew makes the lease of x last. A renewal that overtakes the end of the run does no harm: it is fenced.
+func renew(x *execution) {
 	defer recovered("renewing a lease")
-	kept, err := k.h.store.Renew(k.lease, k.h.set.lease)
+	_, err := renewKey(x.h.keys, x.lease, x.h.set.lease)
 	if err != nil {
-		k.h.log.seldom(levelError, "a lease could not be renewed", err)
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if !k.stopped && (kept || err != nil) {
-		k.timer.Reset(k.h.set.lease / 3)
+		x.h.log.seldom(levelError, "a lease could not be renewed", err)
 	}
 }
 
-func (k *keeper) stop() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.stopped = true
-	k.timer.Stop()
-}
-
-// detached is a context that does not end with the client's, but at the latest grace after it.
-type detached struct {
-	ctx    context.Context
-	cancel context.CancelFunc
-	grace  time.Duration
-	stop   func() bool // ends the watch on the client
-
-	mu    sync.Mutex // guards timer and ended
-	timer *time.Timer
-	ended bool
-}
-
-func detach(client context.Context, grace time.Duration) *detached {
-	d := &detached{grace: grace}
-	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(client))
-	d.stop = context.AfterFunc(client, d.clientGone)
-	return d
-}
-
-// clientGone begins the grace time.
-func (d *detached) clientGone() {
-	defer recovered("detaching a request")
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !d.ended {
-		d.timer = time.AfterFunc(d.grace, d.cancel)
+// watchClient cancels the upstream call when its client has been gone for detachTimeout.
+func watchClient(x *execution, now time.Time) {
+	switch {
+	case x.client.Err() == nil:
+	case x.missed.IsZero():
+		x.missed = now
+	case now.Sub(x.missed) >= x.h.set.detachTimeout:
+		x.cancel()
 	}
-}
-
-// end frees the context and what watches the client.
-func (d *detached) end() {
-	d.stop()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.ended = true
-	if d.timer != nil {
-		d.timer.Stop()
-	}
-	d.cancel()
 }
 
 // newEmptyBody returns a body that is empty and does not say so.

@@ -283,8 +283,8 @@ func TestEndpoints(t *testing.T) {
 func TestAnAnswerExpires(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
 		s := e.serve(t, hosts.Settings{"ttl": 1}, created)
-		s.want(s.do(post("/", "k")), 201, "first")
 		begin := time.Now()
+		s.want(s.do(post("/", "k")), 201, "first")
 		for s.do(post("/", "k")).header.Get("Decision") == "replayed" {
 			time.Sleep(20 * time.Millisecond) // an answer that never expires ends in the test's time-out
 		}
@@ -395,11 +395,11 @@ func TestADuplicateIsRejectedOrWaitsNoLongerThanAsked(t *testing.T) {
 func TestALeaseIsRenewedWhileTheRequestRuns(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
 		arrived, proceed := make(chan struct{}), make(chan struct{})
-		s := e.serve(t, hosts.Settings{"lease": "900ms", "inFlight": "reject", "localCacheBytes": 0}, gated(arrived, proceed))
+		s := e.serve(t, hosts.Settings{"lease": "2s", "inFlight": "reject", "localCacheBytes": 0}, gated(arrived, proceed))
 		first := make(chan answer)
 		go func() { first <- s.send(post("/", "k")) }()
 		<-arrived
-		for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 			s.wantProblem(s.do(post("/", "k")), 409, "in-flight", "conflict")
 		}
 		close(proceed)

@@ -134,7 +134,7 @@ func TestREADMESettings(t *testing.T) {
 // TestREADMEProblems finds every answer of the plugin's own in the README.
 func TestREADMEProblems(t *testing.T) {
 	readme := readRoot(t, "README.md")
-	found := regexp.MustCompile(`refuse\((http\.\w+), "([a-z-]+)"`).FindAllStringSubmatch(readRoot(t, "problem.go"), -1)
+	found := regexp.MustCompile(`newRefusal\((http\.\w+), "([a-z-]+)"`).FindAllStringSubmatch(readRoot(t, "problem.go"), -1)
 	if len(found) != 8 {
 		t.Errorf("%d problems in problem.go, want 8", len(found))
 	}

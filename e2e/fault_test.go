@@ -306,11 +306,12 @@ func TestRedisDown(t *testing.T) {
 		reject.do(post("/", "before"))
 		server.Kill()
 
-		degrade.wantReplay(before, degrade.do(post("/", "before")))
+		degrade.want(degrade.do(post("/", "notice")), 201, "first;degraded")
+		degrade.wantReplayAs(before, degrade.do(post("/", "before")), "replayed;degraded")
 		first := degrade.do(post("/", "during"))
 		degrade.want(first, 201, "first;degraded")
-		degrade.wantReplay(first, degrade.do(post("/", "during")))
-		degrade.calls(2)
+		degrade.wantReplayAs(first, degrade.do(post("/", "during")), "replayed;degraded")
+		degrade.calls(3)
 
 		pass.want(pass.do(post("/", "during")), 201, "first;degraded")
 		pass.want(pass.do(post("/", "during")), 201, "first;degraded")
@@ -326,11 +327,11 @@ func TestRedisDown(t *testing.T) {
 
 		// Redis comes back, empty, where it was.
 		server.Restart()
-		degrade.wantReplay(first, degrade.do(post("/", "during")))
 		for _, s := range []*site{degrade, pass, reject} {
 			s.want(s.do(post("/", "after")), 201, "first")
 			s.want(s.do(post("/", "after")), 201, "replayed")
 		}
+		degrade.wantReplay(first, degrade.do(post("/", "during")))
 	})
 }
 
@@ -394,7 +395,7 @@ func TestForeignValues(t *testing.T) {
 				}
 				first := at.do(post("/", key)) // this Traefik's memory goes on
 				at.want(first, 201, "first;degraded")
-				at.wantReplay(first, at.do(post("/", key)))
+				at.wantReplayAs(first, at.do(post("/", key)), "replayed;degraded")
 			}
 		}
 		if host == hosts.Traefik {
@@ -441,7 +442,7 @@ func TestStrangeRedisReplies(t *testing.T) {
 			if first.status != 201 || first.header.Get("Decision") != "first;degraded" {
 				t.Errorf("%s: %d %q", name, first.status, first.header.Get("Decision"))
 			}
-			s.wantReplay(first, s.do(post("/", "k")))
+			s.wantReplayAs(first, s.do(post("/", "k")), "replayed;degraded")
 			s.calls(1)
 		}
 	})

@@ -29,8 +29,12 @@ func TestStoreInARealRedisConforms(t *testing.T) {
 		options := redisclient.Options{Address: server.Addr, DialTimeout: hour, ReadTimeout: hour, WriteTimeout: hour}
 		client := redisclient.New(options)
 		t.Cleanup(client.Close)
-		return storetest.Subject{Store: redisclient.NewKeys(client, "idem"), Pass: server.Pass}
+		return storetest.Redis(redisclient.NewKeys(client, "idem"), server.Pass)
 	})
+}
+
+func ping(client *redisclient.Client) ([]any, error) {
+	return client.Batch([]redisclient.Command{{Name: "PING"}})
 }
 
 func TestThePoolIsBounded(t *testing.T) {
@@ -42,7 +46,7 @@ func TestThePoolIsBounded(t *testing.T) {
 		go func() {
 			defer wg.Done()
 			for range 20 {
-				_, err := client.Do("PING")
+				_, err := ping(client)
 				if err != nil {
 					t.Error(err)
 				}
@@ -51,15 +55,15 @@ func TestThePoolIsBounded(t *testing.T) {
 	}
 	wg.Wait()
 	if n := connections(t, server); n > 2 {
-		t.Errorf("%d connections kept, want at most poolSize 2", n)
+		t.Errorf("%d connections, want at most poolSize 2", n)
 	}
 	client.Close()
-	for connections(t, server) > 0 {
-		time.Sleep(5 * time.Millisecond)
+	_, err := ping(client) // of a request that outlives its configuration
+	if err != nil {
+		t.Error(err)
 	}
-	_, err := client.Do("PING")
-	if err == nil {
-		t.Error("a closed client sends commands")
+	for connections(t, server) > 0 { // a connection that is left ends in the test's time-out
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 
@@ -72,7 +76,7 @@ func TestABusyPoolSaysSo(t *testing.T) {
 	failures := make(chan error, 2)
 	for range 2 {
 		go func() {
-			_, err := client.Do("PING")
+			_, err := ping(client)
 			failures <- err
 		}()
 	}
@@ -206,7 +210,7 @@ func TestBurst(t *testing.T) {
 func TestATraefikThatDies(t *testing.T) {
 	server := redistest.Start(t)
 	e := &env{redis: server}
-	settings := e.settings(hosts.Settings{"scope": []any{"Authorization"}, "lease": "2s", "inFlightTimeout": "60s"})
+	settings := e.settings(hosts.Settings{"scope": []any{"Authorization"}, "lease": "6s", "inFlightTimeout": "60s"})
 	arrived := make(chan struct{})
 	var calls atomic.Int64
 	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
@@ -227,8 +231,8 @@ func TestATraefikThatDies(t *testing.T) {
 	_ = doomed.Cmd.Process.Kill()
 	second.want(second.do(post("/", "k")), 201, "first")
 	// It was renewed at least every lease/3.
-	if waited := time.Since(begin); waited < time.Second {
-		t.Errorf("the key was free %s after its owner died, with a lease of 2s", waited)
+	if waited := time.Since(begin); waited < 2*time.Second {
+		t.Errorf("the key was free %s after its owner died, with a lease of 6s", waited)
 	}
 	second.want(second.do(post("/", "k")), 201, "replayed")
 	second.calls(2)
@@ -405,7 +409,7 @@ func TestLoad(t *testing.T) {
 	p := hosts.StartTraefik(t)
 	e := &env{redis: server}
 	// A short life and a small cache, so that what is kept stops growing long before half-time.
-	settings := e.settings(hosts.Settings{"ttl": "5s", "localCacheBytes": 4 << 20})
+	settings := e.settings(hosts.Settings{"ttl": "10s", "localCacheBytes": 4 << 20})
 	b := newBackend(t, created)
 	s := siteOf(t, p.Serve(t, b.URL, settings), b)
 	var next, wrong atomic.Int64

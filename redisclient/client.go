@@ -2,14 +2,16 @@
 package redisclient
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"os"
-	"reflect"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -17,11 +19,17 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// ErrPoolExhausted is the error for a command that found all of Options.MaxActiveConns connections busy for the
-// length of Options.ReadTimeout.
-var ErrPoolExhausted = errors.New("all connections to Redis are busy")
+var errProtocol = errors.New("the reply is not one that Redis gives")
 
-var errClosed = errors.New("the Redis client is closed")
+// noNumber is the number of a reply that is no integer. No script returns it.
+const noNumber = -1
+
+// maxReply is the longest reply that is taken, in bytes: Redis' own bound on a string.
+const maxReply = 512 << 20
+
+// connsPerCPU bounds how many connections a client opens. Commands of concurrent requests share connections and their
+// flushes; every further connection would only make those flushes smaller.
+const connsPerCPU = 2
 
 // Options say which Redis, and how to speak to it. Two clients with equal options are interchangeable.
 type Options struct {
@@ -33,193 +41,236 @@ type Options struct {
 
 	DialTimeout, ReadTimeout, WriteTimeout time.Duration
 
-	PoolSize       int // idle connections kept at the most; 0 = 10 per CPU
+	PoolSize       int // connections at the most, if that is less than two per CPU; 0 = two per CPU
 	MinIdleConns   int // connections opened in advance
-	MaxActiveConns int // connections at the most; 0 = no bound
+	MaxActiveConns int // connections at the most; 0 = PoolSize alone counts
 }
 
-// Client sends commands to one Redis server over a pool of connections. All methods may be called by many goroutines
-// at once.
+// Client sends commands to one Redis server. Commands that come while a connection is busy are sent together, in one
+// write, when it is free. Many goroutines may send at once.
 type Client struct {
-	opts Options
+	opts  Options
+	lanes chan *lane // those that nobody uses now; receiving one is the permission to use it
 
-	mu     sync.Mutex // guards everything below
-	idle   []redis.Conn
-	active int     // connections open, idle ones included
-	queue  []*turn // those who wait for a connection, first come first
-	closed bool
+	mu      sync.Mutex // guards everything below
+	pending *batch     // what the next free lane takes; nil if nobody waits for one
+	closed  bool
 }
 
-// turn is a place in the queue for a connection. (A slice of channels cannot be ranged over under Yaegi.)
-type turn struct {
-	come chan struct{} // closed when it is this one's turn
+// lane is a place for a connection. Whoever took it out of Client.lanes has it alone.
+type lane struct {
+	conn   redis.Conn // nil while it is not connected
+	net    net.Conn   // below conn
+	reader *bufio.Reader
+}
+
+// batch is what goes over a lane in one write. The goroutine that began it sends it, the others wait for it.
+type batch struct {
+	commands []*command
+	done     chan struct{} // closed when every command has its reply
+}
+
+// command is a command and its reply.
+type command struct {
+	head, tail string // as Redis' protocol has it
+	body       []byte // between head and tail, if there is anything that should not be copied
+
+	reply  []byte // a bulk string; nil for a nil
+	number int64  // an integer; noNumber if the reply is none
+	err    error  // an error reply, or why there is no reply
 }
 
 // New returns a client. It connects when there is something to send, not before; Close frees it.
 func New(opts Options) *Client {
-	if opts.PoolSize == 0 {
-		opts.PoolSize = 10 * runtime.GOMAXPROCS(0)
+	n := connsPerCPU * runtime.GOMAXPROCS(0)
+	for _, limit := range []int{opts.PoolSize, opts.MaxActiveConns} {
+		if limit > 0 && limit < n {
+			n = limit
+		}
 	}
-	c := &Client{opts: opts}
+	c := &Client{opts: opts, lanes: make(chan *lane, n)}
+	for i := 0; i < n; i++ {
+		c.lanes <- &lane{}
+	}
 	if opts.MinIdleConns > 0 {
-		go c.warm()
+		go c.warm(n)
 	}
 	return c
 }
 
-// Close closes idle connections now, and busy ones when their command is done.
+// Close closes idle connections now, and busy ones when their commands are done. Who still has something to send can do
+// so, over a connection that lasts no longer: a request may outlive the configuration that it came under.
 func (c *Client) Close() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.closed = true
-	for _, conn := range c.idle {
-		_ = conn.Close()
+	c.mu.Unlock()
+	for i := len(c.lanes); i > 0; i-- {
+		l := <-c.lanes
+		giveBack(c, l)
 	}
-	c.active -= len(c.idle)
-	c.idle = nil
-	for _, t := range c.queue {
-		close(t.come)
-	}
-	c.queue = nil
 }
 
-// Do sends one command and returns Redis' reply; an error reply is returned as an error. If a connection from the
-// pool turns out to be broken (Redis was restarted, or closed it for idleness) the command is sent once more over a
-// new one: so it may only be used for commands that can be repeated.
-func (c *Client) Do(cmd string, args ...interface{}) (interface{}, error) {
-	conn, reused, err := c.get()
-	if err != nil {
-		return nil, fmt.Errorf("redis %s: %w", c.opts.Address, err)
+// send carries out cmd and returns when it has its reply. If a connection turns out to be broken (Redis was restarted, or
+// closed it for idleness) all its commands are sent once more over a new one: so it may only be used for commands
+// that can be repeated.
+func send(c *Client, cmd *command) {
+	c.mu.Lock()
+	b := c.pending
+	first := b == nil
+	if first {
+		b = &batch{done: make(chan struct{})}
+		c.pending = b
 	}
-	reply, err := conn.Do(cmd, args...)
-	if reused && conn.Err() != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		_ = conn.Close()
-		conn, err = c.dial()
+	b.commands = append(b.commands, cmd)
+	c.mu.Unlock()
+	if first {
+		lead(c, b)
+	} else {
+		<-b.done
+	}
+}
+
+// lead waits for a lane, closes the batch and carries it out.
+func lead(c *Client, b *batch) {
+	l := <-c.lanes
+	defer finishBatch(c, l, b)
+	c.mu.Lock()
+	c.pending = nil
+	c.mu.Unlock()
+	reused := l.conn != nil
+	err := exchange(c, l, b)
+	if err != nil && reused && !errors.Is(err, os.ErrDeadlineExceeded) {
+		disconnect(l)
+		err = exchange(c, l, b)
+	}
+	if err != nil {
+		disconnect(l)
+		fail(b, err)
+	}
+}
+
+// finishBatch wakes those who wait for b, whatever became of it.
+func finishBatch(c *Client, l *lane, b *batch) {
+	giveBack(c, l)
+	close(b.done)
+}
+
+// giveBack lets others have the lane.
+func giveBack(c *Client, l *lane) {
+	c.mu.Lock()
+	closed := c.closed
+	c.mu.Unlock()
+	if closed {
+		disconnect(l)
+	}
+	c.lanes <- l
+}
+
+func fail(b *batch, err error) {
+	for _, cmd := range b.commands {
+		cmd.err = err
+	}
+}
+
+func disconnect(l *lane) {
+	if l.conn != nil {
+		_ = l.conn.Close()
+		l.conn = nil
+	}
+}
+
+// exchange writes the whole batch and reads its replies. It is written with a few calls of the standard library, since
+// redigo, which does this byte by byte, takes many times as long under Yaegi.
+func exchange(c *Client, l *lane, b *batch) error {
+	if l.conn == nil {
+		err := dial(c, l)
 		if err != nil {
-			c.put(nil)
-			return nil, fmt.Errorf("redis %s: %w", c.opts.Address, err)
-		}
-		reply, err = conn.Do(cmd, args...)
-	}
-	c.put(conn)
-	if err != nil {
-		return nil, fmt.Errorf("redis %s: %s: %w", c.opts.Address, cmd, err)
-	}
-	return reply, nil
-}
-
-// script is a Lua script that Redis knows by its digest once it has run.
-type script struct {
-	source, sha1 string
-}
-
-// run executes s over one key by its digest, which is one round trip, and by its source when Redis has forgotten it.
-func (c *Client) run(s *script, key string, args ...interface{}) (interface{}, error) {
-	all := append([]interface{}{s.sha1, 1, key}, args...)
-	reply, err := c.Do("EVALSHA", all...)
-	if err != nil && strings.Contains(err.Error(), ": NOSCRIPT ") {
-		all[0] = s.source
-		reply, err = c.Do("EVAL", all...)
-	}
-	return reply, err
-}
-
-// get returns a connection, and whether it has been used before. Whoever gets one gives it back with put.
-func (c *Client) get() (redis.Conn, bool, error) {
-	deadline := time.Now().Add(c.opts.ReadTimeout)
-	c.mu.Lock()
-	for {
-		if c.closed {
-			c.mu.Unlock()
-			return nil, false, errClosed
-		}
-		last := len(c.idle) - 1
-		if last >= 0 {
-			conn := c.idle[last]
-			c.idle[last] = nil
-			c.idle = c.idle[:last]
-			c.mu.Unlock()
-			return conn, true, nil
-		}
-		if c.opts.MaxActiveConns == 0 || c.active < c.opts.MaxActiveConns {
-			c.active++
-			c.mu.Unlock()
-			conn, err := c.dial()
-			if err != nil {
-				c.put(nil)
-			}
-			return conn, false, err
-		}
-		t := &turn{come: make(chan struct{})}
-		c.queue = append(c.queue, t)
-		c.mu.Unlock()
-		inTime := t.await(time.Until(deadline))
-		c.mu.Lock()
-		if !inTime && !c.leave(t) {
-			inTime = true // the turn came at the last moment
-		}
-		if !inTime {
-			c.mu.Unlock()
-			return nil, false, ErrPoolExhausted
+			return err
 		}
 	}
+	requests := make(net.Buffers, 0, len(b.commands))
+	for _, cmd := range b.commands {
+		requests = append(requests, []byte(cmd.head))
+		if cmd.tail != "" {
+			requests = append(requests, cmd.body, []byte(cmd.tail))
+		}
+	}
+	_ = l.net.SetWriteDeadline(time.Now().Add(c.opts.WriteTimeout))
+	_, err := requests.WriteTo(l.net)
+	_ = l.net.SetReadDeadline(time.Now().Add(c.opts.ReadTimeout))
+	for _, cmd := range b.commands {
+		if err == nil {
+			err = receive(l.reader, cmd)
+		}
+	}
+	return err
 }
 
-// put gives a connection back; nil, or one that is broken, makes room for another.
-func (c *Client) put(conn redis.Conn) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// receive reads one reply: nil, a bulk string, an integer or an error, which is all that the scripts return.
+func receive(r *bufio.Reader, cmd *command) error {
+	line, err := r.ReadString('\n')
+	cmd.reply = nil
+	cmd.number = noNumber
+	cmd.err = nil
 	switch {
-	case conn == nil:
-		c.active--
-	case c.closed || conn.Err() != nil || len(c.idle) >= c.opts.PoolSize:
-		_ = conn.Close()
-		c.active--
-	default:
-		c.idle = append(c.idle, conn)
+	case err != nil:
+		return err
+	case line == "$-1\r\n":
+		return nil
+	case line == ":1\r\n":
+		cmd.number = 1
+		return nil
 	}
-	if len(c.queue) > 0 {
-		close(c.queue[0].come)
-		c.queue = c.queue[1:]
-	}
+	return receiveLong(r, cmd, line)
 }
 
-// leave takes t out of the queue; false if it is not there any more, because its turn has come.
-func (c *Client) leave(t *turn) bool {
-	for i, other := range c.queue {
-		if other == t {
-			c.queue = append(c.queue[:i], c.queue[i+1:]...)
-			return true
-		}
+// receiveLong reads what receive does not see at a glance.
+func receiveLong(r *bufio.Reader, cmd *command, line string) error {
+	if len(line) < 4 || line[len(line)-2] != '\r' {
+		return errProtocol
 	}
-	return false
+	value := line[1 : len(line)-2]
+	if line[0] == '-' {
+		cmd.err = errors.New(value)
+		return nil
+	}
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil {
+		return errProtocol
+	}
+	if line[0] == ':' {
+		cmd.number = n
+		return nil
+	}
+	if line[0] != '$' || n < 0 || n > maxReply {
+		return errProtocol
+	}
+	cmd.reply = make([]byte, n+2)
+	_, err = io.ReadFull(r, cmd.reply)
+	if err == nil && string(cmd.reply[n:]) != "\r\n" {
+		err = errProtocol
+	}
+	cmd.reply = cmd.reply[:n]
+	return err
 }
 
-// await waits for the turn to come, at most d. (A select statement would share its cases under Yaegi.)
-func (t *turn) await(d time.Duration) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	defer cancel()
-	chosen, _, _ := reflect.Select([]reflect.SelectCase{
-		{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(t.come)},
-		{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())},
-	})
-	return chosen == 0
-}
-
-// dial connects and logs in. redigo's own Dial is not used, since it logs in through a select statement.
-func (c *Client) dial() (redis.Conn, error) {
+// dial connects l and logs in. redigo's own Dial is not used, since it logs in through a select statement.
+func dial(c *Client, l *lane) error {
 	dialer := &net.Dialer{Timeout: c.opts.DialTimeout}
 	netConn, err := dialer.DialContext(context.Background(), "tcp", c.opts.Address)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	conn := redis.NewConn(netConn, c.opts.ReadTimeout, c.opts.WriteTimeout)
 	err = c.login(conn)
 	if err != nil {
 		_ = conn.Close()
-		return nil, err
+		return err
 	}
-	return conn, nil
+	l.conn = conn
+	l.net = netConn
+	l.reader = bufio.NewReader(netConn)
+	return nil
 }
 
 func (c *Client) login(conn redis.Conn) error {
@@ -250,27 +301,23 @@ func (c *Client) login(conn redis.Conn) error {
 	return nil
 }
 
-// warm opens connections in advance. Failures are left to the first command, which reports them.
-func (c *Client) warm() {
+// warm opens connections in advance, n at the most. A failure is left to the first command, which reports it.
+func (c *Client) warm(n int) {
 	defer func() {
 		if p := recover(); p != nil {
 			log.Printf("level=error msg=\"opening connections to Redis failed\" cause=%q", p)
 		}
 	}()
-	for {
-		c.mu.Lock()
-		enough := c.closed || c.active >= c.opts.MinIdleConns
-		if !enough {
-			c.active++
-		}
-		c.mu.Unlock()
-		if enough {
-			return
-		}
-		conn, err := c.dial()
-		c.put(conn)
-		if err != nil {
-			return
-		}
+	for i := 0; i < n && i < c.opts.MinIdleConns; i++ {
+		c.warmOne()
+	}
+}
+
+// warmOne connects the next free lane.
+func (c *Client) warmOne() {
+	l := <-c.lanes
+	defer giveBack(c, l)
+	if l.conn == nil {
+		_ = dial(c, l)
 	}
 }

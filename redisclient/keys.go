@@ -1,10 +1,13 @@
 package redisclient
 
 import (
-	"context"
+	"bytes"
 	"crypto/sha1" //nolint:gosec // Redis names scripts by their SHA-1
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/example/traefik-idem/store"
@@ -13,114 +16,158 @@ import (
 // Each script is one step of a key's life and touches that key alone. Each can be sent twice with the same arguments:
 // the second time it finds its own work and answers as if it did it then.
 var (
-	// claim: ARGV = the running record, the lease in ms. Nil if the key is ours now, else who has it and for how many ms.
-	claimScript = newScript(`
+	// claim: ARGV = the running record, the lease in ms. Nil if the key is ours now, else for how many ms it is held, a
+	// space, and its record.
+	claimScript = newScript(2, `
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return false end
 local v = redis.call('GET', KEYS[1])
 if v == ARGV[1] then return false end
-return {v, redis.call('PTTL', KEYS[1])}`)
+return redis.call('PTTL', KEYS[1]) .. ' ' .. v`)
 
-	// finish: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if the lease is lost.
-	finishScript = newScript(`
+	// finish: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody else has
+	// the key, 2 if nobody has.
+	finishScript = newScript(3, `
 local v = redis.call('GET', KEYS[1])
 if v == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) return 1 end
 if v == ARGV[2] then return 1 end
-return 0`)
+return v and 0 or 2`)
 
 	// renew: ARGV = the running record, the lease in ms. 1 if the lease goes on, 0 if it is lost.
-	renewScript = newScript(`
+	renewScript = newScript(2, `
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0`)
 
 	// release: ARGV = the running record. 1 if the key is free now, 0 if the lease was lost.
-	releaseScript = newScript(`
+	releaseScript = newScript(1, `
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0`)
 )
 
-func newScript(source string) *script {
-	sum := sha1.Sum([]byte(source)) //nolint:gosec // Redis names scripts by their SHA-1
-	return &script{source: source, sha1: hex.EncodeToString(sum[:])}
+// script is a Lua script over one key. Redis knows it by its digest once it has run.
+type script struct {
+	bySHA1, bySource string // the command in Redis' protocol up to the key
 }
 
-// Keys is a store.Store in Redis.
+func newScript(args int, source string) *script {
+	sum := sha1.Sum([]byte(source)) //nolint:gosec // Redis names scripts by their SHA-1
+	head := "*" + strconv.Itoa(4+args) + "\r\n"
+	return &script{
+		bySHA1:   head + bulk("EVALSHA") + bulk(hex.EncodeToString(sum[:])) + bulk("1"),
+		bySource: head + bulk("EVAL") + bulk(source) + bulk("1"),
+	}
+}
+
+// bulkHeads are what stands before an argument of so many bytes in Redis' protocol.
+var bulkHeads = newBulkHeads()
+
+func newBulkHeads() []string {
+	heads := make([]string, 1<<10)
+	for n := range heads {
+		heads[n] = "$" + strconv.Itoa(n) + "\r\n"
+	}
+	return heads
+}
+
+// bulk is s as an argument in Redis' protocol.
+func bulk(s string) string {
+	return "$" + strconv.Itoa(len(s)) + "\r\n" + s + "\r\n"
+}
+
+// Keys is a store of idempotency keys in Redis; see package store for what its functions do.
 type Keys struct {
 	client *Client
 	prefix string
 }
-
-var _ store.Store = (*Keys)(nil)
 
 // NewKeys returns a store whose Redis keys are <keyPrefix>:req:<key>.
 func NewKeys(client *Client, keyPrefix string) *Keys {
 	return &Keys{client: client, prefix: keyPrefix + ":req:"}
 }
 
-// Claim implements store.Store. A value that is no record is an error that wraps store.ErrForeign.
-func (k *Keys) Claim(l *store.Lease, d time.Duration) (store.Held, error) {
-	reply, err := k.client.run(claimScript, k.prefix+l.Key, running(l), d.Milliseconds())
+// Claim gives the key to the lease for d if nobody holds it, and else tells who does. A value that is no record is an
+// error that wraps store.ErrForeign.
+func Claim(k *Keys, l *store.Lease, d time.Duration) (store.Held, error) {
+	held := store.Held{Record: store.Record{State: store.Claimed}, Left: d}
+	cmd := &command{head: milliseconds(d)}
+	step(k, claimScript, l, cmd)
+	if cmd.reply != nil || cmd.number != noNumber || cmd.err != nil {
+		return decode(cmd)
+	}
+	return held, nil
+}
+
+// Renew makes the lease last d from now; false if it is lost.
+func Renew(k *Keys, l *store.Lease, d time.Duration) (bool, error) {
+	cmd := &command{head: milliseconds(d)}
+	step(k, renewScript, l, cmd)
+	return cmd.number == 1, cmd.err
+}
+
+// ErrGone is the error for a lease that ended without anybody having taken the key: Redis was restarted or had no room.
+var ErrGone = errors.New("the key is gone from Redis, though its lease was renewed")
+
+// Finish replaces the lease by rec for ttl; false, and nothing is changed, if the lease is lost, with ErrGone if nobody
+// else has it.
+func Finish(k *Keys, l *store.Lease, rec *store.Record, ttl time.Duration) (bool, error) {
+	cmd := &command{tail: "\r\n" + milliseconds(ttl)}
+	if rec.State == store.Done {
+		cmd.body = rec.Answer.Body
+	}
+	head := store.Head(rec)
+	cmd.head = "$" + strconv.Itoa(len(head)+len(cmd.body)) + "\r\n" + head
+	step(k, finishScript, l, cmd)
+	if cmd.number == 2 {
+		cmd.err = ErrGone
+	}
+	return cmd.number == 1, cmd.err
+}
+
+// Release makes the key free; false, and nothing is changed, if the lease is lost.
+func Release(k *Keys, l *store.Lease) (bool, error) {
+	cmd := &command{}
+	step(k, releaseScript, l, cmd)
+	return cmd.number == 1, cmd.err
+}
+
+// step runs s by its digest, and by its source when Redis has forgotten it. In front of what is in cmd come the key and
+// the running record, by which the owner of the lease is known.
+func step(k *Keys, s *script, l *store.Lease, cmd *command) {
+	key := k.prefix + l.Key
+	running := store.RunningHead(l)
+	args := bulkHeads[len(key)] + key + "\r\n" + bulkHeads[len(running)] + running + "\r\n" + cmd.head
+	cmd.head = s.bySHA1 + args
+	send(k.client, cmd)
+	if cmd.err != nil && strings.Contains(cmd.err.Error(), "NOSCRIPT ") {
+		cmd.head = s.bySource + args
+		send(k.client, cmd)
+	}
+	if cmd.err == nil && s != claimScript && cmd.number == noNumber {
+		cmd.err = errProtocol
+	}
+	if cmd.err != nil {
+		cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, cmd.err)
+	}
+}
+
+// milliseconds is d as an argument in Redis' protocol.
+func milliseconds(d time.Duration) string {
+	text := strconv.FormatInt(int64(d/time.Millisecond), 10)
+	return bulkHeads[len(text)] + text + "\r\n"
+}
+
+// decode reads what the claim script tells of a key that somebody holds.
+func decode(cmd *command) (store.Held, error) {
+	if cmd.err != nil {
+		return store.Held{}, cmd.err
+	}
+	space := bytes.IndexByte(cmd.reply, ' ')
+	if space < 0 {
+		return store.Held{}, store.ErrForeign
+	}
+	left, err := strconv.ParseInt(string(cmd.reply[:space]), 10, 64)
 	if err != nil {
-		return store.Held{}, err
+		return store.Held{}, store.ErrForeign
 	}
-	if reply == nil {
-		rec := store.Record{State: store.Claimed, Fingerprint: l.Fingerprint, Owner: l.Owner}
-		return store.Held{Record: rec, Left: d}, nil
-	}
-	parts, ok := reply.([]interface{})
-	if !ok || len(parts) != 2 {
-		return store.Held{}, unexpected("claim", reply)
-	}
-	value, isBytes := parts[0].([]byte)
-	left, isInt := parts[1].(int64)
-	if !isBytes || !isInt {
-		return store.Held{}, unexpected("claim", reply)
-	}
-	rec, err := store.Decode(value)
-	if err != nil {
-		return store.Held{}, err
-	}
-	return store.Held{Record: rec, Left: time.Duration(left) * time.Millisecond}, nil
-}
-
-// Renew implements store.Store.
-func (k *Keys) Renew(l *store.Lease, d time.Duration) (bool, error) {
-	return k.did(renewScript, l, d.Milliseconds())
-}
-
-// Finish implements store.Store.
-func (k *Keys) Finish(l *store.Lease, rec store.Record, ttl time.Duration) (bool, error) {
-	return k.did(finishScript, l, store.Encode(rec), ttl.Milliseconds())
-}
-
-// Release implements store.Store.
-func (k *Keys) Release(l *store.Lease) (bool, error) {
-	return k.did(releaseScript, l)
-}
-
-// Wait implements store.Store.
-func (k *Keys) Wait(ctx context.Context, _ string, attempt int) {
-	store.Poll(ctx, attempt)
-}
-
-// did runs a script that answers 1 for done and 0 for a lost lease.
-func (k *Keys) did(s *script, l *store.Lease, args ...interface{}) (bool, error) {
-	all := append([]interface{}{running(l)}, args...)
-	reply, err := k.client.run(s, k.prefix+l.Key, all...)
-	if err != nil {
-		return false, err
-	}
-	n, ok := reply.(int64)
-	if !ok {
-		return false, unexpected("step", reply)
-	}
-	return n == 1, nil
-}
-
-// running is the record that stands in Redis as long as the lease holds.
-func running(l *store.Lease) []byte {
-	return store.Encode(store.Record{State: store.Running, Fingerprint: l.Fingerprint, Owner: l.Owner})
-}
-
-func unexpected(step string, reply interface{}) error {
-	return fmt.Errorf("redis: unexpected reply to the %s script: %T", step, reply)
+	rec, err := store.Decode(cmd.reply[space+1:])
+	return store.Held{Record: rec, Left: time.Duration(left) * time.Millisecond}, err
 }

@@ -4,7 +4,6 @@ import (
 	"container/list"
 	"context"
 	"log"
-	"reflect"
 	"sync"
 	"time"
 )
@@ -16,34 +15,45 @@ const (
 	headerBytes = 96
 )
 
-// sweepChunk is how many keys are looked at under one hold of the lock.
+// sweepChunk is how many entries are looked at under one hold of the lock.
 const sweepChunk = 128
 
-// Memory is a Store in this process's memory. Finished records take at most limit bytes: the oldest are dropped for
-// new ones. Running records are as many as there are requests under way and are never dropped. Expired records are
-// freed within about a second, traffic or not.
+// Memory is a store in this process's memory. Finished records take at most limit bytes, and are freed within about a
+// second after they expired, traffic or not. Running records are never dropped: there are as many as requests under way,
+// each of which finishes or releases its own.
+//
+// When there is no room, the oldest answers go first. Of a record that no other store has the key stays, so that its
+// request does not run a second time: it becomes Unkept. Such bare keys take at most half of limit; then the oldest of
+// them go too.
 type Memory struct {
 	now func() time.Time
 
-	mu      sync.Mutex // guards everything below, and the fields of every entry
-	limit   int64
-	bytes   int64 // of finished records
-	evicted int64
-	entries map[string]*entry
-	oldest  *list.List         // keys of finished records, first finished first
-	due     map[int64][]string // keys by the second in which to look whether they have expired
-	swept   int64              // the last second that was looked at
-	timer   *time.Timer        // of the next sweep; nil while there is nothing to free
-	closed  bool
+	mu       sync.Mutex // guards everything below, and the fields of every entry
+	limit    int64
+	bytes    int64 // of finished records
+	bareSize int64 // of those in bare
+	evicted  int64
+	entries  map[string]*entry
+	full     *list.List           // finished entries with answers or known elsewhere, first finished first
+	bare     *list.List           // finished entries without an answer that only this store has, likewise
+	due      map[int64]*list.List // all finished entries by the second in which they have expired
+	swept    int64                // the last second that was swept
+	timer    *time.Timer          // of the next sweep; nil while there is nothing to free
 }
 
 type entry struct {
+	key     string
 	rec     Record
-	expires time.Time
-	due     int64         // the second under which the key stands in Memory.due
-	size    int64         // finished: bytes counted
-	age     *list.Element // finished: place in Memory.oldest
-	done    chan struct{} // running: closed at its end
+	expires int64         // Unix time in ns
+	done    chan struct{} // running: closed at its end; nil while nobody waits for it
+
+	// Of a finished entry:
+	sole   bool          // no other store has it
+	size   int64         // bytes counted
+	list   *list.List    // Memory.full or Memory.bare
+	age    *list.Element // place in list
+	second int64         // the second in which it has expired
+	place  *list.Element // place in Memory.due[second]
 }
 
 // NewMemory returns a store of at most limit bytes of finished records. Close frees it.
@@ -53,7 +63,7 @@ func NewMemory(limit int64) *Memory {
 
 // NewMemoryClock is NewMemory with a clock of the caller's.
 func NewMemoryClock(limit int64, now func() time.Time) *Memory {
-	return &Memory{now: now, limit: limit, entries: map[string]*entry{}, oldest: list.New(), due: map[int64][]string{}}
+	return &Memory{now: now, limit: limit, entries: map[string]*entry{}, full: list.New(), bare: list.New(), due: map[int64]*list.List{}}
 }
 
 // SetLimit changes the bound on finished records, in bytes.
@@ -61,207 +71,251 @@ func (m *Memory) SetLimit(limit int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.limit = limit
-	m.evict()
+	evict(m)
 }
 
-// Close drops everything.
+// Close frees what is finished. Requests that still run may come to their end, and are known to their duplicates.
 func (m *Memory) Close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.closed = true
-	for key, e := range m.entries {
-		m.drop(key, e)
+	for _, finished := range m.due {
+		for finished.Len() > 0 {
+			e, _ := finished.Front().Value.(*entry)
+			drop(m, e)
+		}
 	}
-	m.due = map[int64][]string{}
 	if m.timer != nil {
 		m.timer.Stop()
+		m.timer = nil
 	}
 }
 
-// Usage tells how many records there are, how many bytes the finished ones take, and how many of those were dropped
-// before their time because the store was full.
+// Usage tells how many records there are, how many bytes the finished ones take, and how many answers and keys were
+// dropped before their time because the store was full.
 func (m *Memory) Usage() (records int, bytes, evicted int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.entries), m.bytes, m.evicted
 }
 
-// Lookup is Claim without claiming: it returns false where Claim would give the key to l.
-func (m *Memory) Lookup(l *Lease) (Held, bool) {
+// Lookup is Claim without claiming: it returns Free where Claim would give the key to l. What l holds itself it has
+// claimed, and asks again because an answer was lost. An expired record is freed.
+func Lookup(m *Memory, l *Lease) Held {
+	var held Held
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.heldFor(l)
-}
-
-// Claim implements Store. It never fails.
-func (m *Memory) Claim(l *Lease, d time.Duration) (Held, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	held, ok := m.heldFor(l)
-	if ok {
-		return held, nil
+	e := m.entries[l.Key]
+	if e != nil {
+		held.Left = time.Duration(e.expires - m.now().UnixNano())
+		if held.Left > 0 {
+			held.Record = e.rec
+			held.Local = true
+		} else {
+			drop(m, e)
+		}
 	}
-	rec := Record{State: Running, Fingerprint: l.Fingerprint, Owner: l.Owner}
-	m.put(l.Key, &entry{rec: rec, expires: m.now().Add(d), done: make(chan struct{})})
-	rec.State = Claimed
-	return Held{Record: rec, Left: d, Local: true}, nil
-}
-
-// Renew implements Store. It never fails.
-func (m *Memory) Renew(l *Lease, d time.Duration) (bool, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	e := m.owned(l)
-	if e == nil {
-		return false, nil
-	}
-	e.expires = m.now().Add(d)
-	m.schedule(l.Key, e)
-	return true, nil
-}
-
-// Finish implements Store. It never fails.
-func (m *Memory) Finish(l *Lease, rec Record, ttl time.Duration) (bool, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	e := m.owned(l)
-	if e == nil {
-		return false, nil
-	}
-	m.drop(l.Key, e)
-	m.putFinished(l.Key, rec, ttl)
-	return true, nil
-}
-
-// Release implements Store. It never fails.
-func (m *Memory) Release(l *Lease) (bool, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	e := m.owned(l)
-	if e == nil {
-		return false, nil
-	}
-	m.drop(l.Key, e)
-	return true, nil
-}
-
-// Remember keeps a finished record that another store gave, unless something is known about the key already.
-func (m *Memory) Remember(key string, rec Record, ttl time.Duration) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	_, ok := m.held(key)
-	if !ok {
-		m.putFinished(key, rec, ttl)
-	}
-}
-
-// Wait implements Store: it returns as soon as the request that runs under key ends, at once if none does.
-func (m *Memory) Wait(ctx context.Context, key string, _ int) {
-	m.wait(ctx, key)
-}
-
-// wait tells whether there was anything to wait for.
-func (m *Memory) wait(ctx context.Context, key string) bool {
-	m.mu.Lock()
-	e := m.entries[key]
-	running := e != nil && e.rec.State == Running && m.now().Before(e.expires)
 	m.mu.Unlock()
-	if running { // e.done never changes
-		first(ctx, reflect.ValueOf(e.done))
-	}
-	return running
-}
-
-// held returns the unexpired record of key, and frees an expired one.
-func (m *Memory) held(key string) (Held, bool) {
-	e := m.entries[key]
-	if e == nil {
-		return Held{}, false
-	}
-	left := e.expires.Sub(m.now())
-	if left <= 0 {
-		m.drop(key, e)
-		return Held{}, false
-	}
-	return Held{Record: e.rec, Left: left, Local: true}, true
-}
-
-// heldFor is held as l is told: what l holds itself it has claimed, and asks again because an answer was lost.
-func (m *Memory) heldFor(l *Lease) (Held, bool) {
-	held, ok := m.held(l.Key)
 	if held.State == Running && held.Owner == l.Owner {
 		held.State = Claimed
 	}
-	return held, ok
+	return held
 }
 
-// owned returns the entry that l holds, or nil if its lease is over.
-func (m *Memory) owned(l *Lease) *entry {
-	held, ok := m.held(l.Key)
-	if !ok || held.State != Running || held.Owner != l.Owner {
+// Claim gives the key to the lease for d if nobody holds it, and else tells who does.
+func Claim(m *Memory, l *Lease, d time.Duration) Held {
+	now := m.now().UnixNano()
+	m.mu.Lock()
+	taken := m.entries[l.Key] != nil
+	if !taken {
+		m.entries[l.Key] = &entry{key: l.Key, rec: Record{State: Running, Fingerprint: l.Fingerprint, Owner: l.Owner}, expires: now + int64(d)}
+	}
+	m.mu.Unlock()
+	held := Held{Record: Record{State: Claimed}, Left: d, Local: true}
+	if taken {
+		held = Lookup(m, l)
+	}
+	if held.State == Free { // it was there, and had expired
+		held = Claim(m, l, d)
+	}
+	return held
+}
+
+// Finish replaces the lease by rec for ttl; false, and nothing is changed, if the lease is lost. sole says that no other
+// store has the record: see Memory for what that means to it.
+func Finish(m *Memory, l *Lease, rec *Record, ttl time.Duration, sole bool) bool {
+	now := m.now().UnixNano()
+	m.mu.Lock()
+	e := owned(m, l, now)
+	if e != nil {
+		e.rec = *rec
+		e.sole = sole
+		e.expires = now + int64(ttl)
+		keep(m, e)
+	}
+	m.mu.Unlock()
+	return e != nil
+}
+
+// Release makes the key free; false, and nothing is changed, if the lease is lost.
+func Release(m *Memory, l *Lease) bool {
+	now := m.now().UnixNano()
+	m.mu.Lock()
+	e := owned(m, l, now)
+	if e != nil {
+		drop(m, e)
+	}
+	m.mu.Unlock()
+	return e != nil
+}
+
+// Remember keeps a finished record that another store gave, unless something is known about the key already.
+func Remember(m *Memory, l *Lease, rec *Record, ttl time.Duration) {
+	held := Claim(m, l, ttl)
+	if held.State == Claimed {
+		Finish(m, l, rec, ttl, false)
+	}
+}
+
+// Wait returns as soon as the request that runs under key ends or its lease does, at once if none runs, and in any case
+// at the end of ctx. It tells whether there was anything to wait for.
+func Wait(ctx context.Context, m *Memory, key string) bool {
+	m.mu.Lock()
+	e := m.entries[key]
+	if e == nil || e.rec.State != Running {
+		m.mu.Unlock()
+		return false
+	}
+	if e.done == nil {
+		e.done = make(chan struct{})
+	}
+	done, left := e.done, time.Duration(e.expires-m.now().UnixNano())
+	m.mu.Unlock()
+	sleep(ctx, left, done)
+	return true
+}
+
+// owned returns the entry that l holds, or nil if its lease is over. What is left of a lease that is over is freed.
+func owned(m *Memory, l *Lease, now int64) *entry {
+	e := m.entries[l.Key]
+	if e == nil || e.rec.State != Running || e.rec.Owner != l.Owner {
 		return nil
 	}
-	return m.entries[l.Key]
+	if now >= e.expires {
+		drop(m, e)
+		return nil
+	}
+	return e
 }
 
-func (m *Memory) putFinished(key string, rec Record, ttl time.Duration) {
-	size := int64(entryBytes + 3*len(key))
-	if rec.Answer != nil {
-		size += int64(cap(rec.Answer.Body))
-		for name, values := range rec.Answer.Header {
+// sizeOf is what a finished entry takes in memory, in bytes.
+func sizeOf(e *entry) int64 {
+	size := entryBytes + 3*len(e.key)
+	if e.rec.Answer != nil {
+		size += cap(e.rec.Answer.Body)
+		for name, values := range e.rec.Answer.Header {
 			for _, value := range values {
-				size += int64(headerBytes + len(name) + len(value))
+				size += headerBytes + len(name) + len(value)
 			}
 		}
 	}
-	m.bytes += size
-	m.put(key, &entry{rec: rec, expires: m.now().Add(ttl), size: size, age: m.oldest.PushBack(key)})
-	m.evict()
+	return int64(size)
 }
 
-func (m *Memory) put(key string, e *entry) {
-	if m.closed {
-		return
+// keep gives an entry that has just been finished its places, and wakes those who wait for it.
+func keep(m *Memory, e *entry) {
+	if e.done != nil {
+		close(e.done)
+		e.done = nil
 	}
-	if m.timer == nil {
-		m.swept = m.now().Unix() - 1
-		m.timer = time.AfterFunc(time.Second, m.sweepLater)
+	e.second = e.expires/int64(time.Second) + 1
+	due := m.due[e.second]
+	if due == nil {
+		due = list.New()
+		m.due[e.second] = due
 	}
-	m.entries[key] = e
-	m.schedule(key, e)
+	e.place = due.PushBack(e)
+	if m.timer == nil || e.second <= m.swept {
+		startSweeping(m, e.second)
+	}
+	e.size = sizeOf(e)
+	m.bytes += e.size
+	if e.sole && (e.rec.State != Done || e.size > m.limit) {
+		keepBare(m, e)
+	} else {
+		e.list = m.full
+		e.age = m.full.PushBack(e)
+	}
+	if m.bytes > m.limit {
+		evict(m)
+	}
 }
 
-// evict drops the oldest finished records until the rest fits.
-func (m *Memory) evict() {
-	for m.bytes > m.limit && m.oldest.Len() > 0 {
-		key, _ := m.oldest.Front().Value.(string)
-		m.drop(key, m.entries[key])
+// keepBare keeps of e, which is in no list now, no more than that its request is not to run again.
+func keepBare(m *Memory, e *entry) {
+	m.bytes -= e.size
+	if e.rec.State == Done {
+		e.rec = Record{State: Unkept, Fingerprint: e.rec.Fingerprint, Answer: &Answer{Status: e.rec.Answer.Status}}
 		m.evicted++
+	}
+	e.size = sizeOf(e)
+	m.bytes += e.size
+	m.bareSize += e.size
+	e.list = m.bare
+	e.age = m.bare.PushBack(e)
+}
+
+// evict drops the oldest finished records, or their answers, until the rest fits.
+func evict(m *Memory) {
+	for m.bytes > m.limit && len(m.due) > 0 {
+		from := m.full
+		if from.Len() == 0 || m.bareSize > m.limit/2 {
+			from = m.bare
+		}
+		if from.Len() == 0 {
+			return
+		}
+		e, _ := from.Front().Value.(*entry)
+		if e.sole && e.rec.State == Done {
+			from.Remove(e.age)
+			keepBare(m, e)
+		} else {
+			drop(m, e)
+			m.evicted++
+		}
 	}
 }
 
 // drop removes e and wakes those who wait for it.
-func (m *Memory) drop(key string, e *entry) {
-	delete(m.entries, key)
+func drop(m *Memory, e *entry) {
+	delete(m.entries, e.key)
 	if e.done != nil {
 		close(e.done)
 	}
-	if e.age != nil {
-		m.oldest.Remove(e.age)
-		m.bytes -= e.size
+	if e.list != nil {
+		dropFinished(m, e)
 	}
 }
 
-// schedule sees to it that a sweep looks at key when e has expired. A key that is due earlier already is looked at
-// then and scheduled again, so that renewing a lease costs nothing here.
-func (m *Memory) schedule(key string, e *entry) {
-	second := e.expires.Unix() + 1
-	if second <= m.swept { // the clock was set back
-		second = m.swept + 1
+func dropFinished(m *Memory, e *entry) {
+	e.list.Remove(e.age)
+	m.bytes -= e.size
+	if e.list == m.bare {
+		m.bareSize -= e.size
 	}
-	if e.due == 0 || second < e.due {
-		e.due = second
-		m.due[second] = append(m.due[second], key)
+	due := m.due[e.second]
+	due.Remove(e.place)
+	if due.Len() == 0 {
+		delete(m.due, e.second)
+	}
+}
+
+// startSweeping sees to it that the entries due in second, and later ones, are freed.
+func startSweeping(m *Memory, second int64) {
+	if m.timer == nil {
+		m.swept = m.now().Unix() - 1
+		m.timer = time.AfterFunc(time.Second, m.sweepLater)
+	}
+	if second <= m.swept { // the clock was set back
+		m.swept = second - 1
 	}
 }
 
@@ -275,60 +329,43 @@ func (m *Memory) sweepLater() {
 	m.Sweep()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed || len(m.due) == 0 {
+	if m.timer == nil { // closed meanwhile
+		return
+	}
+	if len(m.due) == 0 {
 		m.timer = nil
 		return
 	}
 	m.timer.Reset(time.Second)
 }
 
-// Sweep frees all records that have expired. It is called once a second while there are any.
+// Sweep frees all finished records that have expired. It is called once a second while there are any.
 func (m *Memory) Sweep() {
-	now := m.now()
+	now := m.now().Unix()
 	more := true
 	for more {
 		more = m.sweepOne(now)
 	}
 }
 
-// sweepOne frees up to sweepChunk keys of the earliest second that is over, and tells whether there is more to do.
-func (m *Memory) sweepOne(now time.Time) bool {
+// sweepOne frees up to sweepChunk entries of the earliest second that is over, and tells whether there is more to do.
+func (m *Memory) sweepOne(now int64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.due) == 0 {
 		return false
 	}
-	for m.due[m.swept+1] == nil {
-		if m.swept+1 > now.Unix() {
-			return false
-		}
+	for m.swept < now && m.due[m.swept+1] == nil {
 		m.swept++
 	}
 	second := m.swept + 1
-	if second > now.Unix() {
+	if second > now {
 		return false
 	}
-	keys := m.due[second]
-	rest := len(keys) - sweepChunk
-	if rest < 0 {
-		rest = 0
-	}
-	for _, key := range keys[rest:] {
-		e := m.entries[key]
-		if e == nil || e.due != second { // gone, or another record by now
-			continue
-		}
-		e.due = 0
-		if now.Before(e.expires) {
-			m.schedule(key, e)
-		} else {
-			m.drop(key, e)
-		}
-	}
-	if rest > 0 {
-		m.due[second] = keys[:rest]
-	} else {
-		delete(m.due, second)
+	due := m.due[second]
+	for i := 0; i < sweepChunk && due.Len() > 0; i++ {
+		e, _ := due.Front().Value.(*entry)
+		drop(m, e)
 	}
 	return true
 }

@@ -4,6 +4,10 @@
 // A key's life is one record. It begins as Running, held by one owner under a lease, and ends as Done, Unknown or
 // Unkept for its time to live, or is released. The owner's token is the fencing token: an owner whose lease is over
 // changes nothing any more.
+//
+// A store is a set of functions over a type: Claim, Renew, Finish and Release, each one atomic step that many goroutines
+// may take at once. They are not methods because Yaegi, which runs all this in Traefik, takes four times as long to call
+// a method as to call a function. Package storetest is the suite that every store has to pass.
 package store
 
 import (
@@ -16,8 +20,9 @@ import (
 // State says where a key stands.
 type State byte
 
-// The states of a key. Claimed is only ever a result of Store.Claim, the others are stored.
+// The states of a key. Claimed is only ever a result of a claim, the others are stored.
 const (
+	Free    State = 0   // nobody holds the key
 	Claimed State = 'C' // the key was free, and the lease that asked has it now
 	Running State = 'R' // another lease has it
 	Done    State = 'D' // the answer is kept
@@ -47,8 +52,7 @@ type Lease struct {
 	Fingerprint string // FingerprintSize bytes
 	Owner       string // fencing token, unique to this claim
 
-	// Degraded is set by Claim when the shared store could not be reached and the lease is held in this process's
-	// memory alone.
+	// Degraded is set while the shared store could not be reached and the lease is held in this process's memory alone.
 	Degraded bool
 }
 
@@ -58,27 +62,6 @@ type Held struct {
 	Left     time.Duration // until the record expires
 	Local    bool          // known without asking the shared store
 	Degraded bool          // the shared store could not be asked: this is what the process's memory says
-	Cause    error         // of Degraded
-}
-
-// Store is the memory of keys. All methods may be called by many goroutines at once, and each is one atomic step.
-// An error means that the step may or may not have happened; taking it again with the same lease does no harm.
-type Store interface {
-	// Claim gives the key to the lease for d if nobody holds it, and else tells who does.
-	Claim(l *Lease, d time.Duration) (Held, error)
-
-	// Renew makes the lease last d from now; false if it is lost.
-	Renew(l *Lease, d time.Duration) (bool, error)
-
-	// Finish replaces the lease by rec for ttl; false, and nothing is changed, if the lease is lost.
-	Finish(l *Lease, rec Record, ttl time.Duration) (bool, error)
-
-	// Release makes the key free; false, and nothing is changed, if the lease is lost.
-	Release(l *Lease) (bool, error)
-
-	// Wait returns when it is worth while to claim a running key again, or when ctx is over. attempt counts the
-	// calls for one claim from 0.
-	Wait(ctx context.Context, key string, attempt int)
 }
 
 // ShortestPoll and LongestPoll bound the pause between two looks at a key that another process runs: duplicates of short
@@ -88,22 +71,23 @@ const (
 	LongestPoll  = 50 * time.Millisecond
 )
 
-// Poll pauses before look number attempt at a key that another process runs.
+// Poll pauses before look number attempt, counted from 0, at a key that another process runs.
 func Poll(ctx context.Context, attempt int) {
 	pause := LongestPoll
 	if attempt < 5 {
 		pause = ShortestPoll << uint(attempt)
 	}
-	timer := time.NewTimer(pause)
-	first(ctx, reflect.ValueOf(timer.C))
-	timer.Stop()
+	sleep(ctx, pause, nil)
 }
 
-// first waits for ch or for the end of ctx. A select statement would share its cases between goroutines under Yaegi;
-// reflect.Select on a slice made here does not.
-func first(ctx context.Context, ch reflect.Value) {
+// sleep returns after d, at the end of ctx, or when done is closed; done may be nil. A select statement would share its
+// cases between goroutines under Yaegi; reflect.Select on a slice made here does not.
+func sleep(ctx context.Context, d time.Duration, done chan struct{}) {
+	timer := time.NewTimer(d)
 	reflect.Select([]reflect.SelectCase{
-		{Dir: reflect.SelectRecv, Chan: ch},
+		{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(timer.C)},
 		{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())},
+		{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(done)},
 	})
+	timer.Stop()
 }

@@ -57,51 +57,28 @@ func newKeys(t *testing.T) (*redisclient.Keys, *miniredis.Miniredis) {
 func TestMemoryConforms(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Subject {
 		m, c := newMemory(t, 1<<20)
-		return storetest.Subject{Store: m, Pass: c.Pass}
+		return storetest.Memory(m, c.Pass)
 	})
 }
 
 func TestRedisConforms(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Subject {
 		keys, server := newKeys(t)
-		return storetest.Subject{Store: keys, Pass: server.FastForward}
+		return storetest.Redis(keys, server.FastForward)
 	})
 }
 
-func TestTieredConforms(t *testing.T) {
-	for _, cache := range []bool{false, true} {
-		t.Run(fmt.Sprintf("cache=%t", cache), func(t *testing.T) {
-			storetest.Run(t, func(t *testing.T) storetest.Subject {
-				keys, server := newKeys(t)
-				m, c := newMemory(t, 1<<20)
-				pass := func(d time.Duration) {
-					server.FastForward(d)
-					c.Pass(d)
-				}
-				return storetest.Subject{Store: &store.Tiered{Shared: keys, Local: m, Cache: cache}, Pass: pass}
-			})
-		})
-	}
-}
-
-func finished(t *testing.T, s store.Store, key string, size int, ttl time.Duration) {
-	t.Helper()
+func finished(m *store.Memory, key string, size int, ttl time.Duration, sole bool) {
 	l := &store.Lease{Key: key, Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o"}
-	_, err := s.Claim(l, time.Minute)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = s.Finish(l, store.Record{State: store.Done, Fingerprint: l.Fingerprint, Answer: &store.Answer{Status: 200, Body: make([]byte, size)}}, ttl)
-	if err != nil {
-		t.Fatal(err)
-	}
+	store.Claim(m, l, time.Minute)
+	store.Finish(m, l, &store.Record{State: store.Done, Fingerprint: l.Fingerprint, Answer: &store.Answer{Status: 200, Body: make([]byte, size)}}, ttl, sole)
 }
 
 func TestMemoryIsBoundedAndDropsTheOldestFirst(t *testing.T) {
 	const limit = 100 << 10
 	m, _ := newMemory(t, limit)
 	for i := 0; i < 1000; i++ {
-		finished(t, m, fmt.Sprint(i), 1000, time.Minute)
+		finished(m, fmt.Sprint(i), 1000, time.Minute, false)
 		_, used, _ := m.Usage()
 		if used > limit {
 			t.Fatalf("%d bytes after %d answers, limit %d", used, i+1, limit)
@@ -112,18 +89,48 @@ func TestMemoryIsBoundedAndDropsTheOldestFirst(t *testing.T) {
 		t.Errorf("%d records left and %d dropped, want at least 40, and 1000 together", records, evicted)
 	}
 	for i := 0; i < 1000; i++ {
-		_, ok := m.Lookup(&store.Lease{Key: fmt.Sprint(i)})
+		ok := store.Lookup(m, &store.Lease{Key: fmt.Sprint(i)}).State != store.Free
 		if ok != (i >= 1000-records) {
 			t.Fatalf("answer %d kept: %t, with the youngest %d kept", i, ok, records)
 		}
 	}
 }
 
+func TestAKeyOutlivesItsAnswer(t *testing.T) {
+	const limit = 100 << 10
+	m, _ := newMemory(t, limit)
+	state := func(i int) store.State { return store.Lookup(m, &store.Lease{Key: fmt.Sprint(i)}).State }
+	for i := 0; i < 50; i++ {
+		finished(m, fmt.Sprint(i), 5000, time.Minute, true)
+		_, used, _ := m.Usage()
+		if used > limit {
+			t.Fatalf("%d bytes after %d answers, limit %d", used, i+1, limit)
+		}
+	}
+	if state(0) != store.Unkept || state(49) != store.Done {
+		t.Errorf("the oldest key is %q and the youngest %q, want %q and %q", state(0), state(49), store.Unkept, store.Done)
+	}
+	finished(m, "huge", limit, time.Minute, true)
+	if held := store.Lookup(m, &store.Lease{Key: "huge"}); held.State != store.Unkept || held.Answer.Status != 200 {
+		t.Errorf("an answer larger than the store: %+v", held)
+	}
+	if state(49) != store.Done {
+		t.Error("an answer larger than the store dropped others")
+	}
+	for i := 100; i < 2100; i++ {
+		finished(m, fmt.Sprint(i), 5000, time.Minute, true)
+	}
+	records, used, _ := m.Usage()
+	if used > limit || state(100) != store.Free || state(2099) != store.Done || state(2098) != store.Done || state(2080) != store.Unkept {
+		t.Errorf("%d records of %d bytes, limit %d; the youngest is %q, an older one %q, the oldest %q", records, used, limit, state(2099), state(2080), state(100))
+	}
+}
+
 func TestMemoryNeverDropsARunningKey(t *testing.T) {
 	m, _ := newMemory(t, 0)
 	for i := 0; i < 100; i++ {
-		_, _ = m.Claim(&store.Lease{Key: fmt.Sprint(i), Owner: "o"}, time.Minute)
-		finished(t, m, "f"+fmt.Sprint(i), 10, time.Minute)
+		store.Claim(m, &store.Lease{Key: fmt.Sprint(i), Owner: "o"}, time.Minute)
+		finished(m, "f"+fmt.Sprint(i), 10, time.Minute, false)
 	}
 	records, used, _ := m.Usage()
 	if records != 100 || used != 0 {
@@ -134,30 +141,49 @@ func TestMemoryNeverDropsARunningKey(t *testing.T) {
 func TestMemoryFreesWhatExpired(t *testing.T) {
 	m, c := newMemory(t, 1<<30)
 	for i := 0; i < 1000; i++ { // more than one sweep looks at under one hold of its lock
-		finished(t, m, fmt.Sprint(i), 10, time.Duration(1+i%3)*time.Second)
-		_, _ = m.Claim(&store.Lease{Key: "r" + fmt.Sprint(i), Owner: "o"}, 2*time.Second)
+		finished(m, fmt.Sprint(i), 10, time.Duration(1+i%3)*time.Second, false)
 	}
-	kept := &store.Lease{Key: "kept", Owner: "o"}
-	_, _ = m.Claim(kept, 2*time.Second)
-	_, _ = m.Renew(kept, time.Minute)
+	finished(m, "kept", 10, time.Minute, false)
 	c.Pass(5 * time.Second)
 	m.Sweep()
 	records, used, _ := m.Usage()
-	if records != 1 || used != 0 {
-		t.Errorf("%d records and %d bytes after all but one lease expired, want 1 and 0", records, used)
+	if records != 1 || used <= 0 {
+		t.Errorf("%d records and %d bytes after all but one expired", records, used)
 	}
 	c.Pass(time.Minute)
 	m.Sweep()
-	records, _, _ = m.Usage()
-	if records != 0 {
-		t.Errorf("%d records after all expired", records)
+	records, used, _ = m.Usage()
+	if records != 0 || used != 0 {
+		t.Errorf("%d records and %d bytes after all expired", records, used)
 	}
 }
 
-func TestMemoryFreesWithoutTraffic(t *testing.T) {
+// TestALostLeaseLeavesNothing has owners that come to their end after their lease, whatever that end is.
+func TestALostLeaseLeavesNothing(t *testing.T) {
+	m, c := newMemory(t, 1<<20)
+	for i, end := range []func(l *store.Lease) bool{
+		func(l *store.Lease) bool { return store.Release(m, l) },
+		func(l *store.Lease) bool {
+			return store.Finish(m, l, &store.Record{State: store.Unknown}, time.Minute, true)
+		},
+	} {
+		l := &store.Lease{Key: fmt.Sprint(i), Owner: "o"}
+		store.Claim(m, l, time.Second)
+		c.Pass(time.Second)
+		if end(l) {
+			t.Errorf("end %d of a lost lease had an effect", i)
+		}
+	}
+	records, _, _ := m.Usage()
+	if records != 0 {
+		t.Errorf("%d records left", records)
+	}
+}
+
+func TestMemoryFreesWithoutTraffic(_ *testing.T) {
 	m := store.NewMemory(1 << 20)
 	defer m.Close()
-	finished(t, m, "k", 10, 10*time.Millisecond)
+	finished(m, "k", 10, 10*time.Millisecond, false)
 	for {
 		records, _, _ := m.Usage() // the test's own time-out ends a sweep that never comes
 		if records == 0 {
@@ -167,86 +193,21 @@ func TestMemoryFreesWithoutTraffic(t *testing.T) {
 	}
 }
 
-func TestAnExpiredLeaseWakesItsWaiters(t *testing.T) {
-	m, c := newMemory(t, 1<<20)
-	_, _ = m.Claim(&store.Lease{Key: "k", Owner: "o"}, time.Second)
-	woken := make(chan struct{})
-	go func() {
-		m.Wait(context.Background(), "k", 0)
-		close(woken)
-	}()
-	c.Pass(3 * time.Second)
-	m.Sweep()
-	<-woken
-}
-
-func TestTieredAsksTheSharedStoreOnce(t *testing.T) {
-	m, _ := newMemory(t, 1<<20)
-	down := &failing{}
-	tiered := &store.Tiered{Shared: down, Local: m, Cache: true, Fallback: true}
-	finished(t, tiered, "k", 10, time.Minute)
-	asked := down.calls
-	held, err := tiered.Claim(&store.Lease{Key: "k", Owner: "p"}, time.Minute)
-	if err != nil || held.State != store.Done || !held.Local {
-		t.Errorf("claim of an answer known here: %+v, %v", held, err)
-	}
-	if down.calls != asked {
-		t.Errorf("the shared store was asked for an answer that is known here")
+func TestAnExpiredLeaseWakesItsWaiters(_ *testing.T) {
+	m := store.NewMemory(1 << 20)
+	defer m.Close()
+	store.Claim(m, &store.Lease{Key: "k", Owner: "o"}, 10*time.Millisecond)
+	for store.Wait(context.Background(), m, "k") { // a waiter that is not woken ends in the test's time-out
+		if store.Lookup(m, &store.Lease{Key: "k"}).State == store.Free {
+			return
+		}
 	}
 }
-
-func TestTieredFallsBackToMemory(t *testing.T) {
-	m, _ := newMemory(t, 1<<20)
-	tiered := &store.Tiered{Shared: &failing{}, Local: m, Fallback: true}
-	l := &store.Lease{Key: "k", Fingerprint: "f", Owner: "o"}
-	held, err := tiered.Claim(l, time.Minute)
-	if err != nil || held.State != store.Claimed || !held.Degraded || !errors.Is(held.Cause, errDown) {
-		t.Fatalf("claim while the shared store is down: %+v, %v", held, err)
-	}
-	kept, err := tiered.Renew(l, time.Minute)
-	if !kept || err != nil {
-		t.Errorf("renewal of a lease in memory: %t, %v", kept, err)
-	}
-	kept, err = tiered.Finish(l, store.Record{State: store.Unknown}, time.Minute)
-	if !kept || err != nil {
-		t.Errorf("finish of a lease in memory: %t, %v", kept, err)
-	}
-	held, err = tiered.Claim(&store.Lease{Key: "k", Owner: "p"}, time.Minute)
-	if err != nil || held.State != store.Unknown {
-		t.Errorf("duplicate while the shared store is down: %+v, %v", held, err)
-	}
-}
-
-func TestTieredWithoutFallbackReturnsTheError(t *testing.T) {
-	m, _ := newMemory(t, 1<<20)
-	tiered := &store.Tiered{Shared: &failing{}, Local: m}
-	_, err := tiered.Claim(&store.Lease{Key: "k", Owner: "o"}, time.Minute)
-	if !errors.Is(err, errDown) {
-		t.Errorf("error %v, want %v", err, errDown)
-	}
-}
-
-var errDown = errors.New("down")
-
-// failing is a shared store that is out of reach.
-type failing struct{ calls int }
-
-func (f *failing) fail() (bool, error) { f.calls++; return false, errDown }
-
-func (f *failing) Claim(*store.Lease, time.Duration) (store.Held, error) {
-	_, err := f.fail()
-	return store.Held{}, err
-}
-func (f *failing) Renew(*store.Lease, time.Duration) (bool, error) { return f.fail() }
-func (f *failing) Finish(*store.Lease, store.Record, time.Duration) (bool, error) {
-	return f.fail()
-}
-func (f *failing) Release(*store.Lease) (bool, error) { return f.fail() }
-func (f *failing) Wait(context.Context, string, int)  {}
 
 func TestDecodeRefusesWhatIsNotARecord(t *testing.T) {
 	answer := &store.Answer{Status: 200, Header: http.Header{"A": {"b"}}, Body: []byte("body")}
-	good := store.Encode(store.Record{State: store.Done, Fingerprint: strings.Repeat("f", store.FingerprintSize), Answer: answer})
+	head := store.Head(&store.Record{State: store.Done, Fingerprint: strings.Repeat("f", store.FingerprintSize), Answer: answer})
+	good := append([]byte(head), answer.Body...)
 	rec, err := store.Decode(good)
 	if err != nil || !bytes.Equal(rec.Answer.Body, answer.Body) {
 		t.Fatalf("decode of an encoded record: %+v, %v", rec, err)
@@ -261,15 +222,17 @@ func TestDecodeRefusesWhatIsNotARecord(t *testing.T) {
 		"text":              []byte("somebody else's value, long enough to have a head"),
 		"cut in the head":   good[:20],
 		"cut in the status": good[:39],
-		"cut in the length": good[:45],
-		"cut in the header": good[:51],
+		"cut in the length": good[:42],
+		"cut in the header": good[:46],
 		"state":             edit(5, "X"),
 		"result as a state": edit(5, "C"),
 		"status":            edit(38, "abc"),
 		"small status":      edit(38, "099"),
-		"length":            edit(41, "ffffffff"),
-		"length no number":  edit(41, "zzzzzzzz"),
-		"header":            edit(49, "\r\r\r"),
+		"no length":         edit(41, " "),
+		"length no number":  edit(41, "z"),
+		"negative length":   edit(41, "-1 "),
+		"header":            edit(43, "\r\r\r"),
+		"long length":       []byte(strings.Replace(string(good), "2006 ", "20099999 ", 1)),
 	} {
 		_, err := store.Decode(data)
 		if !errors.Is(err, store.ErrForeign) {

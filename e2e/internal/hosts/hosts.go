@@ -147,7 +147,7 @@ func protocols() *http.Protocols {
 }
 
 // upstreamTimeout is how long all hosts wait for a backend's header before they answer 504.
-const upstreamTimeout = 3 * time.Second
+const upstreamTimeout = 6 * time.Second
 
 // proxy answers for a backend that fails as Traefik does: pkg/proxy/httputil.
 func proxy(t testing.TB, backend string) http.Handler {

@@ -1,0 +1,64 @@
+package redisclient
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// Command is one command of a batch.
+type Command struct {
+	Name string
+	Args []interface{}
+}
+
+// Batch sends commands in one go and returns their replies in the same order; an error reply stands as an error in its
+// place. An error means that the commands may or may not have been carried out. If the connection turns out to be
+// broken all are sent once more over a new one: so only commands that can be repeated may be sent.
+func (c *Client) Batch(commands []Command) ([]interface{}, error) {
+	l := <-c.lanes
+	defer giveBack(c, l)
+	reused := l.conn != nil
+	replies, err := exchangeAny(c, l, commands)
+	if err != nil && reused && !errors.Is(err, os.ErrDeadlineExceeded) {
+		disconnect(l)
+		replies, err = exchangeAny(c, l, commands)
+	}
+	if err != nil {
+		disconnect(l)
+		return nil, fmt.Errorf("redis %s: %w", c.opts.Address, err)
+	}
+	return replies, nil
+}
+
+// exchangeAny sends commands over l and reads replies of any kind. An error is one of the connection.
+func exchangeAny(c *Client, l *lane, commands []Command) ([]interface{}, error) {
+	if l.conn == nil {
+		err := dial(c, l)
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, command := range commands {
+		err := l.conn.Send(command.Name, command.Args...)
+		if err != nil {
+			return nil, err
+		}
+	}
+	err := l.conn.Flush()
+	if err != nil {
+		return nil, err
+	}
+	replies := make([]interface{}, len(commands))
+	for i := range replies {
+		reply, err := l.conn.Receive()
+		if l.conn.Err() != nil {
+			return nil, l.conn.Err()
+		}
+		replies[i] = reply
+		if err != nil {
+			replies[i] = err
+		}
+	}
+	return replies, nil
+}

@@ -1,0 +1,104 @@
+package idem
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/store"
+)
+
+// tiers is the store of a middleware: this process's memory, and Redis behind it if there is one. Memory answers for
+// requests that this process runs and, with cache, for those whose end it knows, without asking Redis; waiting
+// duplicates of a request that runs here are woken at once.
+type tiers struct {
+	memory *store.Memory
+	redis  *redisclient.Keys // nil: keys live in memory alone
+
+	cache    bool // keep finished records of Redis in memory
+	fallback bool // claim in memory while Redis fails, instead of returning its error
+
+	down atomic.Bool // the last step in Redis failed
+}
+
+// endless is the lease of a claim in memory, which cannot outlive its owner: both are this process. So no pause of the
+// process, and no Redis that hangs, gives a running key to somebody else here.
+const endless = 100 * 365 * 24 * time.Hour
+
+// claimKey gives the key to the lease for d if nobody holds it, and else tells who does.
+func claimKey(t *tiers, l *store.Lease, d time.Duration) (store.Held, error) {
+	if t.redis == nil {
+		return store.Claim(t.memory, l, endless), nil
+	}
+	held := store.Lookup(t.memory, l)
+	if held.State != store.Free {
+		held.Degraded = t.down.Load()
+		return held, nil
+	}
+	held, err := redisclient.Claim(t.redis, l, d)
+	if err != nil || t.down.Load() {
+		t.down.Store(err != nil)
+	}
+	if err == nil && held.State == store.Claimed {
+		l.Degraded = false
+		store.Claim(t.memory, l, endless)
+	} else if err == nil && held.State != store.Running && t.cache && held.Left > 0 {
+		store.Remember(t.memory, l, &held.Record, held.Left)
+	}
+	return held, err
+}
+
+// claimInMemory claims a key that Redis could not be asked for, if that is wanted. err is what Redis failed with.
+func claimInMemory(t *tiers, l *store.Lease, err error) (store.Held, error) {
+	if !t.fallback {
+		return store.Held{}, err
+	}
+	l.Degraded = true
+	held := store.Claim(t.memory, l, endless)
+	held.Degraded = true
+	return held, nil
+}
+
+// renewKey makes the lease last d from now; false if it is lost.
+func renewKey(t *tiers, l *store.Lease, d time.Duration) (bool, error) {
+	if t.redis == nil || l.Degraded {
+		return true, nil
+	}
+	kept, err := redisclient.Renew(t.redis, l, d)
+	t.down.Store(err != nil)
+	return kept, err
+}
+
+// finishKey replaces the lease by rec for ttl; false if the lease is lost. What Redis could not take is kept in memory,
+// so that this process at least answers its duplicates right.
+func finishKey(t *tiers, l *store.Lease, rec *store.Record, ttl time.Duration) (bool, error) {
+	if t.redis == nil || l.Degraded {
+		return store.Finish(t.memory, l, rec, ttl, true), nil
+	}
+	kept, err := redisclient.Finish(t.redis, l, rec, ttl)
+	if err != nil || (kept && t.cache) {
+		store.Finish(t.memory, l, rec, ttl, err != nil)
+	} else {
+		store.Release(t.memory, l)
+	}
+	return kept, err
+}
+
+// releaseKey makes the key free; false if the lease is lost.
+func releaseKey(t *tiers, l *store.Lease) (bool, error) {
+	if t.redis == nil || l.Degraded {
+		return store.Release(t.memory, l), nil
+	}
+	free, err := redisclient.Release(t.redis, l)
+	store.Release(t.memory, l)
+	return free, err
+}
+
+// waitForKey returns when it is worth while to claim a running key again, or when ctx is over. attempt counts the calls
+// for one claim from 0.
+func waitForKey(ctx context.Context, t *tiers, key string, attempt int) {
+	if !store.Wait(ctx, t.memory, key) && t.redis != nil {
+		store.Poll(ctx, attempt)
+	}
+}
