@@ -11,17 +11,24 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/stats"
 	"github.com/example/traefik-idem/store"
 )
 
 // handler is one middleware on one router.
 type handler struct {
-	next  http.Handler
-	set   *settings
-	store store.Store
-	log   *logger
+	next   http.Handler
+	set    *settings
+	name   string
+	client *redisclient.Client // nil for keys in memory
+	store  store.Store
+	stats  *stats.Collector
+	log    *logger
+
+	observing atomic.Int64 // requests that are being observed
 }
 
 // New builds the middleware. Redis need not be up: it is connected to when the first key comes. What handlers share,
@@ -31,17 +38,18 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	h := &handler{next: next, set: set, log: newLogger(name, set.logLevel)}
+	h := &handler{next: next, set: set, name: name, log: newLogger(name, set.logLevel)}
 	if warning != "" {
 		h.log.print(levelWarn, warning, nil)
 	}
-	h.store = h.openStore(ctx, name)
+	memory := h.openStore(ctx, name)
+	h.stats = h.openStats(ctx, name, memory)
 	return h, nil
 }
 
-// openStore returns this process's memory, or Redis with memory before it. Both are shared with all handlers that use
-// the same ones.
-func (h *handler) openStore(ctx context.Context, name string) store.Store {
+// openStore sets the store to this process's memory, which it returns, or to Redis with memory before it. Both are shared
+// with all handlers that use the same ones.
+func (h *handler) openStore(ctx context.Context, name string) *store.Memory {
 	limit := h.set.localCacheBytes
 	if limit == 0 { // no cache, but what memory alone knows must be somewhere
 		limit = defaultLocalBytes
@@ -55,16 +63,18 @@ func (h *handler) openStore(ctx context.Context, name string) store.Store {
 	memory, _ := shared.get(ctx, id, newMemory).(*store.Memory)
 	memory.SetLimit(limit)
 	if h.set.redis.Address == "" {
+		h.store = memory
 		return memory
 	}
 	newClient := func() closer { return redisclient.New(h.set.redis) }
-	client, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.set.redis), newClient).(*redisclient.Client)
-	return &store.Tiered{
-		Shared:   redisclient.NewKeys(client, h.set.keyPrefix),
+	h.client, _ = shared.get(ctx, fmt.Sprintf("redis %+v", h.set.redis), newClient).(*redisclient.Client)
+	h.store = &store.Tiered{
+		Shared:   redisclient.NewKeys(h.client, h.set.keyPrefix),
 		Local:    memory,
 		Cache:    h.set.localCacheBytes > 0,
 		Fallback: h.set.onStoreError == "degrade",
 	}
+	return memory
 }
 
 // insideKey marks the context of a request that a handler above has taken. It is compared by its address: Yaegi's
@@ -73,6 +83,9 @@ var insideKey = new(int)
 
 // ServeHTTP is the way of a request.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h.set.statsPath != "" && strings.HasPrefix(r.URL.Path, h.set.statsPath) && h.serveStats(w, r) {
+		return
+	}
 	lines := r.Header[h.set.header]
 	keyless := len(lines) == 0 || (len(lines) == 1 && lines[0] == "")
 	if (keyless && (!h.set.required || h.set.observe)) || !h.protects(r) {
@@ -80,26 +93,33 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if keyless {
+		h.stats.Counts[stats.Invalid].Add(1)
 		h.refuse(w, missingKey(h.set.header), false)
 		return
 	}
 	key, valid := parseKey(lines, h.set.maxKeyLength)
-	if !valid && h.set.observe {
-		h.next.ServeHTTP(w, r)
-		return
-	}
 	if !valid {
+		h.stats.Counts[stats.Invalid].Add(1)
+		if h.set.observe {
+			h.next.ServeHTTP(w, r)
+			return
+		}
 		h.refuse(w, invalidKey(), false)
 		return
 	}
 	fingerprint, rest, err := h.takeFingerprint(r)
 	if err != nil {
+		h.stats.Counts[stats.Invalid].Add(1)
+		if h.set.observe { // whoever reads on finds the body broken
+			h.next.ServeHTTP(w, r)
+			return
+		}
 		h.refuse(w, incompleteBody(), false)
 		return
 	}
 	lease := &store.Lease{Key: h.storeKey(r, key), Fingerprint: fingerprint, Owner: newOwner()}
 	if h.set.observe {
-		go h.observe(lease)
+		h.beginObserving(r, lease)
 		h.decide(w, "observed", false)
 		h.next.ServeHTTP(w, r) // not marked: a plugin further down may enforce
 		return
@@ -110,18 +130,31 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.withoutStore(w, r)
 		return
 	}
+	if held.Degraded {
+		h.stats.Counts[stats.Degraded].Add(1)
+	}
 	switch {
 	case held.State == store.Claimed:
+		h.stats.Counts[stats.First].Add(1)
 		h.run(w, r, lease, rest)
 	case h.mismatch(held, lease):
+		h.stats.Counts[stats.Mismatches].Add(1)
 		h.refuse(w, keyReused(), held.Degraded)
 	case held.State == store.Done:
+		total := stats.ReplaysStore
+		if held.Local {
+			total = stats.ReplaysLocal
+		}
+		h.stats.Duplicate(total, r)
 		h.replay(w, held)
 	case held.State == store.Unkept:
+		h.stats.Duplicate(stats.Unkept, r)
 		h.refuse(w, responseNotKept(held.Answer.Status), held.Degraded)
 	case held.State == store.Unknown:
+		h.stats.Duplicate(stats.Unknown, r)
 		h.refuse(w, outcomeUnknown(held.Left), held.Degraded)
 	default:
+		h.stats.Duplicate(stats.Conflicts, r)
 		h.refuse(w, inFlight(), held.Degraded)
 	}
 }
@@ -171,10 +204,10 @@ func (h *handler) claim(ctx context.Context, lease *store.Lease) (store.Held, er
 func (h *handler) ask(lease *store.Lease) (store.Held, error) {
 	held, err := h.store.Claim(lease, h.set.lease)
 	if err != nil {
-		h.log.seldom(levelError, "the store failed, onStoreError: "+h.set.onStoreError, err)
+		h.storeFailed("the store failed, onStoreError: "+h.set.onStoreError, err)
 	}
 	if held.Cause != nil {
-		h.log.seldom(levelError, "the store failed, this Traefik's memory deduplicates", held.Cause)
+		h.storeFailed("the store failed, this Traefik's memory deduplicates", held.Cause)
 	}
 	return held, err
 }
@@ -186,27 +219,13 @@ func (h *handler) mismatch(held store.Held, lease *store.Lease) bool {
 // withoutStore serves a request whose key could not be claimed.
 func (h *handler) withoutStore(w http.ResponseWriter, r *http.Request) {
 	if h.set.onStoreError == "reject" {
+		h.stats.Counts[stats.Unavailable].Add(1)
 		h.refuse(w, storeUnavailable(), true)
 		return
 	}
+	h.stats.Counts[stats.Passed].Add(1)
 	h.decide(w, "first", true)
 	h.next.ServeHTTP(w, h.inside(r.Context(), r))
-}
-
-// observe notes the key for its time to live, and that it was there before. It runs beside the request.
-func (h *handler) observe(lease *store.Lease) {
-	defer recovered("observing a request")
-	held, err := h.ask(lease)
-	switch {
-	case err != nil:
-	case held.State != store.Claimed:
-		h.log.print(levelDebug, "duplicate observed", nil)
-	default:
-		_, err = h.store.Finish(lease, store.Record{State: store.Unknown, Fingerprint: lease.Fingerprint}, h.set.ttl)
-		if err != nil {
-			h.log.seldom(levelError, "an observed key could not be kept", err)
-		}
-	}
 }
 
 // replay answers with what the first request was answered.

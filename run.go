@@ -82,7 +82,7 @@ func (h *handler) settle(lease *store.Lease, rec *recorder, result outcome) {
 		kept, err = h.store.Finish(lease, record, h.set.ttl)
 	}
 	if err != nil {
-		h.log.seldom(levelError, "the end of a request could not be stored", err)
+		h.storeFailed("the end of a request could not be stored", err)
 	} else if !kept {
 		h.log.seldom(levelWarn, "a lease was lost before its request ended; raise lease if Redis was reachable", nil)
 	}
@@ -123,7 +123,7 @@ func (k *keeper) renew() {
 	defer recovered("renewing a lease")
 	kept, err := k.h.store.Renew(k.lease, k.h.set.lease)
 	if err != nil {
-		k.h.log.seldom(levelError, "a lease could not be renewed", err)
+		k.h.storeFailed("a lease could not be renewed", err)
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
