@@ -3,10 +3,10 @@ TRAEFIK_VERSION ?= 3.6.12
 GOLANGCI_VERSION := v2.12.2
 TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
 # Yaegi itself has races, and these tests have no part of their own for the compiled plugin.
-NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis
+NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared
 LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
 
-.PHONY: demo test traefik vendor lint bench bench-quick tools
+.PHONY: demo test traefik vendor lint bench bench-quick screenshots tools
 
 demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis
 	@cd e2e && go build -o ../.build/demo ./cmd/demo && ../.build/demo -redis "$(REDIS)"
@@ -44,11 +44,14 @@ $(LINT):
 	@mv .build/golangci-lint $@
 
 tools: ## what the tests need beyond Go; in CI nothing may be missing
-	@for tool in redis-server curl wrk; do \
+	@for tool in redis-server curl wrk chromium npm; do \
 		command -v $$tool >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 			apt-get update -q && apt-get install -y -q $$tool; } || \
 			echo "$$tool is missing and cannot be installed here: the tests that need it are skipped"; \
 	done
+
+screenshots: tools traefik ## pictures of the statistics page for the README
+	cd e2e && SCREENSHOTS=$(CURDIR)/docs/images TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -count 1 -run Screenshots .
 
 bench: tools traefik ## all of docs/benchmarks.md, which it writes: about an hour
 	cd e2e && go build -o ../.build/bench ./cmd/bench && ../.build/bench -traefik ../$(TRAEFIK) -markdown ../docs/benchmarks.md

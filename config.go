@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/stats"
 )
 
 // Config is the middleware's configuration. Traefik decodes it from YAML, TOML, labels and CRDs; every value may also
@@ -52,6 +53,7 @@ type Config struct {
 	LogLevel        string `json:"logLevel,omitempty"`        // error, warn, info, debug
 
 	Redis RedisConfig `json:"redis,omitempty"`
+	Stats StatsConfig `json:"stats,omitempty"`
 }
 
 // RedisConfig says where keys are kept. Without endpoints they live in this Traefik's memory.
@@ -70,6 +72,16 @@ type RedisConfig struct {
 	PoolSize       int `json:"poolSize,omitempty"`       // idle connections kept; 0 = 10 per CPU
 	MinIdleConns   int `json:"minIdleConns,omitempty"`   // connections opened in advance
 	MaxActiveConns int `json:"maxActiveConns,omitempty"` // connections at the most; 0 = no bound
+}
+
+// StatsConfig says where the statistics are shown, who may see them, and what is kept.
+type StatsConfig struct {
+	Path         string   `json:"path,omitempty"`         // reserved prefix; empty = not shown
+	Users        []string `json:"users,omitempty"`        // name:password, name:{SHA256}<hex>, name:{SHA}<base64>
+	UsersFile    string   `json:"usersFile,omitempty"`    // the same, one a line
+	Insecure     bool     `json:"insecure,omitempty"`     // no login
+	TTL          string   `json:"ttl,omitempty"`          // life of the statistics in Redis
+	MaxEndpoints int      `json:"maxEndpoints,omitempty"` // counted apart; the rest together
 }
 
 // CreateConfig returns the defaults of everything but lists.
@@ -99,6 +111,11 @@ func CreateConfig() *Config {
 			ReadTimeout:  "1s",
 			WriteTimeout: "1s",
 		},
+		Stats: StatsConfig{
+			Path:         "/_idem",
+			TTL:          "168h",
+			MaxEndpoints: 1000,
+		},
 	}
 }
 
@@ -118,6 +135,7 @@ var httpMethods = strings.Fields("GET HEAD POST PUT PATCH DELETE OPTIONS QUERY C
 
 var (
 	tokenPattern  = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$") // RFC 9110, section 5.6.2
+	pathPattern   = regexp.MustCompile(`^(/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)+$`)
 	prefixPattern = regexp.MustCompile(`^[A-Za-z0-9_.:{}/-]{1,100}$`)
 	digitsPattern = regexp.MustCompile(`^[0-9]+(\.[0-9]+)?$`)
 )
@@ -150,6 +168,14 @@ type settings struct {
 	logLevel        string
 	redis           redisclient.Options // Address is empty for keys in memory
 	keyPrefix       string
+
+	methods, endpoints, omitHeaders []string // as configured, to be shown
+
+	statsPath      string // without a slash at its end; empty = not shown
+	statsLogins    logins
+	statsUsersFile string
+	statsInsecure  bool
+	statsLimits    stats.Limits
 }
 
 // check is a Config under examination. It keeps the first thing that is wrong.
@@ -195,12 +221,16 @@ func (c *Config) settings() (*settings, string, error) {
 	}
 	s.scope = k.tokens("scope", list(c.Scope, "Host", "Authorization"))
 	s.omit = map[string]bool{}
-	for _, name := range append(k.tokens("omitHeaders", list(c.OmitHeaders, "Set-Cookie")), hopByHop...) {
+	s.omitHeaders = k.tokens("omitHeaders", list(c.OmitHeaders, "Set-Cookie"))
+	for _, name := range append(hopByHop, s.omitHeaders...) {
 		s.omit[name] = true
 	}
 	s.retryable = k.statuses("retryableStatuses", list(c.RetryableStatuses, "429", "503"))
-	s.protected = k.endpoints(k.methods("methods", list(c.Methods, "POST", "PUT", "PATCH", "DELETE")), list(c.Endpoints))
+	s.methods = k.methods("methods", list(c.Methods, "POST", "PUT", "PATCH", "DELETE"))
+	s.endpoints = list(c.Endpoints)
+	s.protected = k.endpoints(s.methods, s.endpoints)
 	c.Redis.check(k, s)
+	c.Stats.check(k, s)
 	if k.err != nil {
 		return nil, "", k.err
 	}
@@ -246,6 +276,43 @@ func (c *RedisConfig) check(k *check, s *settings) {
 		k.fail("redis.endpoints", strings.Join(endpoints, ","), "one address such as redis:6379")
 	}
 	s.redis.Address = endpoints[0]
+}
+
+func (c *StatsConfig) check(k *check, s *settings) {
+	s.statsPath = strings.TrimSuffix(c.Path, "/")
+	if c.Path != "" && !pathPattern.MatchString(s.statsPath) {
+		k.fail("stats.path", c.Path, "a path such as /_idem of the characters A-Z a-z 0-9 _ - . ~, or nothing")
+	}
+	s.statsInsecure = c.Insecure
+	s.statsLimits = stats.Limits{
+		TTL:          k.duration("stats.ttl", c.TTL, time.Minute, 366*24*time.Hour),
+		MaxEndpoints: int(k.number("stats.maxEndpoints", int64(c.MaxEndpoints), 1, 10000)),
+	}
+	for _, user := range list(c.Users) {
+		l, err := parseLogin(user)
+		if err != nil {
+			name, _, hasName := strings.Cut(user, ":")
+			if !hasName {
+				name = ""
+			}
+			k.fail("stats.users", name+":…", loginForm) // what is left out may be a password
+			continue
+		}
+		s.statsLogins = append(s.statsLogins, l)
+	}
+	s.statsUsersFile = c.UsersFile
+	if c.UsersFile != "" {
+		fromFile, err := readLogins(c.UsersFile)
+		if err == nil && len(fromFile) == 0 {
+			err = errLogin
+		}
+		if err != nil {
+			k.fail("stats.usersFile", c.UsersFile, "the path of a file that can be read ("+err.Error()+")")
+		}
+	}
+	if c.Insecure && (len(s.statsLogins) > 0 || c.UsersFile != "") {
+		k.fail("stats.insecure", "true", "either stats.insecure, or stats.users and stats.usersFile, not both")
+	}
 }
 
 // fail remembers the first thing that is wrong.

@@ -13,18 +13,24 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/stats"
 	"github.com/example/traefik-idem/store"
 )
 
 // handler is one middleware on one router.
 type handler struct {
-	next http.Handler
-	set  *settings
-	keys *tiers
-	log  *logger
-	care *care // of the requests that run
+	next  http.Handler
+	set   *settings
+	name  string
+	keys  *tiers
+	stats *stats.Collector
+	log   *logger
+	care  *care // of the requests that run
+
+	observing atomic.Int64 // requests that are being observed
 }
 
 // New builds the middleware. Redis need not be up: it is connected to when the first key comes. What handlers share,
@@ -34,37 +40,42 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	h := &handler{next: next, set: set, log: newLogger(name, set.logLevel)}
+	h := &handler{next: next, set: set, name: name, log: newLogger(name, set.logLevel)}
 	if warning != "" {
 		h.log.print(levelWarn, warning, nil)
 	}
-	h.keys = h.openTiers(ctx, name)
+	h.openShared(ctx)
 	h.care = newCare(h)
 	return h, nil
 }
 
-// openTiers returns this process's memory, and Redis behind it if there is one. Both are shared with all handlers that
-// use the same ones.
-func (h *handler) openTiers(ctx context.Context, name string) *tiers {
+// openShared sets what this handler shares with all others that use the same: this process's memory, Redis behind it if
+// there is one, and the statistics.
+func (h *handler) openShared(ctx context.Context) {
 	limit := h.set.localCacheBytes
 	if limit == 0 { // no cache, but what memory alone knows must be somewhere
 		limit = defaultLocalBytes
 	}
-	id := "memory " + name
+	id := h.name
 	if h.set.redis.Address != "" {
-		// A middleware without a cache must not find what another one has cached.
-		id = fmt.Sprintf("memory %+v %s %t", h.set.redis, h.set.keyPrefix, h.set.localCacheBytes > 0)
+		id = fmt.Sprintf("%+v %s", h.set.redis, h.set.keyPrefix)
 	}
+	// A middleware without a cache must not find what another one has cached.
+	memoryID := fmt.Sprintf("memory %t %s", h.set.localCacheBytes > 0 || h.set.redis.Address == "", id)
 	newMemory := func() closer { return store.NewMemory(limit) }
-	memory, _ := shared.get(ctx, id, newMemory).(*store.Memory)
+	memory, _ := shared.get(ctx, memoryID, newMemory).(*store.Memory)
 	memory.SetLimit(limit)
-	t := &tiers{memory: memory, cache: h.set.localCacheBytes > 0, fallback: h.set.onStoreError == "degrade"}
+	h.keys = &tiers{memory: memory, cache: h.set.localCacheBytes > 0, fallback: h.set.onStoreError == "degrade"}
+	newCollector := func() closer { return stats.New(stats.NewProcess(memory), h.set.statsLimits) }
 	if h.set.redis.Address != "" {
 		newClient := func() closer { return redisclient.New(h.set.redis) }
 		client, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.set.redis), newClient).(*redisclient.Client)
-		t.redis = redisclient.NewKeys(client, h.set.keyPrefix)
+		h.keys.redis = redisclient.NewKeys(client, h.set.keyPrefix)
+		newCollector = func() closer { return stats.New(redisclient.NewStats(client, h.set.keyPrefix), h.set.statsLimits) }
 	}
-	return t
+	h.stats, _ = shared.get(ctx, "stats "+id, newCollector).(*stats.Collector)
+	h.stats.SetLimits(h.set.statsLimits)
+	context.AfterFunc(ctx, h.stats.Retire)
 }
 
 // insideKey marks the context of a request that a handler above has taken. It is compared by its address: Yaegi's
@@ -73,6 +84,9 @@ var insideKey = new(int)
 
 // ServeHTTP passes a request on untouched if the plugin has nothing to do with it.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h.set.statsPath != "" && strings.HasPrefix(r.URL.Path, h.set.statsPath) && serveStats(h, w, r) {
+		return
+	}
 	if (len(r.Header[h.set.header]) > 0 || h.set.required) && protects(h, r) {
 		serve(h, w, r)
 		return
@@ -111,7 +125,7 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 	}
 	fingerprint, rest, err := takeFingerprint(h, r, contentType)
 	if err != nil {
-		refuse(h, w, incompleteBody(), false)
+		withoutBody(h, w, r)
 		return
 	}
 	lease := &store.Lease{Key: storeKey(h, r, key), Fingerprint: fingerprint, Owner: newOwner()}
@@ -123,15 +137,19 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 	if err != nil || held.State == store.Running {
 		held, err = persist(r.Context(), h, lease, held, err)
 	}
+	if held.Degraded {
+		h.stats.Counts[stats.Degraded].Add(1)
+	}
 	switch {
 	case err != nil:
 		withoutStore(h, w, r, lease)
 	case held.State == store.Claimed:
+		h.stats.Counts[stats.First].Add(1)
 		run(h, w, r, lease, rest)
 	case held.State == store.Done && held.Fingerprint == lease.Fingerprint:
-		replay(h, w, held)
+		replay(h, w, r, held)
 	default:
-		refuseDuplicate(h, w, held, lease)
+		refuseDuplicate(h, w, r, held, lease)
 	}
 }
 
@@ -139,14 +157,29 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, contentType string) {
 	lines := r.Header[h.set.header]
 	keyless := len(lines) == 0 || (len(lines) == 1 && lines[0] == "")
+	if strings.HasPrefix(contentType, "application/grpc") || (keyless && (h.set.observe || !h.set.required)) {
+		h.next.ServeHTTP(w, r)
+		return
+	}
+	h.stats.Counts[stats.Invalid].Add(1)
 	switch {
-	case h.set.observe || strings.HasPrefix(contentType, "application/grpc") || (keyless && !h.set.required):
+	case h.set.observe:
 		h.next.ServeHTTP(w, r)
 	case keyless:
 		refuse(h, w, missingKey(h.set.header), false)
 	default:
 		refuse(h, w, invalidKey(), false)
 	}
+}
+
+// withoutBody serves a request whose body broke off.
+func withoutBody(h *handler, w http.ResponseWriter, r *http.Request) {
+	h.stats.Counts[stats.Invalid].Add(1)
+	if h.set.observe { // whoever reads on finds the body broken
+		h.next.ServeHTTP(w, r)
+		return
+	}
+	refuse(h, w, incompleteBody(), false)
 }
 
 // persist goes on where a claim brought no decision. It claims in memory if Redis cannot be asked, and waits for a running
@@ -181,7 +214,7 @@ func persist(ctx context.Context, h *handler, lease *store.Lease, held store.Hel
 
 // fallBack claims in memory, if that is wanted, what Redis could not be asked for, which failed with err.
 func fallBack(h *handler, lease *store.Lease, err error) (store.Held, error) {
-	h.log.seldom(levelError, "the store failed, onStoreError: "+h.set.onStoreError, err)
+	storeFailed(h, "the store failed, onStoreError: "+h.set.onStoreError, err)
 	return claimInMemory(h.keys, lease, err)
 }
 
@@ -190,17 +223,21 @@ func mismatch(h *handler, held store.Held, lease *store.Lease) bool {
 }
 
 // refuseDuplicate answers a duplicate that gets no replay, and one whose fingerprint differs.
-func refuseDuplicate(h *handler, w http.ResponseWriter, held store.Held, lease *store.Lease) {
+func refuseDuplicate(h *handler, w http.ResponseWriter, r *http.Request, held store.Held, lease *store.Lease) {
 	switch {
 	case mismatch(h, held, lease):
+		h.stats.Counts[stats.Mismatches].Add(1)
 		refuse(h, w, keyReused(), held.Degraded)
 	case held.State == store.Done:
-		replay(h, w, held)
+		replay(h, w, r, held)
 	case held.State == store.Unkept:
+		stats.Duplicate(h.stats, stats.Unkept, r)
 		refuse(h, w, responseNotKept(held.Answer.Status), held.Degraded)
 	case held.State == store.Unknown:
+		stats.Duplicate(h.stats, stats.Unknown, r)
 		refuse(h, w, outcomeUnknown(held.Left), held.Degraded)
 	default:
+		stats.Duplicate(h.stats, stats.Conflicts, r)
 		refuse(h, w, inFlight(), held.Degraded)
 	}
 }
@@ -208,10 +245,12 @@ func refuseDuplicate(h *handler, w http.ResponseWriter, held store.Held, lease *
 // withoutStore serves a request whose key could not be claimed.
 func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease) {
 	if h.set.onStoreError == "reject" {
+		h.stats.Counts[stats.Unavailable].Add(1)
 		go giveUp(h, lease)
 		refuse(h, w, storeUnavailable(), true)
 		return
 	}
+	h.stats.Counts[stats.Passed].Add(1)
 	decide(h, w, "first", true)
 	h.next.ServeHTTP(w, inside(r.Context(), r))
 }
@@ -222,34 +261,19 @@ func giveUp(h *handler, lease *store.Lease) {
 	_, _ = releaseKey(h.keys, lease) // Redis is known to fail; then the lease ends by itself
 }
 
-// observe passes a request on, and notes beside it that its key was seen.
-func observe(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease) {
-	go note(h, lease)
-	decide(h, w, "observed", false)
-	h.next.ServeHTTP(w, r) // not marked: a plugin further down may enforce
-}
-
-// note keeps the key for its time to live, and logs that it was there before.
-func note(h *handler, lease *store.Lease) {
-	defer recovered("observing a request")
-	held, err := claimKey(h.keys, lease, h.set.lease)
-	if err != nil {
-		held, err = fallBack(h, lease, err)
-	}
-	switch {
-	case err != nil:
-	case held.State != store.Claimed:
-		h.log.print(levelDebug, "duplicate observed", nil)
-	default:
-		_, err = finishKey(h.keys, lease, &store.Record{State: store.Unknown, Fingerprint: lease.Fingerprint}, h.set.ttl)
-		if err != nil {
-			h.log.seldom(levelError, "an observed key could not be kept", err)
-		}
-	}
+// storeFailed counts and logs a step that the store did not take.
+func storeFailed(h *handler, msg string, cause error) {
+	h.stats.Counts[stats.StoreErrors].Add(1)
+	h.log.seldom(levelError, msg, cause)
 }
 
 // replay answers with what the first request was answered.
-func replay(h *handler, w http.ResponseWriter, held store.Held) {
+func replay(h *handler, w http.ResponseWriter, r *http.Request, held store.Held) {
+	total := stats.ReplaysStore
+	if held.Local {
+		total = stats.ReplaysLocal
+	}
+	stats.Duplicate(h.stats, total, r)
 	header := w.Header()
 	if held.Answer.Header["Content-Type"] == nil {
 		header["Content-Type"] = nil // the answer had none, and net/http must not guess one

@@ -123,7 +123,7 @@ func finish(x *execution, rec *store.Record) {
 
 func logEnd(h *handler, err error) {
 	if err != nil {
-		h.log.seldom(levelError, "the end of a request could not be stored", err)
+		storeFailed(h, "the end of a request could not be stored", err)
 	} else {
 		h.log.seldom(levelWarn, "a lease was lost before its request ended; raise lease if Redis was reachable", nil)
 	}
@@ -212,7 +212,7 @@ func renew(x *execution) {
 	defer recovered("renewing a lease")
 	_, err := renewKey(x.h.keys, x.lease, x.h.set.lease)
 	if err != nil {
-		x.h.log.seldom(levelError, "a lease could not be renewed", err)
+		storeFailed(x.h, "a lease could not be renewed", err)
 	}
 }
 

@@ -5,9 +5,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/traefik/yaegi/interp"
+	"github.com/traefik/yaegi/stdlib"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 	"github.com/example/traefik-idem/e2e/internal/redistest"
@@ -59,5 +63,43 @@ func BenchmarkHandler(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkCounting is what the statistics cost a request, interpreted.
+func BenchmarkCounting(b *testing.B) {
+	goPath := b.TempDir()
+	err := hosts.LinkPlugin(filepath.Join(goPath, "src"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	i := interp.New(interp.Options{GoPath: goPath})
+	err = i.Use(stdlib.Symbols)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, source := range []string{
+		`import ("net/http"; "net/http/httptest"; "time"; "github.com/example/traefik-idem/stats"; "github.com/example/traefik-idem/store")`,
+		`var (
+			collector = stats.New(stats.NewProcess(store.NewMemory(1)), stats.Limits{TTL: time.Hour, MaxEndpoints: 1000})
+			request   = httptest.NewRequest("POST", "/api/payments/", http.NoBody)
+		)
+		func empty(n int) { for i := 0; i < n; i++ {} }
+		func first(n int) { for i := 0; i < n; i++ { collector.Counts[stats.First].Add(1) } }
+		func duplicate(n int) { for i := 0; i < n; i++ { stats.Duplicate(collector, stats.ReplaysLocal, request) } }`,
+	} {
+		_, err = i.Eval(source)
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, name := range []string{"empty", "first", "duplicate"} {
+		count, err := i.Eval(name)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(name, func(b *testing.B) {
+			count.Interface().(func(int))(b.N)
+		})
 	}
 }

@@ -185,6 +185,13 @@ func (d *runningDemo) try() {
 	if !strings.HasPrefix(page, "calls of the backend: 2\n") {
 		d.t.Errorf("the backend's page: %s", page)
 	}
+	found := regexp.MustCompile(`(?m)^stats +(http://\S+/_idem/)$`).FindStringSubmatch(d.out.String())
+	if found == nil {
+		d.t.Fatalf("no word of the statistics:\n%s", d.out.String())
+	}
+	if statistics := d.bash("curl -sS " + found[1] + "stats.json"); !strings.Contains(statistics, `"duplicates":2,`) {
+		d.t.Errorf("statistics: %s", statistics)
+	}
 	calls := regexp.MustCompile(`(?m)^backend: call (\d+)  POST /api/payments/ `).FindAllStringSubmatch(d.out.String(), -1)
 	if len(calls) != 2 || calls[0][1] != "1" || calls[1][1] != "2" {
 		d.t.Errorf("the backend logged %q, want its calls 1 and 2", calls)

@@ -102,7 +102,7 @@ func TestREADMESettings(t *testing.T) {
 		documented[found[1]] = strings.Trim(found[2], "`")
 	}
 	lists := map[string]string{"methods": "POST, PUT, PATCH, DELETE", "endpoints": "all paths", "scope": "Host, Authorization",
-		"retryableStatuses": "429, 503", "omitHeaders": "Set-Cookie", "redis.endpoints": "none"}
+		"retryableStatuses": "429, 503", "omitHeaders": "Set-Cookie", "redis.endpoints": "none", "stats.users": "none"}
 	var compare func(prefix string, config reflect.Value)
 	compare = func(prefix string, config reflect.Value) {
 		for i := range config.NumField() {

@@ -89,7 +89,7 @@ func demo(ctx context.Context, redis string) error {
 	if redis != "" {
 		store = "Redis at " + redis
 	}
-	fmt.Printf("\nTraefik   http://%s\nbackend   http://%s\nkeys in   %s\nlog       %s\n", entry, listener.Addr(), store, traefik.Log)
+	fmt.Printf("\nTraefik   http://%s\nstats     http://%s/_idem/\nbackend   http://%s\nkeys in   %s\nlog       %s\n", entry, entry, listener.Addr(), store, traefik.Log)
 	printLines("http://" + entry)
 	select {
 	case <-ctx.Done():
@@ -153,6 +153,7 @@ http:
           ttl: 60s
           statusHeader: Idempotency-Status
           redis: {endpoints: %q}
+          stats: {insecure: true}
 `
 
 // writeFiles fills dir with all that Traefik reads.

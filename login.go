@@ -1,0 +1,92 @@
+package idem
+
+import (
+	"crypto/sha1" //nolint:gosec // the format {SHA} of htpasswd files
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// login is one who may see the statistics: digests of name and password.
+type login struct {
+	name   []byte // SHA-256
+	digest []byte // SHA-256, or SHA-1 with sha1
+	sha1   bool
+}
+
+type logins []*login
+
+const loginForm = "name:password, name:{SHA256}<hex digest> or name:{SHA}<base64 digest>"
+
+var errLogin = errors.New("want " + loginForm)
+
+// parseLogin reads one login. The error holds nothing of it, since that may be a password.
+func parseLogin(line string) (*login, error) {
+	name, password, ok := strings.Cut(line, ":")
+	if !ok || name == "" || password == "" {
+		return nil, errLogin
+	}
+	l := &login{name: digest(name)}
+	digits, isSHA256 := strings.CutPrefix(password, "{SHA256}")
+	encoded, isSHA1 := strings.CutPrefix(password, "{SHA}")
+	var err error
+	switch {
+	case isSHA256:
+		l.digest, err = hex.DecodeString(digits)
+	case isSHA1:
+		l.sha1 = true
+		l.digest, err = base64.StdEncoding.DecodeString(encoded)
+	default:
+		l.digest = digest(password)
+	}
+	if err != nil || (l.sha1 && len(l.digest) != sha1.Size) || (!l.sha1 && len(l.digest) != sha256.Size) {
+		return nil, errLogin
+	}
+	return l, nil
+}
+
+// readLogins reads a file with one login a line. Empty lines and those that begin with # are left out.
+func readLogins(path string) (logins, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var all logins
+	for i, line := range strings.Split(string(data), "\n") {
+		line = strings.TrimRight(line, "\r")
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		l, err := parseLogin(line)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", i+1, err)
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+// allow tells whether one of all has this name and password. It takes as long for a wrong name as for a wrong password.
+func (all logins) allow(name, password string) bool {
+	nameDigest, passwordDigest := digest(name), digest(password)
+	short := sha1.Sum([]byte(password)) //nolint:gosec // see above
+	found := 0
+	for _, l := range all {
+		given := passwordDigest
+		if l.sha1 {
+			given = short[:]
+		}
+		found |= subtle.ConstantTimeCompare(l.name, nameDigest) & subtle.ConstantTimeCompare(l.digest, given)
+	}
+	return found == 1
+}
+
+func digest(s string) []byte {
+	sum := sha256.Sum256([]byte(s))
+	return sum[:]
+}

@@ -1,0 +1,260 @@
+package redisclient
+
+import (
+	"fmt"
+	"math"
+	"math/bits"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/example/traefik-idem/stats"
+)
+
+// addScript adds numbers to the hash of statistics. ARGV = process, its sequence number, Unix time, time to live in s,
+// how many endpoints are counted apart, how many of the following are fields with counts; these; then endpoints with their
+// duplicates and the Unix time of the last. What the process has sent before is not added again. Fields of the hash:
+//
+//	t NAME          a total
+//	m N, h N        duplicates in the minute and in the hour N since 1970
+//	e ENDPOINT      duplicates, and the Unix time of the last
+//	p PROCESS       its last sequence number, and the Unix time of that
+//	since           Unix time of the first count
+//	endpoints       how many there are
+//	pruned          the minute in which what is too old was last dropped
+const addScript = `
+local k = KEYS[1]
+local process, sequence, now, ttl, most, pairs = 'p ' .. ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local function two(v) local a, b = string.match(v or '', '^(%d+) (%d+)$') return tonumber(a) or 0, tonumber(b) or 0 end
+if two(redis.call('HGET', k, process)) >= sequence then return 0 end
+redis.call('HSET', k, process, string.format('%d %d', sequence, now))
+redis.call('HSETNX', k, 'since', now)
+for i = 7, 6 + 2 * pairs, 2 do redis.call('HINCRBY', k, ARGV[i], ARGV[i + 1]) end
+for i = 7 + 2 * pairs, #ARGV, 3 do
+  local field = 'e ' .. ARGV[i]
+  local old = redis.call('HGET', k, field)
+  if not old and ARGV[i] ~= 'other' then
+    if tonumber(redis.call('HGET', k, 'endpoints') or 0) >= most then
+      field = 'e other'
+      old = redis.call('HGET', k, field)
+    else
+      redis.call('HINCRBY', k, 'endpoints', 1)
+    end
+  end
+  local count, last = two(old)
+  redis.call('HSET', k, field, string.format('%d %d', count + tonumber(ARGV[i + 1]), math.max(last, tonumber(ARGV[i + 2]))))
+end
+local minute = math.floor(now / 60)
+if tonumber(redis.call('HGET', k, 'pruned') or 0) < minute then
+  redis.call('HSET', k, 'pruned', minute)
+  local all = redis.call('HGETALL', k)
+  for i = 1, #all, 2 do
+    local kind, n = string.sub(all[i], 1, 2), tonumber(string.sub(all[i], 3))
+    local count, last = two(all[i + 1])
+    if kind == 'm ' and n <= minute - 60 or kind == 'h ' and n <= math.floor(now / 3600) - 168 or kind == 'p ' and last < now - 86400 then
+      redis.call('HDEL', k, all[i])
+    elseif kind == 'e ' and last < now - ttl then
+      redis.call('HDEL', k, all[i])
+      if all[i] ~= 'e other' then redis.call('HINCRBY', k, 'endpoints', -1) end
+    end
+  end
+end
+redis.call('EXPIRE', k, ttl)
+return 1`
+
+// Bounds on one measurement of memory: one SCAN looks at about scanCount slots of the keyspace, which keeps Redis for
+// some tenths of a millisecond, and the measurement ends after scanTime.
+const (
+	scanCount = 500
+	scanTime  = 500 * time.Millisecond
+)
+
+// Stats is a stats.Store in Redis.
+type Stats struct {
+	client *Client
+	prefix string
+}
+
+var _ stats.Store = (*Stats)(nil)
+
+// NewStats returns a store whose numbers are in the Redis key <keyPrefix>:stats, a hash. They stand in one key, so that a
+// flush is one atomic step.
+func NewStats(client *Client, keyPrefix string) *Stats {
+	return &Stats{client: client, prefix: keyPrefix + ":"}
+}
+
+// Kind implements stats.Store.
+func (s *Stats) Kind() string { return "redis" }
+
+// Add implements stats.Store.
+func (s *Stats) Add(process string, sequence, now int64, numbers *stats.Numbers, limits stats.Limits) error {
+	var fields, endpoints []interface{}
+	for i, count := range numbers.Totals {
+		if count != 0 {
+			fields = append(fields, "t "+stats.Names[i], count)
+		}
+	}
+	for minute, count := range numbers.Minutes {
+		fields = append(fields, "m "+strconv.FormatInt(minute, 10), count)
+	}
+	for hour, count := range numbers.Hours {
+		fields = append(fields, "h "+strconv.FormatInt(hour, 10), count)
+	}
+	for name, e := range numbers.Endpoints {
+		endpoints = append(endpoints, name, e.Duplicates, e.Last)
+	}
+	// It is sent whole, which once a second costs nothing, and saves the round trip for a script that Redis has forgotten.
+	args := []interface{}{addScript, 1, s.prefix + "stats", process, sequence, now, int64(limits.TTL / time.Second), limits.MaxEndpoints, len(fields) / 2}
+	args = append(append(args, fields...), endpoints...)
+	_, err := s.do("EVAL", args)
+	return err
+}
+
+// do sends one command; an error reply is returned as an error.
+func (s *Stats) do(name string, args []interface{}) (interface{}, error) {
+	replies, err := s.client.Batch([]Command{{Name: name, Args: args}})
+	if err != nil {
+		return nil, err
+	}
+	if replies[0] == nil { // Yaegi panics at the assertion
+		return nil, nil
+	}
+	err, failed := replies[0].(error)
+	if failed {
+		return nil, err
+	}
+	return replies[0], nil
+}
+
+// Load implements stats.Store.
+func (s *Stats) Load() (*stats.Numbers, error) {
+	reply, err := s.do("HGETALL", []interface{}{s.prefix + "stats"})
+	if err != nil {
+		return nil, err
+	}
+	all, ok := reply.([]interface{})
+	if !ok {
+		return nil, unexpected("HGETALL", reply)
+	}
+	totals := map[string]int{}
+	for i, name := range stats.Names {
+		totals[name] = i
+	}
+	numbers := stats.NewNumbers()
+	for i := 0; i+1 < len(all); i += 2 {
+		field, value := text(all[i]), text(all[i+1])
+		count, last, _ := strings.Cut(value, " ")
+		n, _ := strconv.ParseInt(count, 10, 64) // 0 for what is not ours
+		kind, name, _ := strings.Cut(field, " ")
+		switch kind {
+		case "since":
+			numbers.Since = n
+		case "t":
+			total, known := totals[name]
+			if known {
+				numbers.Totals[total] = n
+			}
+		case "m":
+			minute, _ := strconv.ParseInt(name, 10, 64)
+			numbers.Minutes[minute] = n
+		case "h":
+			hour, _ := strconv.ParseInt(name, 10, 64)
+			numbers.Hours[hour] = n
+		case "e":
+			unix, _ := strconv.ParseInt(last, 10, 64)
+			numbers.Endpoints[name] = stats.Endpoint{Duplicates: n, Last: unix}
+		}
+	}
+	return numbers, nil
+}
+
+// Memory implements stats.Store. It goes through the keyspace in small steps and gives up after scanTime.
+func (s *Stats) Memory() (stats.Memory, error) {
+	deadline := time.Now().Add(scanTime)
+	measured := stats.Memory{}
+	scanning := true
+	batch := []Command{s.scan("0")}
+	for len(batch) > 0 {
+		replies, err := s.client.Batch(batch)
+		if err != nil {
+			return measured, err
+		}
+		batch = nil
+		usages := replies
+		if scanning { // SCAN stands last; what it found is measured along with the next one
+			usages = replies[:len(replies)-1]
+			cursor, keys, err := scanReply(replies[len(replies)-1])
+			if err != nil {
+				return measured, err
+			}
+			for _, key := range keys {
+				batch = append(batch, Command{Name: "MEMORY", Args: []interface{}{"USAGE", key, "SAMPLES", 0}})
+			}
+			scanning = cursor != "0"
+			if scanning {
+				batch = append(batch, s.scan(cursor))
+				measured.Looked = looked(cursor)
+			}
+		}
+		for _, reply := range usages {
+			if reply == nil { // the key has expired; and Yaegi panics at the assertion
+				continue
+			}
+			err, failed := reply.(error)
+			if failed {
+				return measured, err
+			}
+			bytes, ok := reply.(int64)
+			if ok {
+				measured.Keys++
+				measured.Bytes += bytes
+			}
+		}
+		if scanning && time.Now().After(deadline) {
+			return measured, nil
+		}
+	}
+	measured.Looked = 1
+	measured.Exact = true
+	return measured, nil
+}
+
+func (s *Stats) scan(cursor string) Command {
+	return Command{Name: "SCAN", Args: []interface{}{cursor, "MATCH", s.prefix + "*", "COUNT", scanCount}}
+}
+
+// scanReply takes the reply to SCAN apart.
+func scanReply(reply interface{}) (string, []interface{}, error) {
+	err, isError := reply.(error)
+	if isError {
+		return "", nil, err
+	}
+	pair, ok := reply.([]interface{})
+	if !ok || len(pair) != 2 {
+		return "", nil, unexpected("SCAN", reply)
+	}
+	keys, ok := pair[1].([]interface{})
+	if !ok {
+		return "", nil, unexpected("SCAN", reply)
+	}
+	return text(pair[0]), keys, nil
+}
+
+// looked tells from a cursor which share of the keyspace is behind it. Redis counts cursors from the highest bit down.
+func looked(cursor string) float64 {
+	n, err := strconv.ParseUint(cursor, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return float64(bits.Reverse64(n)) / math.MaxUint64
+}
+
+// text is a reply as a string; empty for anything but bytes.
+func text(reply interface{}) string {
+	bytes, _ := reply.([]byte)
+	return string(bytes)
+}
+
+func unexpected(command string, reply interface{}) error {
+	return fmt.Errorf("redis: unexpected reply to %s: %T", command, reply)
+}

@@ -1,0 +1,190 @@
+package idem
+
+import (
+	"net/http"
+	"net/url"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/example/traefik-idem/stats"
+	"github.com/example/traefik-idem/store"
+)
+
+// mostObserved is how many requests a handler observes at one time. Those beyond are let through unseen, so that a store
+// that hangs costs no more than that.
+const mostObserved = 128
+
+// observe passes a request on, and notes beside it that its key was seen.
+func observe(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease) {
+	if h.observing.Add(1) > mostObserved {
+		h.observing.Add(-1)
+		h.stats.Counts[stats.Unobserved].Add(1)
+	} else {
+		target := *r.URL // r goes on, and who is next may change it
+		go note(h, lease, &http.Request{Method: r.Method, Host: r.Host, URL: &target})
+	}
+	decide(h, w, "observed", false)
+	h.next.ServeHTTP(w, r) // not marked: a plugin further down may enforce
+}
+
+// note keeps the key for its time to live, and counts that it was there before.
+func note(h *handler, lease *store.Lease, r *http.Request) {
+	defer recovered("observing a request")
+	defer h.observing.Add(-1)
+	held, err := claimKey(h.keys, lease, h.set.lease)
+	if err != nil {
+		held, err = fallBack(h, lease, err)
+	}
+	if held.Degraded {
+		h.stats.Counts[stats.Degraded].Add(1)
+	}
+	switch {
+	case err != nil:
+		h.stats.Counts[stats.Unobserved].Add(1)
+	case held.State == store.Claimed:
+		h.stats.Counts[stats.First].Add(1)
+		_, err = finishKey(h.keys, lease, &store.Record{State: store.Unknown, Fingerprint: lease.Fingerprint}, h.set.ttl)
+		if err != nil {
+			storeFailed(h, "an observed key could not be kept", err)
+		}
+	case mismatch(h, held, lease):
+		h.stats.Counts[stats.Mismatches].Add(1)
+	default:
+		stats.Duplicate(h.stats, stats.Observed, r)
+		h.log.print(levelDebug, "duplicate observed", nil)
+	}
+}
+
+// slashes keeps an encoded slash encoded when the rest of a path is decoded.
+var slashes = strings.NewReplacer("%2F", "%252F", "%2f", "%252F")
+
+// routingPath is the path that Traefik's routers compare: decoded, but for encoded slashes, which separate nothing.
+func routingPath(u *url.URL) string {
+	if u.RawPath == "" {
+		return u.Path
+	}
+	path, err := url.PathUnescape(slashes.Replace(u.EscapedPath()))
+	if err != nil {
+		return u.Path
+	}
+	return path
+}
+
+// serveStats answers a request for the statistics; false if r is none. It is called for paths that begin as theirs do.
+func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
+	page, under := strings.CutPrefix(routingPath(r.URL), h.set.statsPath)
+	if !under || (page != "" && page[0] != '/') {
+		return false
+	}
+	header := w.Header()
+	header.Set("Cache-Control", "no-store")
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set("Content-Type", "text/plain; charset=utf-8")
+	if !h.set.statsInsecure {
+		logins := h.logins()
+		if len(logins) == 0 {
+			h.answer(w, http.StatusForbidden, "The statistics are closed. Set stats.users or stats.usersFile to open them to some, or stats.insecure to open them to all.\n")
+			return true
+		}
+		name, password, _ := r.BasicAuth()
+		if !logins.allow(name, password) {
+			header.Set("WWW-Authenticate", `Basic realm="traefik-idem", charset="UTF-8"`)
+			h.answer(w, http.StatusUnauthorized, "The statistics need a name and a password.\n")
+			return true
+		}
+	}
+	switch page {
+	case "", "/", "/stats.json", "/metrics":
+	default:
+		h.answer(w, http.StatusNotFound, "There is no such page. There are: "+h.set.statsPath+"/, /stats.json and /metrics below it.\n")
+		return true
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		header.Set("Allow", "GET, HEAD")
+		h.answer(w, http.StatusMethodNotAllowed, "Only GET and HEAD are possible here.\n")
+		return true
+	}
+	switch page {
+	case "":
+		// Relative, since a middleware above may have taken off a part of the path.
+		header.Set("Location", h.set.statsPath[strings.LastIndex(h.set.statsPath, "/")+1:]+"/")
+		h.answer(w, http.StatusPermanentRedirect, "")
+	case "/":
+		header.Set("Content-Type", "text/html; charset=utf-8")
+		header.Set("Content-Security-Policy", stats.Policy)
+		header.Set("Referrer-Policy", "no-referrer")
+		h.answer(w, http.StatusOK, stats.Page(h.stats.Read(), h.effective()))
+	case "/stats.json":
+		header.Set("Content-Type", "application/json")
+		h.answer(w, http.StatusOK, stats.JSON(h.stats.Read(), h.effective()))
+	case "/metrics":
+		header.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		h.answer(w, http.StatusOK, h.stats.Metrics())
+	}
+	return true
+}
+
+// answer writes a whole answer; net/http leaves the body out for HEAD.
+func (h *handler) answer(w http.ResponseWriter, status int, body string) {
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(body)) // a client that has gone needs no answer
+}
+
+// logins returns who may see the statistics. The file is read each time, so that a change needs no restart.
+func (h *handler) logins() logins {
+	if h.set.statsUsersFile == "" {
+		return h.set.statsLogins
+	}
+	fromFile, err := readLogins(h.set.statsUsersFile)
+	if err != nil {
+		h.log.seldom(levelError, "stats.usersFile cannot be used", err)
+	}
+	return append(fromFile, h.set.statsLogins...)
+}
+
+// effective returns the settings as they are in force, without secrets.
+func (h *handler) effective() []stats.Setting {
+	s := h.set
+	var retryable []string
+	for status := range s.retryable {
+		retryable = append(retryable, strconv.Itoa(status))
+	}
+	sort.Strings(retryable)
+	mode := "enforce"
+	if s.observe {
+		mode = "observe"
+	}
+	endpoints := strings.Join(s.endpoints, ", ")
+	if endpoints == "" {
+		endpoints = "all paths"
+	}
+	settings := []stats.Setting{
+		{Name: "middleware", Value: h.name},
+		{Name: "header", Value: s.header},
+		{Name: "mode", Value: mode},
+		{Name: "ttl", Value: s.ttl.String()},
+		{Name: "methods", Value: strings.Join(s.methods, ", ")},
+		{Name: "endpoints", Value: endpoints},
+		{Name: "required", Value: strconv.FormatBool(s.required)},
+		{Name: "scope", Value: strings.Join(s.scope, ", ")},
+		{Name: "inFlightTimeout", Value: s.inFlightTimeout.String()},
+		{Name: "lease", Value: s.lease.String()},
+		{Name: "retryableStatuses", Value: strings.Join(retryable, ", ")},
+		{Name: "omitHeaders", Value: strings.Join(s.omitHeaders, ", ")},
+		{Name: "maxRequestBodyBytes", Value: strconv.FormatInt(s.maxRequestBody, 10)},
+		{Name: "maxResponseBodyBytes", Value: strconv.FormatInt(s.maxResponseBody, 10)},
+		{Name: "localCacheBytes", Value: strconv.FormatInt(s.localCacheBytes, 10)},
+		{Name: "stats.ttl", Value: s.statsLimits.TTL.String()},
+		{Name: "stats.maxEndpoints", Value: strconv.Itoa(s.statsLimits.MaxEndpoints)},
+	}
+	if s.redis.Address != "" {
+		settings = append(settings,
+			stats.Setting{Name: "onStoreError", Value: s.onStoreError},
+			stats.Setting{Name: "redis.endpoints", Value: s.redis.Address},
+			stats.Setting{Name: "redis.db", Value: strconv.Itoa(s.redis.DB)},
+			stats.Setting{Name: "redis.keyPrefix", Value: s.keyPrefix})
+	}
+	return settings
+}

@@ -1,0 +1,64 @@
+package stats
+
+import (
+	"fmt"
+	"math"
+	"strings"
+)
+
+// outcomes are the values of the label outcome, by total.
+var outcomes = []string{"first", "replayed_local", "replayed_store", "conflict", "unknown", "unkept", "observed", "mismatch",
+	"invalid", "unobserved", "passed", "unavailable"}
+
+// escaper writes a label's value as the Prometheus text format wants it.
+var escaper = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
+
+// Metrics returns the numbers in the Prometheus text format.
+func (c *Collector) Metrics() string {
+	s := c.Read()
+	n := s.Numbers.copy()
+	n.Add(s.Lost, math.MaxInt)
+	var b strings.Builder
+	family(&b, "requests_total", "counter", "Requests that were looked at, by outcome.")
+	for total, outcome := range outcomes {
+		fmt.Fprintf(&b, "traefik_idem_requests_total{outcome=\"%s\"} %d\n", outcome, n.Totals[total])
+	}
+	single(&b, "duplicates_total", "Requests that found their key held by the same request.", n.Duplicates())
+	single(&b, "backend_calls_saved_total", "Duplicates that were answered without the backend.", n.Saved())
+	single(&b, "degraded_requests_total", "Requests decided by a Traefik's memory, since Redis was out of reach.", n.Totals[Degraded])
+	single(&b, "store_errors_total", "Steps against Redis that failed.", n.Totals[StoreErrors])
+
+	family(&b, "endpoint_duplicates_total", "counter", "Duplicates by endpoint. What is beyond stats.maxEndpoints has the path \"other\" and no method.")
+	for _, name := range s.Numbers.ranked() {
+		method, host, path := parts(name)
+		fmt.Fprintf(&b, "traefik_idem_endpoint_duplicates_total{method=\"%s\",host=\"%s\",path=\"%s\"} %d\n",
+			escaper.Replace(method), escaper.Replace(host), escaper.Replace(path), n.Endpoints[name].Duplicates)
+	}
+	other, beyond := n.Endpoints[Other]
+	if beyond {
+		fmt.Fprintf(&b, "traefik_idem_endpoint_duplicates_total{method=\"\",host=\"\",path=\"other\"} %d\n", other.Duplicates)
+	}
+
+	family(&b, "last_duplicate_timestamp_seconds", "gauge", "When the last duplicate came; 0 if none has.")
+	fmt.Fprintf(&b, "traefik_idem_last_duplicate_timestamp_seconds %d\n", n.Last())
+	family(&b, "memory_bytes", "gauge", "Memory that the plugin's keys take; an estimate on a large keyspace.")
+	fmt.Fprintf(&b, "traefik_idem_memory_bytes %d\n", s.Memory.likely())
+	healthy := 1
+	if s.Err != nil {
+		healthy = 0
+	}
+	family(&b, "store_healthy", "gauge", "1 if the store of the statistics answers, else 0.")
+	fmt.Fprintf(&b, "traefik_idem_store_healthy %d\n", healthy)
+	return b.String()
+}
+
+// family begins a metric.
+func family(b *strings.Builder, name, kind, help string) {
+	fmt.Fprintf(b, "# HELP traefik_idem_%s %s\n# TYPE traefik_idem_%s %s\n", name, help, name, kind)
+}
+
+// single writes a counter without labels.
+func single(b *strings.Builder, name, help string, value int64) {
+	family(b, name, "counter", help)
+	fmt.Fprintf(b, "traefik_idem_%s %d\n", name, value)
+}

@@ -1,0 +1,229 @@
+package stats
+
+import (
+	"fmt"
+	"math"
+	"regexp"
+	"sort"
+	"strings"
+	"time"
+)
+
+// The totals, by their place in Numbers.Totals. A request is counted under exactly one of those up to Unavailable;
+// the ones after that are counted beside it.
+const (
+	First        = iota // ran under a claim of its key, or would have in observe mode
+	ReplaysLocal        // answered from this process's memory
+	ReplaysStore        // answered from Redis
+	Conflicts           // 409: the first request still ran
+	Unknown             // 409: how the first request ended is not known
+	Unkept              // 409: its answer was too large to keep
+	Observed            // duplicate in observe mode: let through
+	Mismatches          // same key, other request
+	Invalid             // 400: bad or missing key, or a body that broke off
+	Unobserved          // observe mode: not looked at, too many at once or no store
+	Passed              // let through without protection: no store
+	Unavailable         // 503: no store
+
+	Degraded    // decided by this process's memory, since Redis was out of reach
+	StoreErrors // steps against Redis that failed
+	counters
+)
+
+// Names are the names of the totals in stats.json and in Redis.
+var Names = []string{"firstRuns", "replaysLocal", "replaysStore", "conflicts", "unknown", "unkept", "observed", "mismatches",
+	"invalid", "unobserved", "passed", "unavailable", "degraded", "storeErrors"}
+
+// Other is the endpoint under which those beyond maxEndpoints are counted.
+const Other = "other"
+
+// The chart has so many bars.
+const (
+	Minutes = 60
+	Hours   = 7 * 24
+)
+
+// Bounds on what a client can put into an endpoint's name, in bytes.
+const (
+	longestMethod = 32
+	longestHost   = 255
+	longestPath   = 512
+)
+
+// Endpoint is what is known of one method, host and path.
+type Endpoint struct {
+	Duplicates int64
+	Last       int64 // Unix time of the last one
+}
+
+// Numbers are statistics, or what is to be added to some.
+type Numbers struct {
+	Since     int64 // Unix time of the first count; 0 = nothing counted yet
+	Totals    []int64
+	Endpoints map[string]Endpoint // by "METHOD host path", or Other
+	Minutes   map[int64]int64     // duplicates by Unix time / 60
+	Hours     map[int64]int64     // duplicates by Unix time / 3600
+}
+
+// NewNumbers returns Numbers without any.
+func NewNumbers() *Numbers {
+	return &Numbers{
+		Totals:    make([]int64, counters),
+		Endpoints: map[string]Endpoint{},
+		Minutes:   map[int64]int64{},
+		Hours:     map[int64]int64{},
+	}
+}
+
+// Add adds more to n. Endpoints beyond maxEndpoints go under Other.
+func (n *Numbers) Add(more *Numbers, maxEndpoints int) {
+	if n.Since == 0 || (more.Since != 0 && more.Since < n.Since) {
+		n.Since = more.Since
+	}
+	for i, count := range more.Totals {
+		n.Totals[i] += count
+	}
+	for name, e := range more.Endpoints {
+		n.addEndpoint(name, e, maxEndpoints)
+	}
+	for minute, count := range more.Minutes {
+		n.Minutes[minute] += count
+	}
+	for hour, count := range more.Hours {
+		n.Hours[hour] += count
+	}
+}
+
+func (n *Numbers) addEndpoint(name string, e Endpoint, maxEndpoints int) {
+	old, known := n.Endpoints[name]
+	apart := len(n.Endpoints)
+	_, other := n.Endpoints[Other]
+	if other {
+		apart--
+	}
+	if !known && name != Other && apart >= maxEndpoints {
+		name = Other
+		old = n.Endpoints[Other]
+	}
+	old.Duplicates += e.Duplicates
+	if e.Last > old.Last {
+		old.Last = e.Last
+	}
+	n.Endpoints[name] = old
+}
+
+// Prune drops bars that have left the chart, and endpoints without a duplicate for ttl.
+func (n *Numbers) Prune(now int64, ttl time.Duration) {
+	for minute := range n.Minutes {
+		if minute <= now/60-Minutes {
+			delete(n.Minutes, minute)
+		}
+	}
+	for hour := range n.Hours {
+		if hour <= now/3600-Hours {
+			delete(n.Hours, hour)
+		}
+	}
+	oldest := now - int64(ttl/time.Second)
+	for name, e := range n.Endpoints {
+		if e.Last < oldest {
+			delete(n.Endpoints, name)
+		}
+	}
+}
+
+// copy returns Numbers that share nothing with n.
+func (n *Numbers) copy() *Numbers {
+	c := NewNumbers()
+	c.Add(n, math.MaxInt)
+	return c
+}
+
+// Saved is how many calls the backend was spared.
+func (n *Numbers) Saved() int64 {
+	t := n.Totals
+	return t[ReplaysLocal] + t[ReplaysStore] + t[Conflicts] + t[Unknown] + t[Unkept]
+}
+
+// Duplicates is how many requests found their key held by the same request.
+func (n *Numbers) Duplicates() int64 {
+	return n.Saved() + n.Totals[Observed]
+}
+
+// Protected is how many requests were looked at.
+func (n *Numbers) Protected() int64 {
+	sum := int64(0)
+	for _, count := range n.Totals[:Degraded] {
+		sum += count
+	}
+	return sum
+}
+
+// Last is the Unix time of the last duplicate; 0 = there was none.
+func (n *Numbers) Last() int64 {
+	last := int64(0)
+	for _, e := range n.Endpoints {
+		if e.Last > last {
+			last = e.Last
+		}
+	}
+	return last
+}
+
+// ranked returns the names of the endpoints, most duplicates first, without Other. Sorting strings is native code, a
+// comparison of our own would be interpreted thousands of times.
+func (n *Numbers) ranked() []string {
+	ranks := make([]string, 0, len(n.Endpoints))
+	for name, e := range n.Endpoints {
+		if name != Other {
+			ranks = append(ranks, fmt.Sprintf("%019d%s", math.MaxInt64-e.Duplicates, name))
+		}
+	}
+	sort.Strings(ranks)
+	for i, rank := range ranks {
+		ranks[i] = rank[19:]
+	}
+	return ranks
+}
+
+// bars returns the counts of the last size units up to now, oldest first.
+func bars(counts map[int64]int64, now int64, size int) []int64 {
+	values := make([]int64, size)
+	for i := range values {
+		values[i] = counts[now-int64(size-1-i)]
+	}
+	return values
+}
+
+// unprintable is what must not stand in an endpoint's name: all but visible ASCII.
+var unprintable = regexp.MustCompile(`[^!-~]`)
+
+// endpoint returns the name under which what a client sent is counted. Its parts are bounded and visible ASCII, but for
+// the … of what was cut off.
+func endpoint(method, host, path string) string {
+	return part(method, longestMethod) + " " + part(strings.ToLower(host), longestHost) + " " + part(path, longestPath)
+}
+
+func part(s string, longest int) string {
+	s = clip(s, longest)
+	kept := strings.TrimSuffix(s, cut)
+	return unprintable.ReplaceAllString(kept, "?") + s[len(kept):]
+}
+
+// cut stands for what was cut off.
+const cut = "…"
+
+// clip cuts s; what was cut before is not cut again.
+func clip(s string, longest int) string {
+	if len(s) <= longest || (len(s) == longest+len(cut) && strings.HasSuffix(s, cut)) {
+		return s
+	}
+	return s[:longest] + cut
+}
+
+// parts takes an endpoint's name apart.
+func parts(name string) (string, string, string) {
+	method, rest, _ := strings.Cut(name, " ")
+	host, path, _ := strings.Cut(rest, " ")
+	return method, host, path
+}

@@ -1,0 +1,163 @@
+package stats
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+	"unicode/utf8"
+)
+
+// slowStore is a process' store that fails when it is told to, before or after it has done its work.
+type slowStore struct {
+	Process
+	sequence     int64
+	fail, forget bool
+}
+
+var errAway = errors.New("away")
+
+func (s *slowStore) Add(process string, sequence, now int64, numbers *Numbers, limits Limits) error {
+	if s.forget {
+		s.numbers = NewNumbers()
+		s.forget = false
+	}
+	if sequence > s.sequence {
+		s.sequence = sequence
+		_ = s.Process.Add(process, sequence, now, numbers, limits)
+	}
+	if s.fail {
+		return errAway
+	}
+	return nil
+}
+
+func to(path string) *http.Request {
+	return &http.Request{Method: http.MethodPost, Host: "a", URL: &url.URL{Path: path}}
+}
+
+type noRecords struct{}
+
+func (noRecords) Usage() (records int, bytes, dropped int64) { return 0, 0, 0 }
+
+func newCollector(t *testing.T) (*Collector, *slowStore) {
+	store := &slowStore{Process: *NewProcess(noRecords{})}
+	c := New(store, Limits{TTL: time.Hour, MaxEndpoints: 10})
+	t.Cleanup(c.Close)
+	return c, store
+}
+
+func TestWhatIsSentTwiceIsAddedOnce(t *testing.T) {
+	c, store := newCollector(t)
+	for round := int64(1); round <= 3; round++ {
+		store.fail = true
+		Duplicate(c, Conflicts, to("/"))
+		c.flush(time.Now()) // it arrives, and the reply is lost
+		Duplicate(c, Conflicts, to("/"))
+		c.flush(time.Now())
+		store.fail = false
+		c.flush(time.Now())
+		c.flush(time.Now())
+		if got := store.numbers.Totals[Conflicts]; got != 2*round {
+			t.Errorf("round %d: %d", round, got)
+		}
+	}
+	if got := store.numbers.Endpoints["POST a /"].Duplicates; got != 6 {
+		t.Errorf("%d duplicates", got)
+	}
+}
+
+func TestManyCountAtOnce(t *testing.T) {
+	c, _ := newCollector(t)
+	var all sync.WaitGroup
+	for worker := range 8 {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			for i := range 500 {
+				c.Counts[First].Add(1)
+				Duplicate(c, ReplaysLocal, to(fmt.Sprintf("/%d", i%(worker+1))))
+				if i%100 == 0 {
+					c.flush(time.Now())
+					_ = c.Metrics()
+				}
+			}
+		}()
+	}
+	all.Wait()
+	n := c.Read().Numbers
+	sum := int64(0)
+	for _, e := range n.Endpoints {
+		sum += e.Duplicates
+	}
+	if n.Totals[First] != 4000 || n.Duplicates() != 4000 || sum != 4000 || n.Protected() != 8000 || len(n.Endpoints) != 8 {
+		t.Errorf("%v, %d endpoints with %d", n.Totals, len(n.Endpoints), sum)
+	}
+}
+
+func TestMetricsGoOnAfterALoss(t *testing.T) {
+	c, store := newCollector(t)
+	for want := 1; want <= 6; want++ {
+		Duplicate(c, Unknown, to("/"))
+		store.forget = want%2 == 0
+		metrics := c.Metrics()
+		for _, line := range []string{"traefik_idem_duplicates_total %d\n", `traefik_idem_endpoint_duplicates_total{method="POST",host="a",path="/"} %d` + "\n"} {
+			if !strings.Contains(metrics, fmt.Sprintf(line, want)) {
+				t.Errorf("want %d:\n%s", want, metrics)
+			}
+		}
+	}
+}
+
+func TestPrune(t *testing.T) {
+	n := NewNumbers()
+	now := int64(1_000_000_000)
+	for i := range int64(500) {
+		n.Minutes[now/60-i] = 1
+		n.Hours[now/3600-i] = 1
+		n.Endpoints[fmt.Sprint("POST a /", i)] = Endpoint{Duplicates: 1, Last: now - 60*i}
+	}
+	n.Prune(now, time.Hour)
+	if len(n.Minutes) != Minutes || len(n.Hours) != Hours || len(n.Endpoints) != 61 {
+		t.Errorf("%d minutes, %d hours, %d endpoints", len(n.Minutes), len(n.Hours), len(n.Endpoints))
+	}
+	for _, count := range bars(n.Minutes, now/60, Minutes) {
+		if count != 1 {
+			t.Errorf("minutes %v", n.Minutes)
+		}
+	}
+}
+
+func FuzzEndpoint(f *testing.F) {
+	f.Add("POST", "a.test", "/")
+	f.Add("P\nOST", "<b>", "/\xff")
+	f.Add("", strings.Repeat("x", 300), strings.Repeat("é", 9000))
+	f.Fuzz(func(t *testing.T, method, host, path string) {
+		name := endpoint(method, host, path)
+		if !utf8.ValidString(name) || strings.Count(name, " ") != 2 || len(name) > longestMethod+longestHost+longestPath+2+3*len(cut) {
+			t.Errorf("%q", name)
+		}
+		m, h, p := parts(name)
+		if endpoint(m, h, p) != name {
+			t.Errorf("%q becomes %q", name, endpoint(m, h, p))
+		}
+	})
+}
+
+func TestAmounts(t *testing.T) {
+	for got, want := range map[string]string{
+		grouped(0): "0", grouped(999): "999", grouped(1000): "1 000", grouped(1234567): "1 234 567",
+		percent(0, 0): "–", percent(1, 3): "33.3 %", percent(1, 100000): "< 0.1 %",
+		size(0): "0 bytes", size(2048): "2.0 KB", size(11 << 20): "11.0 MB",
+		ago(0): "just now", ago(59): "59 s ago", ago(3599): "59 min ago", ago(7200): "2 h ago", ago(200000): "2 days ago",
+		several(1, "key"): "1 key", several(0, "key"): "0 keys",
+	} {
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

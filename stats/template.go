@@ -1,0 +1,294 @@
+package stats
+
+// The page is pageTop, then the template bodySource, then pageEnd. All of it is drawn here, so that it can be read without
+// a script. The script fetches the page again and puts its live parts in the place of those shown, sorts and filters the
+// table, and writes times as the viewer's clock has them.
+const pageTop = `<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Duplicates · traefik-idem</title>
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E%3Ccircle cx='12' cy='16' r='9' fill='%230f766e'/%3E%3Ccircle cx='21' cy='16' r='8' fill='none' stroke='%230f766e' stroke-width='2' stroke-dasharray='3 3'/%3E%3C/svg%3E">
+<style>` + pageStyle + `</style>
+</head>
+<body>
+`
+
+const pageEnd = `<script>` + pageScript + `</script>
+</body>
+</html>
+`
+
+const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
+<header>
+<svg class="mark" viewBox="0 0 32 32" aria-hidden="true"><circle cx="12" cy="16" r="9"></circle><circle class="ghost" cx="21" cy="16" r="8"></circle></svg>
+<h1>traefik-idem</h1>
+<p class="state" id="state" data-live><span class="dot {{.Health}}"></span>{{.HealthText}}</p>
+<p class="clock"><span id="clock" data-live>Updated <time datetime="{{.GeneratedAt}}">{{.Generated}}</time></span> <button type="button" id="pause" hidden>Pause</button></p>
+</header>
+<main>
+<div id="trouble" role="status" data-live>{{if .Trouble}}<p class="alert bad"><strong>Redis does not answer.</strong> These numbers are the last known ones and what this Traefik has counted since. <code>{{.Trouble}}</code></p>{{end}}</div>
+<section id="figures" aria-label="Headline figures" data-live>
+<div class="lead"><p class="huge" id="duplicates">{{.Headline}}</p><p class="what">{{.Label}}</p><p class="quiet">{{.Since}}</p></div>
+<dl>
+<div><dt>Backend calls saved</dt><dd id="saved">{{.Saved}}</dd></div>
+<div><dt>Share of protected traffic</dt><dd>{{.Share}}</dd><dd class="quiet">of {{.Protected}} requests</dd></div>
+<div><dt>Last duplicate</dt><dd>{{if .LastAt}}<time datetime="{{.LastAt}}" title="{{.Last}}">{{.LastAgo}}</time>{{else}}none yet{{end}}</dd></div>
+</dl>
+</section>
+<section id="charts" aria-label="Duplicates over time" data-live>
+{{range .Charts}}<figure>
+<figcaption><strong>{{.Title}}</strong><span class="quiet">peak {{.Peak}}</span></figcaption>
+<svg role="img" aria-label="{{.Summary}}" viewBox="0 0 {{.Width}} 100" preserveAspectRatio="none">{{range .Bars}}<rect x="{{.X}}" y="{{.Y}}" width="8" height="{{.H}}" data-n="{{.Number}}" data-at="{{.At}}"><title>{{.Text}}</title></rect>{{end}}</svg>
+<p class="axis quiet"><span>{{.From}}</span><span>now</span></p>
+</figure>
+{{end}}</section>
+<section id="endpoints" aria-labelledby="endpoints-title" tabindex="-1">
+<div class="bar"><h2 id="endpoints-title">Endpoints</h2><p class="quiet" id="shown" role="status">{{.Counted}}</p>
+<label id="filter" hidden>Filter <input type="search" autocomplete="off" spellcheck="false" placeholder="method, host or path"></label></div>
+<div class="scroll" role="region" aria-label="Table of endpoints" tabindex="0">
+<table>
+<caption class="unseen">Duplicates by endpoint</caption>
+<thead><tr><th scope="col" class="method" data-key="method">Method</th><th scope="col" class="host" data-key="host">Host</th><th scope="col" class="path" data-key="path">Path</th><th scope="col" class="number" data-key="duplicates" aria-sort="descending">Duplicates</th><th scope="col" class="last" data-key="last">Last seen</th></tr></thead>
+<tbody id="rows">
+{{range .Endpoints}}<tr data-duplicates="{{.Number}}" data-last="{{.LastUnix}}"><td class="method">{{.Method}}</td><td class="host">{{.Host}}</td><td class="path">{{.Path}}<span class="small">{{.Method}} · {{.Host}}</span></td><td class="number">{{.Duplicates}}<svg class="share" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true"><rect width="{{.Share}}" height="1"></rect></svg></td><td class="last"><time datetime="{{.LastAt}}">{{.LastAgo}}</time></td></tr>
+{{else}}<tr class="empty"><td colspan="5">No duplicate yet. As soon as a key comes a second time, its endpoint stands here.</td></tr>
+{{end}}</tbody>
+</table>
+</div>
+<p class="quiet" id="more" data-live>{{.More}}</p>
+</section>
+<div class="pair">
+<section aria-labelledby="outcomes-title"><h2 id="outcomes-title">What became of the requests</h2>
+<ul id="outcomes" data-live>
+{{range .Outcomes}}<li class="{{.Class}}"><span class="name">{{.Name}}</span><span class="count">{{.Count}}</span><span class="quiet">{{.Means}}</span><svg class="share" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true"><rect width="{{.Share}}" height="1"></rect></svg></li>
+{{end}}</ul></section>
+<div>
+<section aria-labelledby="memory-title"><h2 id="memory-title">Memory</h2>
+<div id="memory" class="{{.MemoryClass}}" data-live>
+<p><strong class="big">{{.Memory}}</strong> <span class="quiet">{{.MemoryNote}}</span></p>
+<svg class="share" viewBox="0 0 100 1" preserveAspectRatio="none" role="img" aria-label="{{.MemoryWidth}} % of 10 MB"><rect width="{{.MemoryWidth}}" height="1"></rect></svg>
+<p class="axis quiet"><span>0</span><span>10 MB</span></p>
+{{if .Warning}}<p class="alert warn"><strong>More than 10 MB.</strong> Kept answers take the most. Lower <code>ttl</code> or <code>maxResponseBodyBytes</code>, or name fewer <code>endpoints</code>. If so much is meant to be kept, see that Redis has the memory and the policy <code>noeviction</code>.</p>{{end}}
+</div></section>
+<section aria-labelledby="settings-title"><h2 id="settings-title">Settings in force</h2>
+<details><summary>Show</summary><dl class="settings">
+{{range .Settings}}<div><dt>{{.Name}}</dt><dd>{{if .Value}}{{.Value}}{{else}}–{{end}}</dd></div>
+{{end}}</dl></details></section>
+<p class="quiet">The same numbers as <a href="stats.json">JSON</a> and as <a href="metrics">Prometheus metrics</a>.</p>
+</div>
+</div>
+</main>
+`
+
+const pageStyle = `
+:root{color-scheme:light dark;--ground:#faf9f6;--surface:#fff;--ink:#1c2430;--quiet:#5a6472;--line:#e3e0d8;--accent:#0f766e;--accent-soft:#bfe3de;--first:#8a94a3;--warn:#8a4b00;--warn-ground:#fff3dc;--bad:#b3261e;--bad-ground:#fdeceb;--good:#0f7a4a;--hover:#f3f1ea}
+@media (prefers-color-scheme:dark){:root{--ground:#11151a;--surface:#181d24;--ink:#e8ebef;--quiet:#9aa5b3;--line:#2a313b;--accent:#3ec9b8;--accent-soft:#1d4f4a;--first:#77828f;--warn:#f3b562;--warn-ground:#2f2412;--bad:#ff8a80;--bad-ground:#331a19;--good:#4fd08c;--hover:#1f252e}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;font-variant-numeric:tabular-nums}
+header,main{max-width:74rem;margin:0 auto;padding:0 1.5rem}
+header{display:flex;flex-wrap:wrap;align-items:center;gap:.35rem .75rem;padding-top:1.25rem;padding-bottom:1.25rem}
+h1{font-size:1.05rem;font-weight:650;margin:0;letter-spacing:-.01em}
+h2{font-size:1.05rem;font-weight:650;margin:0}
+p,dl,dd,figure,ul{margin:0;padding:0}
+[hidden]{display:none!important}
+.mark{width:1.75rem;height:1.75rem;fill:var(--accent)}
+.mark .ghost{fill:none;stroke:var(--accent);stroke-width:2;stroke-dasharray:3 3}
+.state,.clock{font-size:.875rem;color:var(--quiet)}
+.state{margin-left:auto}
+.dot{display:inline-block;width:.6rem;height:.6rem;border-radius:50%;margin-right:.45rem;background:var(--good)}
+.dot.bad{background:var(--bad);border-radius:2px}
+.quiet{color:var(--quiet);font-size:.875rem;font-weight:400}
+.skip{position:absolute;left:-99rem}
+.skip:focus{left:1rem;top:1rem;background:var(--surface);padding:.5rem 1rem;z-index:2}
+a{color:var(--accent)}
+:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
+button,input{font:inherit;color:inherit}
+#pause{font-size:.875rem;background:none;border:1px solid var(--line);border-radius:.4rem;padding:.15rem .6rem;margin-left:.35rem;cursor:pointer}
+#pause:hover{background:var(--hover)}
+#figures{display:grid;grid-template-columns:minmax(15rem,1fr) 2fr;gap:1.5rem 3rem;align-items:end;padding:1.25rem 0 2.25rem}
+.huge{font-size:clamp(3.25rem,9vw,5.5rem);line-height:.95;font-weight:700;letter-spacing:-.04em;color:var(--accent)}
+.what{font-size:1.2rem;font-weight:600;margin-top:.6rem}
+#figures dl{display:grid;grid-template-columns:repeat(3,1fr);gap:1.5rem}
+#figures dl div{border-top:2px solid var(--ink);padding-top:.6rem;align-self:stretch}
+#figures dt{font-size:.875rem;color:var(--quiet)}
+#figures dd{font-size:1.6rem;font-weight:600;letter-spacing:-.02em;line-height:1.25}
+#figures dd.quiet{font-size:.875rem;font-weight:400;letter-spacing:0}
+#charts{display:grid;grid-template-columns:1fr 1fr;gap:1.5rem 3rem;padding-bottom:2.5rem}
+figcaption,.axis{display:flex;justify-content:space-between;align-items:baseline;gap:1rem}
+figcaption{font-size:.95rem;margin-bottom:.5rem}
+figure svg{display:block;width:100%;height:7rem;border-bottom:1px solid var(--first);background:linear-gradient(var(--line),var(--line)) 0 0/100% 1px no-repeat,linear-gradient(var(--line),var(--line)) 0 50%/100% 1px no-repeat}
+figure rect,.share rect{fill:var(--accent)}
+figure rect:hover{fill:var(--ink)}
+.axis{margin-top:.25rem}
+.bar{display:flex;flex-wrap:wrap;align-items:baseline;gap:.5rem .9rem;margin-bottom:.75rem}
+#filter{margin-left:auto;font-size:.875rem;color:var(--quiet)}
+input{width:16rem;max-width:100%;margin-left:.4rem;padding:.35rem .6rem;color:var(--ink);background:var(--surface);border:1px solid var(--first);border-radius:.4rem}
+input::placeholder{color:var(--quiet);opacity:1}
+.scroll{overflow:auto;max-height:34rem;background:var(--surface);border:1px solid var(--line);border-radius:.6rem}
+table{width:100%;table-layout:fixed;border-collapse:collapse;font-size:.925rem}
+th.method{width:6.5rem}
+th.host{width:24%}
+th.number{width:11rem}
+th.last{width:8.5rem}
+th,td{text-align:left;vertical-align:top;padding:.55rem 1rem}
+th{position:sticky;top:0;background:var(--surface);font-size:.8rem;font-weight:600;color:var(--quiet);box-shadow:inset 0 -1px var(--line);white-space:nowrap}
+th button{all:unset;cursor:pointer;border-radius:.2rem}
+th button:hover{color:var(--ink)}
+th button:focus-visible{outline:2px solid var(--accent);outline-offset:3px}
+th[aria-sort]{color:var(--ink)}
+th[aria-sort] button::after{content:" ↓"}
+th[aria-sort=ascending] button::after{content:" ↑"}
+tbody tr+tr td{border-top:1px solid var(--line)}
+tbody tr:hover td{background:var(--hover)}
+td.method{font-weight:650;font-size:.8rem;letter-spacing:.03em;line-height:1.75}
+.host{color:var(--quiet);overflow-wrap:anywhere}
+td.path{overflow-wrap:anywhere;font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.86rem}
+.small{display:none;margin-top:.15rem;color:var(--quiet);font-family:system-ui,sans-serif;font-size:.8rem}
+.number{text-align:right;white-space:nowrap}
+td.number{font-weight:600}
+.last{white-space:nowrap;color:var(--quiet)}
+.empty td{padding:2.5rem 1rem;text-align:center;color:var(--quiet)}
+.share{display:block;width:100%;height:3px;margin-top:.2rem;background:var(--line);border-radius:2px}
+#more{margin-top:.5rem}
+.pair{display:grid;grid-template-columns:3fr 2fr;gap:2.5rem 3rem;padding:2.75rem 0 4rem;align-items:start}
+.pair>div>section{margin-bottom:2.25rem}
+.pair h2{padding-bottom:.5rem;border-bottom:2px solid var(--ink)}
+#outcomes{list-style:none}
+#outcomes li{display:grid;grid-template-columns:12.5rem 1fr auto;gap:0 1rem;align-items:baseline;padding-top:.45rem}
+#outcomes .name{font-weight:550}
+#outcomes .count{grid-column:3;grid-row:1;font-weight:600}
+#outcomes .quiet{grid-column:2;grid-row:1}
+#outcomes .share{grid-column:1/-1;height:2px;margin-top:.4rem}
+#outcomes .none .name,#outcomes .none .count{color:var(--quiet);font-weight:400}
+.first .share rect{fill:var(--first)}
+.refused .share rect,.seen .share rect{fill:var(--warn)}
+.trouble .share rect{fill:var(--bad)}
+#outcomes .trouble .count{color:var(--bad)}
+#memory{padding-top:.75rem}
+#memory .share{height:6px;border-radius:3px;margin-top:.5rem}
+.big{font-size:1.6rem;letter-spacing:-.02em;margin-right:.35rem}
+.alert{padding:.75rem 1rem;border-radius:.5rem;border-left:4px solid;font-size:.925rem;margin:.75rem 0}
+.alert.warn{background:var(--warn-ground);border-color:var(--warn)}
+.alert.bad{background:var(--bad-ground);border-color:var(--bad)}
+code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.9em;overflow-wrap:anywhere}
+summary{cursor:pointer;padding:.6rem 0;color:var(--accent);font-size:.925rem}
+.settings div{display:grid;grid-template-columns:12rem 1fr;gap:1rem;padding:.3rem 0;border-top:1px solid var(--line);font-size:.875rem}
+.settings dt{color:var(--quiet)}
+.settings dd{overflow-wrap:anywhere}
+.unseen{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+@media (max-width:46rem){
+header,main{padding-left:1rem;padding-right:1rem}
+.state{margin-left:0}
+.clock{width:100%}
+#figures,#charts,.pair{grid-template-columns:1fr}
+#figures{padding-top:.25rem}
+#figures dl{grid-template-columns:1fr 1fr;gap:1rem 1.25rem}
+#filter,#filter input{width:100%;margin-left:0}
+.method,.host{display:none}
+.small{display:block}
+th,td{padding:.55rem .6rem}
+th.number{width:6.6rem}
+th.last{width:4.9rem}
+.last{white-space:normal}
+#outcomes li{grid-template-columns:1fr auto}
+#outcomes .count{grid-column:2}
+#outcomes .quiet{grid-column:1;grid-row:2}
+.settings div{grid-template-columns:1fr;gap:0}
+}
+@media (prefers-reduced-motion:no-preference){figure rect,.share rect{transition:fill .15s}}
+@media print{.scroll{max-height:none;overflow:visible}#pause,#filter,.skip{display:none}}
+`
+
+const pageScript = `
+"use strict";
+(() => {
+  const $ = (id) => document.getElementById(id);
+  const rows = $("rows"), input = document.querySelector("#filter input"), pause = $("pause");
+  const heads = [...document.querySelectorAll("th")];
+  const collator = new Intl.Collator(undefined, {numeric: true});
+  let key = "duplicates", down = true, paused = false;
+
+  const local = (iso) => new Date(iso).toLocaleString(undefined, {dateStyle: "medium", timeStyle: "medium"});
+  const times = () => {
+    for (const t of document.querySelectorAll("time")) t.title = local(t.dateTime);
+    for (const bar of document.querySelectorAll("rect[data-at]")) {
+      bar.firstChild.textContent = bar.dataset.n + " · " + local(bar.dataset.at);
+    }
+    const clock = document.querySelector("#clock time");
+    clock.textContent = new Date(clock.dateTime).toLocaleTimeString();
+  };
+
+  const value = (tr) => key === "duplicates" || key === "last" ? Number(tr.dataset[key]) : tr.querySelector("." + key).firstChild?.data ?? "";
+  const arrange = () => {
+    const list = [...rows.rows].filter((tr) => !tr.classList.contains("empty"));
+    if (list.length === 0) return;
+    const values = new Map(list.map((tr) => [tr, value(tr)]));
+    const compare = key === "duplicates" || key === "last" ? (a, b) => a - b : collator.compare;
+    list.sort((a, b) => (down ? -1 : 1) * compare(values.get(a), values.get(b)));
+    rows.append(...list);
+    const words = input.value.toLowerCase().split(" ").filter(Boolean);
+    let shown = 0;
+    for (const tr of list) {
+      const cells = tr.cells;
+      const text = (cells[0].textContent + " " + cells[1].textContent + cells[2].firstChild?.data).toLowerCase();
+      tr.hidden = !words.every((word) => text.includes(word));
+      if (!tr.hidden) shown++;
+    }
+    const count = shown === list.length ? String(shown) : shown + " of " + list.length;
+    const text = count + (list.length === 1 ? " endpoint" : " endpoints");
+    if ($("shown").textContent !== text) $("shown").textContent = text;
+    for (const th of heads) {
+      if (th.dataset.key === key) th.setAttribute("aria-sort", down ? "descending" : "ascending");
+      else th.removeAttribute("aria-sort");
+    }
+  };
+
+  const refresh = async () => {
+    if (paused || document.hidden) return;
+    try {
+      const response = await fetch("./", {cache: "no-store"});
+      if (!response.ok) throw new Error("Traefik answers " + response.status + ".");
+      const page = new DOMParser().parseFromString(await response.text(), "text/html");
+      for (const now of page.querySelectorAll("[data-live]")) {
+        const shown = $(now.id);
+        if (shown.innerHTML !== now.innerHTML) shown.innerHTML = now.innerHTML;
+        if (shown.className !== now.className) shown.className = now.className;
+      }
+      rows.replaceChildren(...page.getElementById("rows").children);
+    } catch (err) {
+      const p = document.createElement("p");
+      p.className = "alert bad";
+      p.textContent = "The page cannot be refreshed. " + err.message;
+      $("trouble").replaceChildren(p);
+    }
+    arrange();
+    times();
+  };
+
+  for (const th of heads) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = th.textContent;
+    button.addEventListener("click", () => {
+      down = th.dataset.key === key ? !down : th.classList.contains("number") || th.dataset.key === "last";
+      key = th.dataset.key;
+      arrange();
+    });
+    th.replaceChildren(button);
+  }
+  input.addEventListener("input", arrange);
+  pause.addEventListener("click", () => {
+    paused = !paused;
+    pause.textContent = paused ? "Resume" : "Pause";
+    refresh();
+  });
+  $("filter").hidden = false;
+  pause.hidden = false;
+  times();
+  setInterval(refresh, 5000);
+  document.addEventListener("visibilitychange", refresh);
+})();
+`
