@@ -22,8 +22,9 @@ import (
 
 // handler is one middleware on one router.
 type handler struct {
+	settings
+
 	next  http.Handler
-	set   *settings
 	name  string
 	keys  *tiers
 	stats *stats.Collector
@@ -40,7 +41,7 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	h := &handler{next: next, set: set, name: name, log: newLogger(name, set.logLevel)}
+	h := &handler{settings: *set, next: next, name: name, log: newLogger(name, set.logLevel)}
 	if warning != "" {
 		h.log.print(levelWarn, warning, nil)
 	}
@@ -52,29 +53,29 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 // openShared sets what this handler shares with all others that use the same: this process's memory, Redis behind it if
 // there is one, and the statistics.
 func (h *handler) openShared(ctx context.Context) {
-	limit := h.set.localCacheBytes
+	limit := h.localCacheBytes
 	if limit == 0 { // no cache, but what memory alone knows must be somewhere
 		limit = defaultLocalBytes
 	}
 	id := h.name
-	if h.set.redis.Address != "" {
-		id = fmt.Sprintf("%+v %s", h.set.redis, h.set.keyPrefix)
+	if h.redis.Address != "" {
+		id = fmt.Sprintf("%+v %s", h.redis, h.keyPrefix)
 	}
 	// A middleware without a cache must not find what another one has cached.
-	memoryID := fmt.Sprintf("memory %t %s", h.set.localCacheBytes > 0 || h.set.redis.Address == "", id)
+	memoryID := fmt.Sprintf("memory %t %s", h.localCacheBytes > 0 || h.redis.Address == "", id)
 	newMemory := func() closer { return store.NewMemory(limit) }
 	memory, _ := shared.get(ctx, memoryID, newMemory).(*store.Memory)
 	memory.SetLimit(limit)
-	h.keys = &tiers{memory: memory, cache: h.set.localCacheBytes > 0, fallback: h.set.onStoreError == "degrade"}
-	newCollector := func() closer { return stats.New(stats.NewProcess(memory), h.set.statsLimits) }
-	if h.set.redis.Address != "" {
-		newClient := func() closer { return redisclient.New(h.set.redis) }
-		client, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.set.redis), newClient).(*redisclient.Client)
-		h.keys.redis = redisclient.NewKeys(client, h.set.keyPrefix)
-		newCollector = func() closer { return stats.New(redisclient.NewStats(client, h.set.keyPrefix), h.set.statsLimits) }
+	h.keys = &tiers{memory: memory, cache: h.localCacheBytes > 0, fallback: h.onStoreError == "degrade"}
+	newCollector := func() closer { return stats.New(stats.NewProcess(memory), h.statsLimits) }
+	if h.redis.Address != "" {
+		newClient := func() closer { return redisclient.New(h.redis) }
+		client, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.redis), newClient).(*redisclient.Client)
+		h.keys.redis = redisclient.NewKeys(client, h.keyPrefix)
+		newCollector = func() closer { return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits) }
 	}
 	h.stats, _ = shared.get(ctx, "stats "+id, newCollector).(*stats.Collector)
-	h.stats.SetLimits(h.set.statsLimits)
+	h.stats.SetLimits(h.statsLimits)
 	context.AfterFunc(ctx, h.stats.Retire)
 }
 
@@ -84,10 +85,10 @@ var insideKey = new(int)
 
 // ServeHTTP passes a request on untouched if the plugin has nothing to do with it.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h.set.statsPath != "" && strings.HasPrefix(r.URL.Path, h.set.statsPath) && serveStats(h, w, r) {
+	if h.statsPath != "" && strings.HasPrefix(r.URL.Path, h.statsPath) && serveStats(h, w, r) {
 		return
 	}
-	if (len(r.Header[h.set.header]) > 0 || h.set.required) && protects(h, r) {
+	if (len(r.Header[h.header]) > 0 || h.required) && protects(h, r) {
 		serve(h, w, r)
 		return
 	}
@@ -97,9 +98,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // protects tells whether r is one of those that the configuration names, and can be recorded and replayed at all.
 // TRACE is never: it may have no body, and so nothing can keep a transport from sending it twice (see inside).
 func protects(h *handler, r *http.Request) bool {
-	paths := h.set.protected[r.Method]
+	paths := h.protected[r.Method]
 	if paths == nil {
-		paths = h.set.protected["*"]
+		paths = h.protected["*"]
 	}
 	return paths != nil && paths.MatchString(r.URL.Path) && r.Context().Value(insideKey) == nil &&
 		(r.Header["Connection"] == nil || !isUpgrade(r)) && r.Method != http.MethodTrace
@@ -118,7 +119,7 @@ func isUpgrade(r *http.Request) bool {
 // serve is the way of a protected request.
 func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 	contentType := r.Header.Get("Content-Type")
-	key, valid := parseKey(r.Header[h.set.header], h.set.maxKeyLength)
+	key, valid := parseKey(r.Header[h.header], h.maxKeyLength)
 	if !valid || strings.HasPrefix(contentType, "application/grpc") {
 		withoutKey(h, w, r, contentType)
 		return
@@ -129,11 +130,11 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	lease := &store.Lease{Key: storeKey(h, r, key), Fingerprint: fingerprint, Owner: newOwner()}
-	if h.set.observe {
+	if h.observe {
 		observe(h, w, r, lease)
 		return
 	}
-	held, err := claimKey(h.keys, lease, h.set.lease)
+	held, err := claimKey(h.keys, lease, h.lease)
 	if err != nil || held.State == store.Running {
 		held, err = persist(r.Context(), h, lease, held, err)
 	}
@@ -155,18 +156,18 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 
 // withoutKey serves a request without a valid key, or gRPC.
 func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, contentType string) {
-	lines := r.Header[h.set.header]
+	lines := r.Header[h.header]
 	keyless := len(lines) == 0 || (len(lines) == 1 && lines[0] == "")
-	if strings.HasPrefix(contentType, "application/grpc") || (keyless && (h.set.observe || !h.set.required)) {
+	if strings.HasPrefix(contentType, "application/grpc") || (keyless && (h.observe || !h.required)) {
 		h.next.ServeHTTP(w, r)
 		return
 	}
 	h.stats.Counts[stats.Invalid].Add(1)
 	switch {
-	case h.set.observe:
+	case h.observe:
 		h.next.ServeHTTP(w, r)
 	case keyless:
-		refuse(h, w, missingKey(h.set.header), false)
+		refuse(h, w, missingKey(h.header), false)
 	default:
 		refuse(h, w, invalidKey(), false)
 	}
@@ -175,7 +176,7 @@ func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, contentType 
 // withoutBody serves a request whose body broke off.
 func withoutBody(h *handler, w http.ResponseWriter, r *http.Request) {
 	h.stats.Counts[stats.Invalid].Add(1)
-	if h.set.observe { // whoever reads on finds the body broken
+	if h.observe { // whoever reads on finds the body broken
 		h.next.ServeHTTP(w, r)
 		return
 	}
@@ -188,17 +189,17 @@ func persist(ctx context.Context, h *handler, lease *store.Lease, held store.Hel
 	if err != nil {
 		held, err = fallBack(h, lease, err)
 	}
-	if err != nil || held.State != store.Running || !h.set.wait {
+	if err != nil || held.State != store.Running || !h.wait {
 		return held, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, h.set.inFlightTimeout)
+	ctx, cancel := context.WithTimeout(ctx, h.inFlightTimeout)
 	defer cancel()
 	for attempt := 0; held.State == store.Running && !mismatch(h, held, lease); attempt++ {
 		waitForKey(ctx, h.keys, lease.Key, attempt)
 		if ctx.Err() != nil { // waited long enough, or the client has gone: nothing may be claimed any more
 			return held, nil
 		}
-		again, err := claimKey(h.keys, lease, h.set.lease)
+		again, err := claimKey(h.keys, lease, h.lease)
 		if err != nil && held.Local {
 			again, err = fallBack(h, lease, err)
 			if err != nil {
@@ -214,12 +215,12 @@ func persist(ctx context.Context, h *handler, lease *store.Lease, held store.Hel
 
 // fallBack claims in memory, if that is wanted, what Redis could not be asked for, which failed with err.
 func fallBack(h *handler, lease *store.Lease, err error) (store.Held, error) {
-	storeFailed(h, "the store failed, onStoreError: "+h.set.onStoreError, err)
+	storeFailed(h, "the store failed, onStoreError: "+h.onStoreError, err)
 	return claimInMemory(h.keys, lease, err)
 }
 
 func mismatch(h *handler, held store.Held, lease *store.Lease) bool {
-	return h.set.rejectMismatch && held.Fingerprint != lease.Fingerprint
+	return h.rejectMismatch && held.Fingerprint != lease.Fingerprint
 }
 
 // refuseDuplicate answers a duplicate that gets no replay, and one whose fingerprint differs.
@@ -244,7 +245,7 @@ func refuseDuplicate(h *handler, w http.ResponseWriter, r *http.Request, held st
 
 // withoutStore serves a request whose key could not be claimed.
 func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease) {
-	if h.set.onStoreError == "reject" {
+	if h.onStoreError == "reject" {
 		h.stats.Counts[stats.Unavailable].Add(1)
 		go giveUp(h, lease)
 		refuse(h, w, storeUnavailable(), true)
@@ -279,12 +280,12 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held store.Held)
 		header["Content-Type"] = nil // the answer had none, and net/http must not guess one
 	}
 	for name, values := range held.Answer.Header.Clone() { // the slices are shared by all replays
-		if !h.set.omit[name] { // another middleware on the same Redis may have kept it
+		if !h.omit[name] { // another middleware on the same Redis may have kept it
 			header[name] = values
 		}
 	}
-	if h.set.replayHeader != "" {
-		header[h.set.replayHeader] = []string{"true"}
+	if h.replayHeader != "" {
+		header[h.replayHeader] = []string{"true"}
 	}
 	decide(h, w, "replayed", held.Degraded)
 	w.WriteHeader(held.Answer.Status)

@@ -30,39 +30,46 @@ func parseKey(lines []string, maxLength int) (string, bool) {
 // storeKey names r's key in a store: the hex SHA-256 over everything that must not be shared, each part behind its
 // length, so that no part can be shifted into another.
 func storeKey(h *handler, r *http.Request, key string) string {
-	parts := h.set.keyHead + part(r.Method)
-	for _, name := range h.set.scope {
-		if name == "Host" {
-			parts += part(strings.ToLower(r.Host))
+	path := r.URL.EscapedPath()
+	if len(path) >= len(lengths) {
+		path = hash([]byte(path))
+	}
+	parts := h.keyHead + lengths[len(r.Method)] + r.Method + lengths[len(path)] + path + lengths[len(key)] + key
+	for _, name := range h.scope {
+		values := r.Header[name]
+		if len(values) > 0 || name == "Host" {
+			parts += scopePart(r, name, values)
 		} else {
-			parts += headerPart(r.Header[name])
+			parts += "0"
 		}
 	}
-	sum := sha256.Sum256([]byte(parts + part(r.URL.EscapedPath()) + part(key)))
+	return hash([]byte(parts))
+}
+
+func hash(data []byte) string {
+	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])
 }
 
-// part is s behind its length.
-func part(s string) string {
-	if len(s) < len(lengths) {
-		return lengths[len(s)] + s
+// scopePart is what the header name, which has these values, sets callers apart by.
+func scopePart(r *http.Request, name string, values []string) string {
+	if name == "Host" {
+		return part(strings.ToLower(r.Host))
 	}
-	return strconv.Itoa(len(s)) + ":" + s
-}
-
-// headerPart is the lines of a header behind their number.
-func headerPart(lines []string) string {
-	if len(lines) == 0 {
-		return "0"
-	}
-	parts := strconv.Itoa(len(lines))
-	for _, line := range lines {
-		parts += part(line)
+	parts := strconv.Itoa(len(values))
+	for _, value := range values {
+		parts += part(value)
 	}
 	return parts
 }
 
-// lengths are what stands before parts of usual lengths.
+// part is s behind its length.
+func part(s string) string {
+	return strconv.Itoa(len(s)) + ":" + s
+}
+
+// lengths are what stands before parts of usual lengths. Methods and keys are no longer, whatever a client sends: only
+// methods that the configuration names and keys of at most 255 characters come so far.
 var lengths = newLengths()
 
 func newLengths() []string {
@@ -80,10 +87,11 @@ var errIncompleteBody = errors.New("the request body did not arrive whole")
 // Content-Type and body. Of a body longer than maxRequestBodyBytes the declared length stands for the rest, which
 // streams; that body is returned, and nil for one that was read whole.
 func takeFingerprint(h *handler, r *http.Request, contentType string) (string, *streamedBody, error) {
-	head := part(r.URL.RawQuery) + part(contentType)
-	if r.ContentLength < 0 || r.ContentLength > h.set.maxRequestBody {
-		return takeLongFingerprint(h, r, head)
+	query := r.URL.RawQuery
+	if r.ContentLength < 0 || r.ContentLength > h.maxRequestBody || len(query) >= len(lengths) || len(contentType) >= len(lengths) {
+		return takeLongFingerprint(h, r, part(query)+part(contentType))
 	}
+	head := lengths[len(query)] + query + lengths[len(contentType)] + contentType
 	data := make([]byte, len(head)+int(r.ContentLength))
 	copy(data, head)
 	if r.ContentLength > 0 {
@@ -100,7 +108,7 @@ func takeFingerprint(h *handler, r *http.Request, contentType string) (string, *
 
 // takeLongFingerprint is takeFingerprint for a body that is too long to be compared whole, or does not tell its length.
 func takeLongFingerprint(h *handler, r *http.Request, head string) (string, *streamedBody, error) {
-	most := h.set.maxRequestBody
+	most := h.maxRequestBody
 	b := bytes.NewBufferString(head)
 	n, err := b.ReadFrom(io.LimitReader(r.Body, most+1))
 	if err != nil {

@@ -49,7 +49,7 @@ func newTestHandler(t *testing.T, change func(c *Config)) *handler {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &handler{set: set}
+	return &handler{settings: *set}
 }
 
 // TestStoreKeysCannotBeShifted has requests whose parts, put one after the other, are the same text.

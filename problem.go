@@ -88,11 +88,11 @@ func refuse(h *handler, w http.ResponseWriter, f refusal, degraded bool) {
 
 // decide writes the status header, if there is to be one.
 func decide(h *handler, w http.ResponseWriter, decision string, degraded bool) {
-	if h.set.statusHeader == "" {
+	if h.statusHeader == "" {
 		return
 	}
 	if degraded {
 		decision += ";degraded"
 	}
-	w.Header().Set(h.set.statusHeader, decision)
+	w.Header().Set(h.statusHeader, decision)
 }

@@ -68,17 +68,11 @@ func (x *execution) WriteHeader(status int) {
 	}
 	x.status = status
 	x.header = x.ResponseWriter.Header().Clone()
-	x.declared = -1
-	length := x.header["Content-Length"]
-	if len(length) == 0 || x.head || status == http.StatusNoContent || status == http.StatusNotModified {
-		x.stream = len(length) == 0 && !x.bodiless()
-	} else {
-		declare(x, length[0])
-	}
-	if status >= 499 || x.h.set.retryable[status] {
+	declare(x, x.header["Content-Length"])
+	if status >= 499 || x.h.retryable[status] {
 		x.outcome = judge(x)
 	}
-	if x.h.set.statusHeader != "" {
+	if x.h.statusHeader != "" {
 		decide(x.h, x.ResponseWriter, decisions[x.outcome], x.lease.Degraded)
 	}
 	x.ResponseWriter.WriteHeader(status)
@@ -96,16 +90,21 @@ func writeInformation(x *execution, status int) {
 }
 
 // declare notes how long the answer says it is.
-func declare(x *execution, length string) {
-	n, err := strconv.ParseInt(length, 10, 64)
-	switch {
-	case err != nil:
-	case n > x.h.set.maxResponseBody:
+func declare(x *execution, length []string) {
+	if len(length) != 1 {
+		x.declared = -1
+		x.stream = len(length) == 0 && !x.bodiless()
+		return
+	}
+	n, err := strconv.Atoi(length[0])
+	if err != nil || x.bodiless() {
+		n = -1
+	}
+	x.declared = int64(n)
+	if x.declared > x.h.maxResponseBody {
 		x.outcome = tooLarge
-		x.declared = n
-	default:
+	} else if n > 0 {
 		x.body = make([]byte, 0, n)
-		x.declared = n
 	}
 }
 
@@ -115,54 +114,53 @@ var decisions = []string{"first", "released", "released", "unknown", "unkept"}
 // Write implements http.ResponseWriter. With detach it takes everything, also when the client has gone, so that the
 // answer is recorded whole.
 func (x *execution) Write(p []byte) (int, error) {
-	if x.status == 0 || x.stream || x.gone {
-		return writeStream(x, p)
+	x.length += int64(len(p))
+	if x.length != x.declared || x.outcome != answered || x.gone || len(x.body) > 0 {
+		return writeMore(x, p)
 	}
-	record(x, p)
-	if x.length == x.declared && x.outcome == answered { // nobody has the whole answer before it is kept
-		keepAnswer(x)
+	x.body = append(x.body, p...) // the whole answer in one piece
+	if x.header["Content-Type"] == nil {
+		noteType(x, p)
 	}
+	keepAnswer(x) // nobody has the whole answer before it is kept
 	n, err := x.ResponseWriter.Write(p)
-	if err != nil && x.h.set.detach {
+	if err != nil && x.h.detach {
 		x.gone = true
 		return len(p), nil
 	}
 	return n, err
 }
 
-// writeStream is Write for an answer without a length, or a client that has gone.
-func writeStream(x *execution, p []byte) (int, error) {
+// writeMore is Write for any other piece of an answer; x.length is behind it.
+func writeMore(x *execution, p []byte) (int, error) {
 	if x.status == 0 {
 		x.WriteHeader(http.StatusOK)
 	}
-	record(x, p)
-	if x.gone {
-		return len(p), nil
-	}
-	n, err := x.ResponseWriter.Write(p)
-	switch {
-	case err != nil && x.h.set.detach:
-		x.gone = true
-		return len(p), nil
-	case err == nil && x.stream:
-		x.flush()
-	}
-	return n, err
-}
-
-// record copies p as far as it may be kept.
-func record(x *execution, p []byte) {
-	if x.length == 0 && x.header["Content-Type"] == nil && len(p) > 0 {
+	if x.length == int64(len(p)) && x.header["Content-Type"] == nil {
 		noteType(x, p)
 	}
-	x.length += int64(len(p))
-	if x.outcome == answered && x.length > x.h.set.maxResponseBody {
+	if x.outcome == answered && x.length > x.h.maxResponseBody {
 		x.outcome = tooLarge
 		x.body = nil
 	}
 	if x.outcome == answered {
 		x.body = append(x.body, p...)
 	}
+	if x.length == x.declared && x.outcome == answered && !x.kept {
+		keepAnswer(x)
+	}
+	if x.gone {
+		return len(p), nil
+	}
+	n, err := x.ResponseWriter.Write(p)
+	switch {
+	case err != nil && x.h.detach:
+		x.gone = true
+		return len(p), nil
+	case err == nil && x.stream:
+		x.flush()
+	}
+	return n, err
 }
 
 // Unwrap lets http.ResponseController reach the writer below, where the execution is compiled.
@@ -178,7 +176,7 @@ func (x *execution) flush() {
 // guess for a stream, whose header is flushed before, nor where the header is there without a value, as in Traefik 3.
 func noteType(x *execution, p []byte) {
 	_, typed := x.header["Content-Type"]
-	if !typed && !x.stream && x.header["Content-Encoding"] == nil {
+	if !typed && !x.stream && len(p) > 0 && x.header["Content-Encoding"] == nil {
 		x.header["Content-Type"] = []string{http.DetectContentType(p)}
 	}
 }
@@ -195,7 +193,7 @@ func judge(x *execution) outcome {
 		return neverSent
 	case failure && wrote && (!got || own):
 		return unknown
-	case x.h.set.retryable[x.status]:
+	case x.h.retryable[x.status]:
 		return askedAgain
 	case (gateway && !sought) || x.status == statusClientClosed:
 		return unknown
@@ -230,16 +228,31 @@ func (x *execution) bodiless() bool {
 var hopByHop = []string{"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
 
 // strip takes out of the answer's header what a replay does not have: hop-by-hop headers, omitHeaders, and what the
-// middlewares above had set before, which they set again.
-func strip(x *execution) {
+// middlewares above had set before, which they set again. It returns what is left in bytes.
+func strip(x *execution) int {
 	if x.before != nil || x.header["Connection"] != nil {
 		stripMore(x)
 	}
-	for name := range x.header {
-		if x.h.set.omit[name] {
+	size := 0
+	for name, values := range x.header {
+		if x.h.omit[name] {
 			delete(x.header, name)
+		} else if len(values) == 1 {
+			size += store.HeaderBytes + len(name) + len(values[0])
+		} else {
+			size += manyBytes(name, values)
 		}
 	}
+	return size
+}
+
+// manyBytes is what a header with many values, or none, takes.
+func manyBytes(name string, values []string) int {
+	size := store.HeaderBytes
+	for _, value := range values {
+		size += store.HeaderBytes + len(name) + len(value)
+	}
+	return size
 }
 
 func stripMore(x *execution) {

@@ -23,11 +23,11 @@ func run(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease,
 		x.before = header.Clone()
 	}
 	ctx := x.client
-	if !h.set.detach && ctx.Err() != nil {
+	if !h.detach && ctx.Err() != nil {
 		free(x) // nobody waits for it, and the backend has not seen it
 		return
 	}
-	if h.set.detach {
+	if h.detach {
 		ctx, x.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	}
 	ctx = httptrace.WithClientTrace(ctx, hooks(x))
@@ -76,11 +76,11 @@ func settle(x *execution) {
 
 // keepAnswer keeps an answer that arrived whole.
 func keepAnswer(x *execution) {
-	strip(x)
 	if x.declared < 0 && !x.bodiless() { // an answer whose length was not declared gets one
 		x.header["Content-Length"] = []string{strconv.FormatInt(x.length, 10)}
 	}
-	answer := &store.Answer{Status: x.status, Header: x.header, Body: x.body}
+	size := strip(x)
+	answer := &store.Answer{Status: x.status, Header: x.header, HeaderSize: size, Body: x.body}
 	finish(x, &store.Record{State: store.Done, Fingerprint: x.lease.Fingerprint, Answer: answer})
 	x.kept = true
 }
@@ -98,7 +98,7 @@ func incomplete(x *execution) outcome {
 
 // holdOrFree settles the key of a run that nobody knows the end of.
 func holdOrFree(x *execution) {
-	if x.h.set.holdUnknown {
+	if x.h.holdUnknown {
 		finish(x, &store.Record{State: store.Unknown, Fingerprint: x.lease.Fingerprint})
 	} else {
 		free(x)
@@ -115,7 +115,7 @@ func free(x *execution) {
 
 // finish keeps how the run ended. The lease is fenced: if it is lost, nothing changes.
 func finish(x *execution, rec *store.Record) {
-	kept, err := finishKey(x.h.keys, x.lease, rec, x.h.set.ttl)
+	kept, err := finishKey(x.h.keys, x.lease, rec, x.h.ttl)
 	if err != nil || !kept {
 		logEnd(x.h, err)
 	}
@@ -145,9 +145,9 @@ type care struct {
 // newCare returns the care of h. Leases are renewed three times in their life. A client's absence is noticed within an
 // eighth of detachTimeout, at most a quarter of a second.
 func newCare(h *handler) *care {
-	c := &care{h: h, period: h.set.lease / 3, runs: map[*execution]bool{}}
-	if h.set.detach {
-		for _, period := range []time.Duration{h.set.detachTimeout / 8, time.Second / 4} {
+	c := &care{h: h, period: h.lease / 3, runs: map[*execution]bool{}}
+	if h.detach {
+		for _, period := range []time.Duration{h.detachTimeout / 8, time.Second / 4} {
 			if period < c.period {
 				c.period = period
 			}
@@ -193,7 +193,7 @@ func (c *care) look() {
 	}
 	c.mu.Unlock()
 	now := time.Now()
-	due := now.Sub(c.renewed) >= c.h.set.lease/3
+	due := now.Sub(c.renewed) >= c.h.lease/3
 	if due {
 		c.renewed = now
 	}
@@ -210,7 +210,7 @@ func (c *care) look() {
 // renew makes the lease of x last. A renewal that overtakes the end of the run does no harm: it is fenced.
 func renew(x *execution) {
 	defer recovered("renewing a lease")
-	_, err := renewKey(x.h.keys, x.lease, x.h.set.lease)
+	_, err := renewKey(x.h.keys, x.lease, x.h.lease)
 	if err != nil {
 		storeFailed(x.h, "a lease could not be renewed", err)
 	}
@@ -222,7 +222,7 @@ func watchClient(x *execution, now time.Time) {
 	case x.client.Err() == nil:
 	case x.missed.IsZero():
 		x.missed = now
-	case now.Sub(x.missed) >= x.h.set.detachTimeout:
+	case now.Sub(x.missed) >= x.h.detachTimeout:
 		x.cancel()
 	}
 }

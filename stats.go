@@ -32,7 +32,7 @@ func observe(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Le
 func note(h *handler, lease *store.Lease, r *http.Request) {
 	defer recovered("observing a request")
 	defer h.observing.Add(-1)
-	held, err := claimKey(h.keys, lease, h.set.lease)
+	held, err := claimKey(h.keys, lease, h.lease)
 	if err != nil {
 		held, err = fallBack(h, lease, err)
 	}
@@ -44,7 +44,7 @@ func note(h *handler, lease *store.Lease, r *http.Request) {
 		h.stats.Counts[stats.Unobserved].Add(1)
 	case held.State == store.Claimed:
 		h.stats.Counts[stats.First].Add(1)
-		_, err = finishKey(h.keys, lease, &store.Record{State: store.Unknown, Fingerprint: lease.Fingerprint}, h.set.ttl)
+		_, err = finishKey(h.keys, lease, &store.Record{State: store.Unknown, Fingerprint: lease.Fingerprint}, h.ttl)
 		if err != nil {
 			storeFailed(h, "an observed key could not be kept", err)
 		}
@@ -73,7 +73,7 @@ func routingPath(u *url.URL) string {
 
 // serveStats answers a request for the statistics; false if r is none. It is called for paths that begin as theirs do.
 func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
-	page, under := strings.CutPrefix(routingPath(r.URL), h.set.statsPath)
+	page, under := strings.CutPrefix(routingPath(r.URL), h.statsPath)
 	if !under || (page != "" && page[0] != '/') {
 		return false
 	}
@@ -81,7 +81,7 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("Content-Type", "text/plain; charset=utf-8")
-	if !h.set.statsInsecure {
+	if !h.statsInsecure {
 		logins := h.logins()
 		if len(logins) == 0 {
 			h.answer(w, http.StatusForbidden, "The statistics are closed. Set stats.users or stats.usersFile to open them to some, or stats.insecure to open them to all.\n")
@@ -97,7 +97,7 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 	switch page {
 	case "", "/", "/stats.json", "/metrics":
 	default:
-		h.answer(w, http.StatusNotFound, "There is no such page. There are: "+h.set.statsPath+"/, /stats.json and /metrics below it.\n")
+		h.answer(w, http.StatusNotFound, "There is no such page. There are: "+h.statsPath+"/, /stats.json and /metrics below it.\n")
 		return true
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -108,7 +108,7 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 	switch page {
 	case "":
 		// Relative, since a middleware above may have taken off a part of the path.
-		header.Set("Location", h.set.statsPath[strings.LastIndex(h.set.statsPath, "/")+1:]+"/")
+		header.Set("Location", h.statsPath[strings.LastIndex(h.statsPath, "/")+1:]+"/")
 		h.answer(w, http.StatusPermanentRedirect, "")
 	case "/":
 		header.Set("Content-Type", "text/html; charset=utf-8")
@@ -134,19 +134,19 @@ func (h *handler) answer(w http.ResponseWriter, status int, body string) {
 
 // logins returns who may see the statistics. The file is read each time, so that a change needs no restart.
 func (h *handler) logins() logins {
-	if h.set.statsUsersFile == "" {
-		return h.set.statsLogins
+	if h.statsUsersFile == "" {
+		return h.statsLogins
 	}
-	fromFile, err := readLogins(h.set.statsUsersFile)
+	fromFile, err := readLogins(h.statsUsersFile)
 	if err != nil {
 		h.log.seldom(levelError, "stats.usersFile cannot be used", err)
 	}
-	return append(fromFile, h.set.statsLogins...)
+	return append(fromFile, h.statsLogins...)
 }
 
 // effective returns the settings as they are in force, without secrets.
 func (h *handler) effective() []stats.Setting {
-	s := h.set
+	s := &h.settings
 	var retryable []string
 	for status := range s.retryable {
 		retryable = append(retryable, strconv.Itoa(status))

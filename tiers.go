@@ -28,9 +28,14 @@ const endless = 100 * 365 * 24 * time.Hour
 
 // claimKey gives the key to the lease for d if nobody holds it, and else tells who does.
 func claimKey(t *tiers, l *store.Lease, d time.Duration) (store.Held, error) {
-	if t.redis == nil {
-		return store.Claim(t.memory, l, endless), nil
+	if t.redis != nil {
+		return claimShared(t, l, d)
 	}
+	return store.Claim(t.memory, l, endless), nil
+}
+
+// claimShared is claimKey where keys live in Redis.
+func claimShared(t *tiers, l *store.Lease, d time.Duration) (store.Held, error) {
 	held := store.Lookup(t.memory, l)
 	if held.State != store.Free {
 		held.Degraded = t.down.Load()

@@ -9,10 +9,10 @@ import (
 )
 
 // entryBytes is what an entry costs beside its key, fingerprint and answer: the map's slot, the structs, the list
-// element, the place in the expiry list. headerBytes is the same for one header value.
+// element, the place in the expiry list. HeaderBytes is the same for one header value.
 const (
 	entryBytes  = 640
-	headerBytes = 96
+	HeaderBytes = 96
 )
 
 // sweepChunk is how many entries are looked at under one hold of the lock.
@@ -144,15 +144,18 @@ func Claim(m *Memory, l *Lease, d time.Duration) Held {
 func Finish(m *Memory, l *Lease, rec *Record, ttl time.Duration, sole bool) bool {
 	now := m.now().UnixNano()
 	m.mu.Lock()
-	e := owned(m, l, now)
-	if e != nil {
-		e.rec = *rec
-		e.sole = sole
-		e.expires = now + int64(ttl)
-		keep(m, e)
+	e := m.entries[l.Key]
+	if e == nil || e.rec.Owner != l.Owner || now >= e.expires {
+		owned(m, l, now) // frees it, if it was l's
+		m.mu.Unlock()
+		return false
 	}
+	e.rec = *rec
+	e.sole = sole
+	e.expires = now + int64(ttl)
+	keep(m, e)
 	m.mu.Unlock()
-	return e != nil
+	return true
 }
 
 // Release makes the key free; false, and nothing is changed, if the lease is lost.
@@ -206,46 +209,55 @@ func owned(m *Memory, l *Lease, now int64) *entry {
 	return e
 }
 
-// sizeOf is what a finished entry takes in memory, in bytes.
-func sizeOf(e *entry) int64 {
-	size := entryBytes + 3*len(e.key)
-	if e.rec.Answer != nil {
-		size += cap(e.rec.Answer.Body)
-		for name, values := range e.rec.Answer.Header {
-			for _, value := range values {
-				size += headerBytes + len(name) + len(value)
-			}
-		}
-	}
-	return int64(size)
-}
-
 // keep gives an entry that has just been finished its places, and wakes those who wait for it.
 func keep(m *Memory, e *entry) {
+	e.second = e.expires/int64(time.Second) + 1
+	due := m.due[e.second]
+	if due == nil {
+		due = newSecond(m, e.second)
+	}
+	e.place = due.PushBack(e)
+	e.size = int64(entryBytes + 3*len(e.key))
+	if e.rec.Answer != nil {
+		e.size += int64(e.rec.Answer.HeaderSize + cap(e.rec.Answer.Body))
+	}
+	m.bytes += e.size
+	if e.rec.State == Done && e.size <= m.limit {
+		e.list = m.full
+		e.age = m.full.PushBack(e)
+	} else {
+		keepOdd(m, e)
+	}
+	if e.done != nil || m.bytes > m.limit {
+		wakeAndEvict(m, e)
+	}
+}
+
+// newSecond makes the list of entries that are due in second, and sees to it that they are freed.
+func newSecond(m *Memory, second int64) *list.List {
+	due := list.New()
+	m.due[second] = due
+	if m.timer == nil || second <= m.swept {
+		startSweeping(m, second)
+	}
+	return due
+}
+
+func wakeAndEvict(m *Memory, e *entry) {
 	if e.done != nil {
 		close(e.done)
 		e.done = nil
 	}
-	e.second = e.expires/int64(time.Second) + 1
-	due := m.due[e.second]
-	if due == nil {
-		due = list.New()
-		m.due[e.second] = due
-	}
-	e.place = due.PushBack(e)
-	if m.timer == nil || e.second <= m.swept {
-		startSweeping(m, e.second)
-	}
-	e.size = sizeOf(e)
-	m.bytes += e.size
-	if e.sole && (e.rec.State != Done || e.size > m.limit) {
+	evict(m)
+}
+
+// keepOdd keeps an entry without an answer, or with one that is too large.
+func keepOdd(m *Memory, e *entry) {
+	if e.sole {
 		keepBare(m, e)
 	} else {
 		e.list = m.full
 		e.age = m.full.PushBack(e)
-	}
-	if m.bytes > m.limit {
-		evict(m)
 	}
 }
 
@@ -256,7 +268,7 @@ func keepBare(m *Memory, e *entry) {
 		e.rec = Record{State: Unkept, Fingerprint: e.rec.Fingerprint, Answer: &Answer{Status: e.rec.Answer.Status}}
 		m.evicted++
 	}
-	e.size = sizeOf(e)
+	e.size = int64(entryBytes + 3*len(e.key))
 	m.bytes += e.size
 	m.bareSize += e.size
 	e.list = m.bare

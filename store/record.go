@@ -98,5 +98,6 @@ func decodeAnswer(data []byte, whole bool) (*Answer, error) {
 		return nil, ErrForeign
 	}
 	a.Header = http.Header(header)
+	a.HeaderSize = n + HeaderBytes*len(header)
 	return a, nil
 }

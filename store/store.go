@@ -33,9 +33,10 @@ const (
 // Answer is a backend's answer as it is replayed. For an Unkept record only Status is set.
 // An Answer is shared by all who replay it and never changed.
 type Answer struct {
-	Status int
-	Header http.Header
-	Body   []byte
+	Status     int
+	Header     http.Header
+	HeaderSize int // what Header takes in memory, in bytes
+	Body       []byte
 }
 
 // Record is what a store holds for a key.
