@@ -149,7 +149,8 @@ type settings struct {
 	observe         bool
 	keyHead         string // first part of what store keys are made of
 	maxKeyLength    int
-	scope           []string // canonical
+	scopeHost       bool     // Host is in scope
+	scope           []string // canonical, without Host
 	rejectMismatch  bool
 	wait            bool
 	inFlightTimeout time.Duration
@@ -219,7 +220,13 @@ func (c *Config) settings() (*settings, string, error) {
 		warning = fmt.Sprintf("ttl %s is longer than maxTTL and cut to %s; raise maxTTL to keep answers longer", s.ttl, longest)
 		s.ttl = longest
 	}
-	s.scope = k.tokens("scope", list(c.Scope, "Host", "Authorization"))
+	for _, name := range k.tokens("scope", list(c.Scope, "Host", "Authorization")) {
+		if name == "Host" {
+			s.scopeHost = true
+		} else {
+			s.scope = append(s.scope, name)
+		}
+	}
 	s.omit = map[string]bool{}
 	s.omitHeaders = k.tokens("omitHeaders", list(c.OmitHeaders, "Set-Cookie"))
 	for _, name := range append(hopByHop, s.omitHeaders...) {

@@ -16,7 +16,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil || warning != "" {
 		t.Fatalf("defaults: %q, %v", warning, err)
 	}
-	if set.header != "X-Request-Id" || set.ttl != time.Minute || set.lease != 15*time.Second || !set.retryable[503] || !set.omit["Set-Cookie"] || len(set.scope) != 2 {
+	if set.header != "X-Request-Id" || set.ttl != time.Minute || set.lease != 15*time.Second || !set.retryable[503] || !set.omit["Set-Cookie"] || !set.scopeHost || len(set.scope) != 1 || set.scope[0] != "Authorization" {
 		t.Errorf("defaults: %+v", set)
 	}
 	for method, protected := range map[string]bool{"POST": true, "PUT": true, "PATCH": true, "DELETE": true, "GET": false, "HEAD": false} {

@@ -30,32 +30,42 @@ func parseKey(lines []string, maxLength int) (string, bool) {
 // storeKey names r's key in a store: the hex SHA-256 over everything that must not be shared, each part behind its
 // length, so that no part can be shifted into another.
 func storeKey(h *handler, r *http.Request, key string) string {
-	path := r.URL.EscapedPath()
-	if len(path) >= len(lengths) {
-		path = hash([]byte(path))
+	path, method, host := r.URL.EscapedPath(), r.Method, r.Host
+	if len(path)+len(method)+len(host) > usual {
+		return longStoreKey(h, r, key)
 	}
-	parts := h.keyHead + lengths[len(r.Method)] + r.Method + lengths[len(path)] + path + lengths[len(key)] + key
+	parts := h.keyHead + lengths[len(method)] + method + lengths[len(path)] + path + lengths[len(key)] + key
+	if h.scopeHost {
+		host = strings.ToLower(host)
+		parts += lengths[len(host)] + host
+	}
 	for _, name := range h.scope {
 		values := r.Header[name]
-		if len(values) > 0 || name == "Host" {
-			parts += scopePart(r, name, values)
+		if len(values) > 0 {
+			parts += scopePart(values)
 		} else {
 			parts += "0"
 		}
 	}
-	return hash([]byte(parts))
-}
-
-func hash(data []byte) string {
-	sum := sha256.Sum256(data)
+	sum := sha256.Sum256([]byte(parts))
 	return hex.EncodeToString(sum[:])
 }
 
-// scopePart is what the header name, which has these values, sets callers apart by.
-func scopePart(r *http.Request, name string, values []string) string {
-	if name == "Host" {
-		return part(strings.ToLower(r.Host))
+// longStoreKey is storeKey for parts of any length.
+func longStoreKey(h *handler, r *http.Request, key string) string {
+	parts := h.keyHead + part(r.Method) + part(r.URL.EscapedPath()) + part(key)
+	if h.scopeHost {
+		parts += part(strings.ToLower(r.Host))
 	}
+	for _, name := range h.scope {
+		parts += scopePart(r.Header[name])
+	}
+	sum := sha256.Sum256([]byte(parts))
+	return hex.EncodeToString(sum[:])
+}
+
+// scopePart is what a header with these values sets callers apart by.
+func scopePart(values []string) string {
 	parts := strconv.Itoa(len(values))
 	for _, value := range values {
 		parts += part(value)
@@ -68,12 +78,14 @@ func part(s string) string {
 	return strconv.Itoa(len(s)) + ":" + s
 }
 
-// lengths are what stands before parts of usual lengths. Methods and keys are no longer, whatever a client sends: only
-// methods that the configuration names and keys of at most 255 characters come so far.
+// usual is the longest part of a usual length.
+const usual = 1023
+
+// lengths are what stands before parts of usual lengths, as part puts it.
 var lengths = newLengths()
 
 func newLengths() []string {
-	all := make([]string, 1<<10)
+	all := make([]string, usual+1)
 	for n := range all {
 		all[n] = strconv.Itoa(n) + ":"
 	}
@@ -87,14 +99,14 @@ var errIncompleteBody = errors.New("the request body did not arrive whole")
 // Content-Type and body. Of a body longer than maxRequestBodyBytes the declared length stands for the rest, which
 // streams; that body is returned, and nil for one that was read whole.
 func takeFingerprint(h *handler, r *http.Request, contentType string) (string, *streamedBody, error) {
-	query := r.URL.RawQuery
-	if r.ContentLength < 0 || r.ContentLength > h.maxRequestBody || len(query) >= len(lengths) || len(contentType) >= len(lengths) {
+	query, size := r.URL.RawQuery, r.ContentLength
+	if size < 0 || size > h.maxRequestBody || len(query)+len(contentType) > usual {
 		return takeLongFingerprint(h, r, part(query)+part(contentType))
 	}
 	head := lengths[len(query)] + query + lengths[len(contentType)] + contentType
-	data := make([]byte, len(head)+int(r.ContentLength))
-	copy(data, head)
-	if r.ContentLength > 0 {
+	data := append(make([]byte, 0, int64(len(head))+size), head...)
+	if size > 0 {
+		data = data[:cap(data)]
 		body := data[len(head):]
 		_, err := io.ReadFull(r.Body, body)
 		if err != nil {

@@ -42,7 +42,7 @@ type execution struct {
 	cancel context.CancelFunc // of the upstream call, with detach
 	missed time.Time          // when care first saw that the client has gone
 
-	// What Traefik's transport reported, from its own goroutines. A locked one has happened; see hooks.
+	// What Traefik's transport reported, from its own goroutines. A locked one has happened; see run.
 	sought          expvar.String // a connection to a backend was asked for
 	wrote, answered sync.RWMutex  // a request header was written; a byte of an answer has come
 
@@ -51,8 +51,8 @@ type execution struct {
 	status   int         // 0 until the header is written
 	outcome  outcome
 	body     []byte // kept copy
-	length   int64  // of the body so far
-	declared int64  // Content-Length, or -1
+	length   int    // of the body so far
+	declared int    // Content-Length, or -1
 	stream   bool   // flush after each Write
 	gone     bool   // the client does not take any more
 	returned bool   // the backend did not panic
@@ -91,20 +91,31 @@ func writeInformation(x *execution, status int) {
 
 // declare notes how long the answer says it is.
 func declare(x *execution, length []string) {
-	if len(length) != 1 {
-		x.declared = -1
-		x.stream = len(length) == 0 && !x.bodiless()
+	if len(length) != 1 || x.head {
+		declareNothing(x, len(length) == 0)
 		return
 	}
 	n, err := strconv.Atoi(length[0])
-	if err != nil || x.bodiless() {
-		n = -1
+	if err != nil || n <= 0 || int64(n) > x.h.maxResponseBody {
+		declareOdd(x, n, err)
+		return
 	}
-	x.declared = int64(n)
-	if x.declared > x.h.maxResponseBody {
+	x.declared = n
+	x.body = make([]byte, 0, n)
+}
+
+// declareNothing is for an answer that does not tell its length, and streams if that is because nobody knows it.
+func declareNothing(x *execution, missing bool) {
+	x.stream = missing && !bodiless(x)
+}
+
+// declareOdd is for lengths that need no room: none, too large ones, and what is no number.
+func declareOdd(x *execution, n int, err error) {
+	if err == nil && n >= 0 {
+		x.declared = n
+	}
+	if int64(x.declared) > x.h.maxResponseBody {
 		x.outcome = tooLarge
-	} else if n > 0 {
-		x.body = make([]byte, 0, n)
 	}
 }
 
@@ -114,8 +125,8 @@ var decisions = []string{"first", "released", "released", "unknown", "unkept"}
 // Write implements http.ResponseWriter. With detach it takes everything, also when the client has gone, so that the
 // answer is recorded whole.
 func (x *execution) Write(p []byte) (int, error) {
-	x.length += int64(len(p))
-	if x.length != x.declared || x.outcome != answered || x.gone || len(x.body) > 0 {
+	x.length += len(p)
+	if len(p) != x.declared || x.length != x.declared || x.outcome != answered {
 		return writeMore(x, p)
 	}
 	x.body = append(x.body, p...) // the whole answer in one piece
@@ -136,10 +147,10 @@ func writeMore(x *execution, p []byte) (int, error) {
 	if x.status == 0 {
 		x.WriteHeader(http.StatusOK)
 	}
-	if x.length == int64(len(p)) && x.header["Content-Type"] == nil {
+	if x.length == len(p) && x.header["Content-Type"] == nil {
 		noteType(x, p)
 	}
-	if x.outcome == answered && x.length > x.h.maxResponseBody {
+	if x.outcome == answered && int64(x.length) > x.h.maxResponseBody {
 		x.outcome = tooLarge
 		x.body = nil
 	}
@@ -220,7 +231,7 @@ func bare(x *execution) bool {
 const statusClientClosed = 499
 
 // bodiless tells whether an answer of this status has no body, whatever its Content-Length says (RFC 9110, section 6.4.1).
-func (x *execution) bodiless() bool {
+func bodiless(x *execution) bool {
 	return x.head || x.status == http.StatusNoContent || x.status == http.StatusNotModified
 }
 

@@ -3,6 +3,7 @@ package idem
 import (
 	"context"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptrace"
 	"strconv"
@@ -16,7 +17,7 @@ import (
 // run calls the backend under lease and settles the key by the outcome, also when the call panics. Panics pass
 // through: Traefik's own proxy breaks off an answer with one.
 func run(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody) {
-	x := &execution{ResponseWriter: w, h: h, lease: lease, rest: rest, head: r.Method == http.MethodHead, client: r.Context()}
+	x := &execution{ResponseWriter: w, h: h, lease: lease, rest: rest, head: r.Method == http.MethodHead, client: r.Context(), declared: -1}
 	header := w.Header()
 	_, typed := header["Content-Type"] // Traefik sets it to nothing, so that net/http does not guess
 	if len(header) > 1 || (len(header) == 1 && !typed) {
@@ -30,7 +31,9 @@ func run(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease,
 	if h.detach {
 		ctx, x.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	}
-	ctx = httptrace.WithClientTrace(ctx, hooks(x))
+	// The hooks are methods of the standard library's own types, which cost nothing; a function of the plugin would be
+	// interpreted at each call.
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GetConn: x.sought.Set, WroteHeaders: x.wrote.RLock, GotFirstResponseByte: x.answered.RLock})
 	begin(h.care, x)
 	defer end(x)
 	h.next.ServeHTTP(x, inside(ctx, r))
@@ -40,26 +43,19 @@ func run(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease,
 	x.returned = true
 }
 
-// hooks returns what Traefik's transport is to call. They are methods of the standard library's own types, which cost
-// nothing; a function of the plugin would be interpreted at each call.
-func hooks(x *execution) *httptrace.ClientTrace {
-	return &httptrace.ClientTrace{GetConn: x.sought.Set, WroteHeaders: x.wrote.RLock, GotFirstResponseByte: x.answered.RLock}
-}
-
 // end frees what the run held and settles the key.
 func end(x *execution) {
-	settle(x)
+	if !x.kept { // else it was settled when the answer was whole
+		settle(x)
+	}
 	done(x.h.care, x) // so long the lease was renewed
 	if x.cancel != nil {
 		x.cancel()
 	}
 }
 
-// settle does with the key what the outcome asks for, unless that was done when the answer was whole.
+// settle does with the key what the outcome asks for.
 func settle(x *execution) {
-	if x.kept {
-		return
-	}
 	if x.returned && x.outcome == answered && (x.declared < 0 || x.declared == x.length) {
 		keepAnswer(x)
 		return
@@ -76,8 +72,8 @@ func settle(x *execution) {
 
 // keepAnswer keeps an answer that arrived whole.
 func keepAnswer(x *execution) {
-	if x.declared < 0 && !x.bodiless() { // an answer whose length was not declared gets one
-		x.header["Content-Length"] = []string{strconv.FormatInt(x.length, 10)}
+	if x.declared < 0 && !bodiless(x) { // an answer whose length was not declared gets one
+		x.header["Content-Length"] = []string{strconv.Itoa(x.length)}
 	}
 	size := strip(x)
 	answer := &store.Answer{Status: x.status, Header: x.header, HeaderSize: size, Body: x.body}
@@ -139,7 +135,7 @@ type care struct {
 	runs  map[*execution]bool
 	timer *time.Timer // nil while nothing runs
 
-	renewed time.Time // last renewal; only look uses it, of which there is one at a time
+	renewed time.Time // last renewal. Only look uses it, as it does execution.missed; the next look begins when one has ended
 }
 
 // newCare returns the care of h. Leases are renewed three times in their life. A client's absence is noticed within an
@@ -178,18 +174,13 @@ func startCare(c *care) {
 	c.timer = time.AfterFunc(c.period, c.look)
 }
 
-// look does what is due and comes again while anything runs.
+// look does what is due.
 func (c *care) look() {
-	defer recovered("looking after running requests")
+	defer c.again()
 	c.mu.Lock()
 	runs := make([]*execution, 0, len(c.runs))
 	for x := range c.runs {
 		runs = append(runs, x)
-	}
-	if len(runs) == 0 {
-		c.timer = nil
-	} else {
-		c.timer.Reset(c.period)
 	}
 	c.mu.Unlock()
 	now := time.Now()
@@ -204,6 +195,20 @@ func (c *care) look() {
 		if x.cancel != nil {
 			watchClient(x, now)
 		}
+	}
+}
+
+// again has care look once more while anything runs, whatever became of the last look.
+func (c *care) again() {
+	if p := recover(); p != nil {
+		log.Printf("level=error msg=\"looking after running requests failed\" cause=%q", p)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.runs) > 0 {
+		c.timer.Reset(c.period)
+	} else {
+		c.timer = nil
 	}
 }
 

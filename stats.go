@@ -152,6 +152,10 @@ func (h *handler) effective() []stats.Setting {
 		retryable = append(retryable, strconv.Itoa(status))
 	}
 	sort.Strings(retryable)
+	scope := s.scope
+	if s.scopeHost {
+		scope = append([]string{"Host"}, scope...)
+	}
 	mode := "enforce"
 	if s.observe {
 		mode = "observe"
@@ -168,7 +172,7 @@ func (h *handler) effective() []stats.Setting {
 		{Name: "methods", Value: strings.Join(s.methods, ", ")},
 		{Name: "endpoints", Value: endpoints},
 		{Name: "required", Value: strconv.FormatBool(s.required)},
-		{Name: "scope", Value: strings.Join(s.scope, ", ")},
+		{Name: "scope", Value: strings.Join(scope, ", ")},
 		{Name: "inFlightTimeout", Value: s.inFlightTimeout.String()},
 		{Name: "lease", Value: s.lease.String()},
 		{Name: "retryableStatuses", Value: strings.Join(retryable, ", ")},

@@ -78,9 +78,14 @@ func renewKey(t *tiers, l *store.Lease, d time.Duration) (bool, error) {
 // finishKey replaces the lease by rec for ttl; false if the lease is lost. What Redis could not take is kept in memory,
 // so that this process at least answers its duplicates right.
 func finishKey(t *tiers, l *store.Lease, rec *store.Record, ttl time.Duration) (bool, error) {
-	if t.redis == nil || l.Degraded {
-		return store.Finish(t.memory, l, rec, ttl, true), nil
+	if t.redis != nil && !l.Degraded {
+		return finishShared(t, l, rec, ttl)
 	}
+	return store.Finish(t.memory, l, rec, ttl, true), nil
+}
+
+// finishShared is finishKey for a lease in Redis.
+func finishShared(t *tiers, l *store.Lease, rec *store.Record, ttl time.Duration) (bool, error) {
 	kept, err := redisclient.Finish(t.redis, l, rec, ttl)
 	if err != nil || (kept && t.cache) {
 		store.Finish(t.memory, l, rec, ttl, err != nil)
