@@ -27,9 +27,9 @@ const noNumber = -1
 // maxReply is the longest reply that is taken, in bytes: Redis' own bound on a string.
 const maxReply = 512 << 20
 
-// connsPerCPU bounds how many connections a client opens. Commands of concurrent requests share connections and their
-// flushes; every further connection would only make those flushes smaller.
-const connsPerCPU = 2
+// leastConns is how many connections a client opens at the most on a machine with fewer CPUs; else it is one per CPU.
+// Commands of concurrent requests share connections and their flushes: every further one would only make those smaller.
+const leastConns = 2
 
 // Options say which Redis, and how to speak to it. Two clients with equal options are interchangeable.
 type Options struct {
@@ -41,7 +41,7 @@ type Options struct {
 
 	DialTimeout, ReadTimeout, WriteTimeout time.Duration
 
-	PoolSize       int // connections at the most, if that is less than two per CPU; 0 = two per CPU
+	PoolSize       int // connections at the most, if that is less than one per CPU, or two; 0 = so many
 	MinIdleConns   int // connections opened in advance
 	MaxActiveConns int // connections at the most; 0 = PoolSize alone counts
 }
@@ -82,7 +82,10 @@ type command struct {
 
 // New returns a client. It connects when there is something to send, not before; Close frees it.
 func New(opts Options) *Client {
-	n := connsPerCPU * runtime.GOMAXPROCS(0)
+	n := runtime.GOMAXPROCS(0)
+	if n < leastConns {
+		n = leastConns
+	}
 	for _, limit := range []int{opts.PoolSize, opts.MaxActiveConns} {
 		if limit > 0 && limit < n {
 			n = limit
