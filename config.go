@@ -172,7 +172,7 @@ type settings struct {
 
 	methods, endpoints, omitHeaders []string // as configured, to be shown
 
-	statsPath      string // without a slash at its end; empty = not shown
+	statsPath      string // without a slash at its end; noPath = not shown
 	statsLogins    logins
 	statsUsersFile string
 	statsInsecure  bool
@@ -285,9 +285,14 @@ func (c *RedisConfig) check(k *check, s *settings) {
 	s.redis.Address = endpoints[0]
 }
 
+// noPath is what no path of a request begins with, so that none need be compared with nothing.
+const noPath = "nowhere"
+
 func (c *StatsConfig) check(k *check, s *settings) {
 	s.statsPath = strings.TrimSuffix(c.Path, "/")
-	if c.Path != "" && !pathPattern.MatchString(s.statsPath) {
+	if c.Path == "" {
+		s.statsPath = noPath
+	} else if !pathPattern.MatchString(s.statsPath) {
 		k.fail("stats.path", c.Path, "a path such as /_idem of the characters A-Z a-z 0-9 _ - . ~, or nothing")
 	}
 	s.statsInsecure = c.Insecure

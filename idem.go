@@ -85,10 +85,10 @@ var insideKey = new(int)
 
 // ServeHTTP passes a request on untouched if the plugin has nothing to do with it.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h.statsPath != "" && strings.HasPrefix(r.URL.Path, h.statsPath) && serveStats(h, w, r) {
+	if strings.HasPrefix(r.URL.Path, h.statsPath) && serveStats(h, w, r) {
 		return
 	}
-	if (len(r.Header[h.header]) > 0 || h.required) && protects(h, r) {
+	if (r.Header[h.header] != nil || h.required) && protects(h, r) {
 		serve(h, w, r)
 		return
 	}
