@@ -11,6 +11,7 @@ package idem
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -312,7 +313,7 @@ func hideEmptyBody(r *http.Request) {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodDelete:
 		r.ContentLength = -1 // for these the transport looks whether there is a byte, and sends no body if not
-		r.Body = newEmptyBody()
+		r.Body = io.NopCloser(strings.NewReader(""))
 	default:
 		r.Header = r.Header.Clone()
 		for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {

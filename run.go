@@ -2,12 +2,10 @@ package idem
 
 import (
 	"context"
-	"io"
 	"log"
 	"net/http"
 	"net/http/httptrace"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -56,11 +54,9 @@ func end(x *execution) {
 
 // settle does with the key what the outcome asks for.
 func settle(x *execution) {
-	if x.returned && x.outcome == answered && (x.declared < 0 || x.declared == x.length) {
+	switch ended(x) {
+	case answered:
 		keepAnswer(x)
-		return
-	}
-	switch incomplete(x) {
 	case askedAgain, neverSent:
 		free(x)
 	case tooLarge:
@@ -81,12 +77,13 @@ func keepAnswer(x *execution) {
 	x.kept = true
 }
 
-// incomplete is the outcome of a run of which there is no whole answer to keep.
-func incomplete(x *execution) outcome {
-	if x.returned && x.status != 0 && (x.declared < 0 || x.declared == x.length) && x.outcome != unknown {
+// ended is the outcome of a run, as its end shows it.
+func ended(x *execution) outcome {
+	whole := x.returned && (x.declared < 0 || x.declared == x.length)
+	switch {
+	case whole && x.outcome != unknown:
 		return x.outcome
-	}
-	if x.rest != nil && x.rest.broken.Load() {
+	case x.rest != nil && x.rest.broken.Load():
 		return neverSent // the client broke off: the backend never saw the request whole
 	}
 	return unknown
@@ -135,7 +132,9 @@ type care struct {
 	runs  map[*execution]bool
 	timer *time.Timer // nil while nothing runs
 
-	renewed time.Time // last renewal. Only look uses it, as it does execution.missed; the next look begins when one has ended
+	// renewed is when leases were last renewed. look uses it without the lock, as it does execution.missed: the next look
+	// begins when one has ended.
+	renewed time.Time
 }
 
 // newCare returns the care of h. Leases are renewed three times in their life. A client's absence is noticed within an
@@ -230,9 +229,4 @@ func watchClient(x *execution, now time.Time) {
 	case now.Sub(x.missed) >= x.h.detachTimeout:
 		x.cancel()
 	}
-}
-
-// newEmptyBody returns a body that is empty and does not say so.
-func newEmptyBody() io.ReadCloser {
-	return io.NopCloser(strings.NewReader(""))
 }

@@ -25,7 +25,6 @@ func (c *Client) Batch(commands []Command) ([]interface{}, error) {
 		replies, err = exchangeAny(c, l, commands)
 	}
 	if err != nil {
-		disconnect(l)
 		return nil, fmt.Errorf("redis %s: %w", c.opts.Address, err)
 	}
 	return replies, nil
@@ -39,6 +38,7 @@ func exchangeAny(c *Client, l *lane, commands []Command) ([]interface{}, error) 
 			return nil, err
 		}
 	}
+	l.unread = true
 	for _, command := range commands {
 		err := l.conn.Send(command.Name, command.Args...)
 		if err != nil {
@@ -60,5 +60,6 @@ func exchangeAny(c *Client, l *lane, commands []Command) ([]interface{}, error) 
 			replies[i] = err
 		}
 	}
+	l.unread = false
 	return replies, nil
 }

@@ -62,6 +62,7 @@ type lane struct {
 	conn   redis.Conn // nil while it is not connected
 	net    net.Conn   // below conn
 	reader *bufio.Reader
+	unread bool // replies may be on their way that nobody waits for any more: the connection is of no more use
 }
 
 // batch is what goes over a lane in one write. The goroutine that began it sends it, the others wait for it.
@@ -147,7 +148,6 @@ func lead(c *Client, b *batch) {
 		err = exchange(c, l, b)
 	}
 	if err != nil {
-		disconnect(l)
 		fail(b, err)
 	}
 }
@@ -158,12 +158,12 @@ func finishBatch(c *Client, l *lane, b *batch) {
 	close(b.done)
 }
 
-// giveBack lets others have the lane.
+// giveBack lets others have the lane, without a connection on which they could get somebody else's replies.
 func giveBack(c *Client, l *lane) {
 	c.mu.Lock()
 	closed := c.closed
 	c.mu.Unlock()
-	if closed {
+	if closed || l.unread {
 		disconnect(l)
 	}
 	c.lanes <- l
@@ -180,6 +180,7 @@ func disconnect(l *lane) {
 		_ = l.conn.Close()
 		l.conn = nil
 	}
+	l.unread = false
 }
 
 // exchange writes the whole batch and reads its replies. It is written with a few calls of the standard library, since
@@ -198,6 +199,7 @@ func exchange(c *Client, l *lane, b *batch) error {
 			requests = append(requests, cmd.body, []byte(cmd.tail))
 		}
 	}
+	l.unread = true
 	_ = l.net.SetWriteDeadline(time.Now().Add(c.opts.WriteTimeout))
 	_, err := requests.WriteTo(l.net)
 	_ = l.net.SetReadDeadline(time.Now().Add(c.opts.ReadTimeout))
@@ -206,6 +208,7 @@ func exchange(c *Client, l *lane, b *batch) error {
 			err = receive(l.reader, cmd)
 		}
 	}
+	l.unread = err != nil
 	return err
 }
 
