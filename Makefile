@@ -5,6 +5,8 @@ TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
 # Yaegi itself has races, and these tests have no part of their own for the compiled plugin.
 NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared
 LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
+# Its cache names files by the path of the checkout that filled it: one cache for each.
+export GOLANGCI_LINT_CACHE := $(CURDIR)/.build/lint-cache
 
 .PHONY: demo test traefik vendor lint bench bench-quick screenshots tools
 
