@@ -144,10 +144,9 @@ var (
 type settings struct {
 	header          string // canonical
 	ttl             time.Duration
-	protected       map[string]*regexp.Regexp // paths by method
+	protected       map[string]func(path string) bool // by method
 	required        bool
 	observe         bool
-	keyHead         string // first part of what store keys are made of
 	maxKeyLength    int
 	scopeHost       bool     // Host is in scope
 	scope           []string // canonical, without Host
@@ -158,12 +157,13 @@ type settings struct {
 	detach          bool
 	detachTimeout   time.Duration
 	retryable       map[int]bool
+	judged          map[int]bool // statuses that may not be simply the backend's answer
 	holdUnknown     bool
 	replayHeader    string
 	statusHeader    string
 	omit            map[string]bool // canonical; hop-by-hop headers too
 	maxRequestBody  int64
-	maxResponseBody int64
+	maxResponseBody int
 	onStoreError    string
 	localCacheBytes int64
 	logLevel        string
@@ -172,7 +172,7 @@ type settings struct {
 
 	methods, endpoints, omitHeaders []string // as configured, to be shown
 
-	statsPath      string // without a slash at its end; noPath = not shown
+	statsPath      string // without a slash at its end; nowhere = not shown
 	statsLogins    logins
 	statsUsersFile string
 	statsInsecure  bool
@@ -184,12 +184,15 @@ type check struct {
 	err error
 }
 
+// longestTTL bounds a ttl before maxTTL cuts it.
+const longestTTL = 100 * 365 * 24 * time.Hour
+
 // settings returns the checked settings, a warning or "", and the first error, which wraps ErrConfig.
 func (c *Config) settings() (*settings, string, error) {
 	k := &check{}
 	s := &settings{
 		header:          http.CanonicalHeaderKey(k.token("header", c.Header)),
-		ttl:             k.duration("ttl", c.TTL, time.Millisecond, endless),
+		ttl:             k.duration("ttl", c.TTL, time.Millisecond, longestTTL),
 		required:        c.Required,
 		observe:         k.oneOf("mode", c.Mode, "enforce", "observe") == "observe",
 		maxKeyLength:    int(k.number("maxKeyLength", int64(c.MaxKeyLength), 1, 255)),
@@ -203,13 +206,10 @@ func (c *Config) settings() (*settings, string, error) {
 		replayHeader:    k.tokenOrNone("replayHeader", c.ReplayHeader),
 		statusHeader:    k.tokenOrNone("statusHeader", c.StatusHeader),
 		maxRequestBody:  k.number("maxRequestBodyBytes", c.MaxRequestBodyBytes, 0, maxBodyBytes),
-		maxResponseBody: k.number("maxResponseBodyBytes", c.MaxResponseBodyBytes, 0, maxBodyBytes),
+		maxResponseBody: int(k.number("maxResponseBodyBytes", c.MaxResponseBodyBytes, 0, maxBodyBytes)),
 		onStoreError:    k.oneOf("onStoreError", c.OnStoreError, "degrade", "pass", "reject"),
 		localCacheBytes: k.number("localCacheBytes", c.LocalCacheBytes, 0, maxLocalBytes),
 		logLevel:        k.oneOf("logLevel", c.LogLevel, "error", "warn", "info", "debug"),
-	}
-	if s.observe {
-		s.keyHead = part("observe") // what was only observed must never be taken for a claim
 	}
 	if s.header == "Host" {
 		k.fail("header", c.Header, "a header name such as X-Request-ID, but not Host")
@@ -233,6 +233,10 @@ func (c *Config) settings() (*settings, string, error) {
 		s.omit[name] = true
 	}
 	s.retryable = k.statuses("retryableStatuses", list(c.RetryableStatuses, "429", "503"))
+	s.judged = map[int]bool{statusClientClosed: true, 500: true, 502: true, 503: true, 504: true}
+	for status := range s.retryable {
+		s.judged[status] = true
+	}
 	s.methods = k.methods("methods", list(c.Methods, "POST", "PUT", "PATCH", "DELETE"))
 	s.endpoints = list(c.Endpoints)
 	s.protected = k.endpoints(s.methods, s.endpoints)
@@ -285,13 +289,13 @@ func (c *RedisConfig) check(k *check, s *settings) {
 	s.redis.Address = endpoints[0]
 }
 
-// noPath is what no path of a request begins with, so that none need be compared with nothing.
-const noPath = "nowhere"
+// nowhere is what no path of a request begins with, so that none need be compared with nothing.
+const nowhere = "nowhere"
 
 func (c *StatsConfig) check(k *check, s *settings) {
 	s.statsPath = strings.TrimSuffix(c.Path, "/")
 	if c.Path == "" {
-		s.statsPath = noPath
+		s.statsPath = nowhere
 	} else if !pathPattern.MatchString(s.statsPath) {
 		k.fail("stats.path", c.Path, "a path such as /_idem of the characters A-Z a-z 0-9 _ - . ~, or nothing")
 	}
@@ -419,7 +423,7 @@ func (k *check) methods(key string, values []string) []string {
 
 // endpoints turns patterns into one regular expression of path prefixes for each method, so that a request asks once,
 // however many patterns there are. The method "*" stands for all that have no expression of their own.
-func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp {
+func (k *check) endpoints(methods, patterns []string) map[string]func(path string) bool {
 	paths := map[string][]string{}
 	for _, pattern := range patterns {
 		these := methods
@@ -444,9 +448,9 @@ func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp 
 			paths[method] = []string{""}
 		}
 	}
-	protected := map[string]*regexp.Regexp{}
+	protected := map[string]func(path string) bool{}
 	for method, expressions := range paths {
-		protected[method] = regexp.MustCompile(`^(?s:` + strings.Join(expressions, "|") + `)`)
+		protected[method] = regexp.MustCompile(`^(?s:` + strings.Join(expressions, "|") + `)`).MatchString
 	}
 	return protected
 }

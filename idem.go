@@ -13,7 +13,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/example/traefik-idem/redisclient"
@@ -32,6 +35,9 @@ type handler struct {
 	log   *logger
 	care  *care // of the requests that run
 
+	runs  *sync.Map   // the executions under way by their owner's token. No map under a lock: that would be two calls more
+	awake func() bool // of care. Yaegi finds a function in a field in half the time that a method takes
+
 	observing atomic.Int64 // requests that are being observed
 }
 
@@ -42,12 +48,13 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	h := &handler{settings: *set, next: next, name: name, log: newLogger(name, set.logLevel)}
+	h := &handler{settings: *set, next: next, name: name, runs: &sync.Map{}, log: newLogger(name, set.logLevel)}
 	if warning != "" {
 		h.log.print(levelWarn, warning, nil)
 	}
 	h.openShared(ctx)
 	h.care = newCare(h)
+	h.awake = h.care.awake.Load
 	return h, nil
 }
 
@@ -72,7 +79,7 @@ func (h *handler) openShared(ctx context.Context) {
 	if h.redis.Address != "" {
 		newClient := func() closer { return redisclient.New(h.redis) }
 		client, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.redis), newClient).(*redisclient.Client)
-		h.keys.redis = redisclient.NewKeys(client, h.keyPrefix)
+		h.keys.redis = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)
 		newCollector = func() closer { return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits) }
 	}
 	h.stats, _ = shared.get(ctx, "stats "+id, newCollector).(*stats.Collector)
@@ -97,15 +104,29 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // protects tells whether r is one of those that the configuration names, and can be recorded and replayed at all.
-// TRACE is never: it may have no body, and so nothing can keep a transport from sending it twice (see inside).
 func protects(h *handler, r *http.Request) bool {
-	paths := h.protected[r.Method]
-	if paths == nil {
-		paths = h.protected["*"]
+	matches := h.protected[r.Method]
+	if matches == nil {
+		matches = otherMethods(h, r)
 	}
-	return paths != nil && paths.MatchString(r.URL.Path) && r.Context().Value(insideKey) == nil &&
-		(r.Header["Connection"] == nil || !isUpgrade(r)) && r.Method != http.MethodTrace
+	if !matches(r.URL.Path) || (r.Header["Connection"] != nil && isUpgrade(r)) {
+		return false
+	}
+	return r.Context().Value(insideKey) == nil
 }
+
+// otherMethods is what protects r if no rule names its method. TRACE is never protected: it may have no body, and so
+// nothing can keep a transport from sending it twice (see inside).
+func otherMethods(h *handler, r *http.Request) func(string) bool {
+	matches := h.protected["*"]
+	if matches == nil || r.Method == http.MethodTrace {
+		return noPath
+	}
+	return matches
+}
+
+// noPath matches nothing.
+var noPath = regexp.MustCompile(`[^\x00-\x{10FFFF}]`).MatchString
 
 // isUpgrade tells whether r asks for another protocol, such as WebSocket (RFC 9110, section 7.8).
 func isUpgrade(r *http.Request) bool {
@@ -119,33 +140,42 @@ func isUpgrade(r *http.Request) bool {
 
 // serve is the way of a protected request.
 func serve(h *handler, w http.ResponseWriter, r *http.Request) {
-	contentType := r.Header.Get("Content-Type")
-	key, valid := parseKey(r.Header[h.header], h.maxKeyLength)
-	if !valid || strings.HasPrefix(contentType, "application/grpc") {
-		withoutKey(h, w, r, contentType)
+	key := parseKey(r.Header[h.header], h.maxKeyLength)
+	types := r.Header["Content-Type"]
+	if key == "" || (types != nil && strings.HasPrefix(types[0], "application/grpc")) {
+		withoutKey(h, w, r, types)
 		return
 	}
-	fingerprint, rest, err := takeFingerprint(h, r, contentType)
+	lease, rest, err := newLease(h, r, key, types)
 	if err != nil {
 		withoutBody(h, w, r)
 		return
 	}
-	lease := &store.Lease{Key: storeKey(h, r, key), Fingerprint: fingerprint, Owner: newOwner()}
 	if h.observe {
 		observe(h, w, r, lease)
 		return
 	}
 	held, err := claimKey(h.keys, lease, h.lease)
+	if held == nil && err == nil {
+		h.stats.Counts[stats.First].Add(1)
+		run(h, w, r, lease, rest)
+		return
+	}
+	serveDuplicate(h, w, r, lease, rest, held, err)
+}
+
+// serveDuplicate goes on where somebody else has the key, or the store failed.
+func serveDuplicate(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody, held *store.Held, err error) {
 	if err != nil || held.State == store.Running {
 		held, err = persist(r.Context(), h, lease, held, err)
 	}
-	if held.Degraded {
+	if lease.Degraded || (held != nil && held.Degraded) {
 		h.stats.Counts[stats.Degraded].Add(1)
 	}
 	switch {
 	case err != nil:
 		withoutStore(h, w, r, lease)
-	case held.State == store.Claimed:
+	case held == nil:
 		h.stats.Counts[stats.First].Add(1)
 		run(h, w, r, lease, rest)
 	case held.State == store.Done && held.Fingerprint == lease.Fingerprint:
@@ -156,10 +186,11 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 }
 
 // withoutKey serves a request without a valid key, or gRPC.
-func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, contentType string) {
+func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, types []string) {
 	lines := r.Header[h.header]
 	keyless := len(lines) == 0 || (len(lines) == 1 && lines[0] == "")
-	if strings.HasPrefix(contentType, "application/grpc") || (keyless && (h.observe || !h.required)) {
+	grpc := len(types) > 0 && strings.HasPrefix(types[0], "application/grpc")
+	if grpc || (keyless && (h.observe || !h.required)) {
 		h.next.ServeHTTP(w, r)
 		return
 	}
@@ -186,16 +217,16 @@ func withoutBody(h *handler, w http.ResponseWriter, r *http.Request) {
 
 // persist goes on where a claim brought no decision. It claims in memory if Redis cannot be asked, and waits for a running
 // request with the same key to end. Of many that wait, the one whose claim comes first after a release runs.
-func persist(ctx context.Context, h *handler, lease *store.Lease, held store.Held, err error) (store.Held, error) {
+func persist(ctx context.Context, h *handler, lease *store.Lease, held *store.Held, err error) (*store.Held, error) {
 	if err != nil {
 		held, err = fallBack(h, lease, err)
 	}
-	if err != nil || held.State != store.Running || !h.wait {
+	if err != nil || held == nil || held.State != store.Running || !h.wait {
 		return held, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.inFlightTimeout)
 	defer cancel()
-	for attempt := 0; held.State == store.Running && !mismatch(h, held, lease); attempt++ {
+	for attempt := 0; held != nil && held.State == store.Running && !mismatch(h, held, lease); attempt++ {
 		waitForKey(ctx, h.keys, lease.Key, attempt)
 		if ctx.Err() != nil { // waited long enough, or the client has gone: nothing may be claimed any more
 			return held, nil
@@ -215,17 +246,17 @@ func persist(ctx context.Context, h *handler, lease *store.Lease, held store.Hel
 }
 
 // fallBack claims in memory, if that is wanted, what Redis could not be asked for, which failed with err.
-func fallBack(h *handler, lease *store.Lease, err error) (store.Held, error) {
+func fallBack(h *handler, lease *store.Lease, err error) (*store.Held, error) {
 	storeFailed(h, "the store failed, onStoreError: "+h.onStoreError, err)
 	return claimInMemory(h.keys, lease, err)
 }
 
-func mismatch(h *handler, held store.Held, lease *store.Lease) bool {
+func mismatch(h *handler, held *store.Held, lease *store.Lease) bool {
 	return h.rejectMismatch && held.Fingerprint != lease.Fingerprint
 }
 
 // refuseDuplicate answers a duplicate that gets no replay, and one whose fingerprint differs.
-func refuseDuplicate(h *handler, w http.ResponseWriter, r *http.Request, held store.Held, lease *store.Lease) {
+func refuseDuplicate(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held, lease *store.Lease) {
 	switch {
 	case mismatch(h, held, lease):
 		h.stats.Counts[stats.Mismatches].Add(1)
@@ -270,27 +301,33 @@ func storeFailed(h *handler, msg string, cause error) {
 }
 
 // replay answers with what the first request was answered.
-func replay(h *handler, w http.ResponseWriter, r *http.Request, held store.Held) {
+func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held) {
 	total := stats.ReplaysStore
 	if held.Local {
 		total = stats.ReplaysLocal
 	}
 	stats.Duplicate(h.stats, total, r)
-	header := w.Header()
-	if held.Answer.Header["Content-Type"] == nil {
+	header, answer := w.Header(), held.Answer
+	for _, name := range h.omitHeaders { // another middleware on the same Redis may have kept it
+		delete(answer.Header, name)
+	}
+	if answer.Header["Content-Type"] == nil {
 		header["Content-Type"] = nil // the answer had none, and net/http must not guess one
 	}
-	for name, values := range held.Answer.Header.Clone() { // the slices are shared by all replays
-		if !h.omit[name] { // another middleware on the same Redis may have kept it
-			header[name] = values
-		}
+	if answer.Header["Content-Length"] == nil && r.Method != http.MethodHead && !bodiless(answer.Status) {
+		header["Content-Length"] = []string{strconv.Itoa(len(answer.Body))}
+	}
+	for name, values := range answer.Header {
+		header[name] = values
 	}
 	if h.replayHeader != "" {
 		header[h.replayHeader] = []string{"true"}
 	}
-	decide(h, w, "replayed", held.Degraded)
-	w.WriteHeader(held.Answer.Status)
-	_, _ = w.Write(held.Answer.Body) // a client that has gone needs no answer
+	if h.statusHeader != "" {
+		decide(h, w, "replayed", held.Degraded)
+	}
+	w.WriteHeader(answer.Status)
+	_, _ = io.WriteString(w, answer.Body) // a client that has gone needs no answer
 }
 
 // inside returns r as a handler below is to see it: marked, so that the plugin further down lets it through, and such

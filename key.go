@@ -6,139 +6,95 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
+
+	"github.com/example/traefik-idem/store"
 )
 
 // keyPattern is a key as it is or as a structured-field string (RFC 8941, section 3.3.3; the IETF draft
 // draft-ietf-httpapi-idempotency-key-header writes it so). None of the characters needs an escape inside quotes.
 var keyPattern = regexp.MustCompile(`^(?:[A-Za-z0-9\-_./]+|"[A-Za-z0-9\-_./]+")$`)
 
-// parseKey returns the idempotency key in the lines of its header; false if they are not one valid key.
-func parseKey(lines []string, maxLength int) (string, bool) {
-	if len(lines) != 1 || len(lines[0]) > maxLength+2 || !keyPattern.MatchString(lines[0]) {
-		return "", false
+// parseKey returns the idempotency key in the lines of its header, or nothing if they are not one valid key.
+func parseKey(lines []string, maxLength int) string {
+	if len(lines) != 1 || !keyPattern.MatchString(lines[0]) {
+		return ""
 	}
 	key := strings.Trim(lines[0], `"`)
-	return key, len(key) <= maxLength
+	if len(key) > maxLength {
+		return ""
+	}
+	return key
 }
 
-// storeKey names r's key in a store: the hex SHA-256 over everything that must not be shared, each part behind its
-// length, so that no part can be shifted into another.
-func storeKey(h *handler, r *http.Request, key string) string {
-	path, method, host := r.URL.EscapedPath(), r.Method, r.Host
-	if len(path)+len(method)+len(host) > usual {
-		return longStoreKey(h, r, key)
+// newLease returns the lease that r, with this key and these lines of Content-Type, asks for, and what of r's body is
+// still to come. The lease's Key names r's key in a store: the hex SHA-256 over everything that must not be shared, each
+// part quoted, so that no part can be shifted into another. Its Fingerprint is the SHA-256 over query string,
+// Content-Type and body.
+func newLease(h *handler, r *http.Request, key string, types []string) (*store.Lease, *streamedBody, error) {
+	body, rest, err := takeBody(h, r)
+	if err != nil {
+		return nil, nil, err
 	}
-	parts := h.keyHead + lengths[len(method)] + method + lengths[len(path)] + path + lengths[len(key)] + key
+	same := sha256.Sum256(fmt.Appendf(nil, "%q%q%s", r.URL.RawQuery, types, body))
+	host := ""
 	if h.scopeHost {
-		host = strings.ToLower(host)
-		parts += lengths[len(host)] + host
+		host = strings.ToLower(r.Host)
 	}
+	parts := fmt.Appendf(nil, "%t%q%q%q%q", h.observe, r.Method, r.URL.EscapedPath(), key, host)
 	for _, name := range h.scope {
-		values := r.Header[name]
-		if len(values) > 0 {
-			parts += scopePart(values)
-		} else {
-			parts += "0"
-		}
+		parts = fmt.Appendf(parts, "%q", r.Header[name])
 	}
-	sum := sha256.Sum256([]byte(parts))
-	return hex.EncodeToString(sum[:])
-}
-
-// longStoreKey is storeKey for parts of any length.
-func longStoreKey(h *handler, r *http.Request, key string) string {
-	parts := h.keyHead + part(r.Method) + part(r.URL.EscapedPath()) + part(key)
-	if h.scopeHost {
-		parts += part(strings.ToLower(r.Host))
-	}
-	for _, name := range h.scope {
-		parts += scopePart(r.Header[name])
-	}
-	sum := sha256.Sum256([]byte(parts))
-	return hex.EncodeToString(sum[:])
-}
-
-// scopePart is what a header with these values sets callers apart by.
-func scopePart(values []string) string {
-	parts := strconv.Itoa(len(values))
-	for _, value := range values {
-		parts += part(value)
-	}
-	return parts
-}
-
-// part is s behind its length.
-func part(s string) string {
-	return strconv.Itoa(len(s)) + ":" + s
-}
-
-// usual is the longest part of a usual length.
-const usual = 1023
-
-// lengths are what stands before parts of usual lengths, as part puts it.
-var lengths = newLengths()
-
-func newLengths() []string {
-	all := make([]string, usual+1)
-	for n := range all {
-		all[n] = strconv.Itoa(n) + ":"
-	}
-	return all
+	return &store.Lease{
+		Key:         fmt.Sprintf("%x", sha256.Sum256(parts)),
+		Fingerprint: string(same[:]),
+		Owner:       processToken + strconv.FormatInt(ownerCount.Add(1), 36),
+	}, rest, nil
 }
 
 // errIncompleteBody says that the client broke off, or its body is malformed.
 var errIncompleteBody = errors.New("the request body did not arrive whole")
 
-// takeFingerprint reads r's body as far as it is compared, puts it back, and returns the SHA-256 over query string,
-// Content-Type and body. Of a body longer than maxRequestBodyBytes the declared length stands for the rest, which
-// streams; that body is returned, and nil for one that was read whole.
-func takeFingerprint(h *handler, r *http.Request, contentType string) (string, *streamedBody, error) {
-	query, size := r.URL.RawQuery, r.ContentLength
-	if size < 0 || size > h.maxRequestBody || len(query)+len(contentType) > usual {
-		return takeLongFingerprint(h, r, part(query)+part(contentType))
+// takeBody reads r's body as far as it is compared, and puts it back. Of a body longer than maxRequestBodyBytes the
+// declared length stands for the rest, which streams; that body is returned too, and nil for one that was read whole.
+func takeBody(h *handler, r *http.Request) ([]byte, *streamedBody, error) {
+	size := r.ContentLength
+	if size <= 0 || size > h.maxRequestBody {
+		return takeOddBody(h, r)
 	}
-	head := lengths[len(query)] + query + lengths[len(contentType)] + contentType
-	data := append(make([]byte, 0, int64(len(head))+size), head...)
-	if size > 0 {
-		data = data[:cap(data)]
-		body := data[len(head):]
-		_, err := io.ReadFull(r.Body, body)
-		if err != nil {
-			return "", nil, errIncompleteBody
-		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
+	body := make([]byte, size)
+	_, err := io.ReadFull(r.Body, body)
+	if err != nil {
+		return nil, nil, errIncompleteBody
 	}
-	sum := sha256.Sum256(data)
-	return string(sum[:]), nil, nil
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	return body, nil, nil
 }
 
-// takeLongFingerprint is takeFingerprint for a body that is too long to be compared whole, or does not tell its length.
-func takeLongFingerprint(h *handler, r *http.Request, head string) (string, *streamedBody, error) {
+// takeOddBody is takeBody where there is none, or it does not tell its length, or is too long to be compared whole.
+func takeOddBody(h *handler, r *http.Request) ([]byte, *streamedBody, error) {
+	if r.ContentLength == 0 {
+		return nil, nil, nil
+	}
 	most := h.maxRequestBody
-	b := bytes.NewBufferString(head)
-	n, err := b.ReadFrom(io.LimitReader(r.Body, most+1))
+	data, err := io.ReadAll(io.LimitReader(r.Body, most+1))
 	if err != nil {
-		return "", nil, errIncompleteBody
+		return nil, nil, errIncompleteBody
 	}
-	data := b.Bytes()
-	var rest *streamedBody
-	body := bytes.NewReader(data[len(head):])
-	if n <= most {
-		r.Body = io.NopCloser(body)
-	} else {
-		rest = &streamedBody{reader: io.MultiReader(body, r.Body), body: r.Body}
-		r.Body = rest
-		// The byte over the bound is left out, so that the fingerprint does not depend on how the read went.
-		data = strconv.AppendInt(bytes.Clone(data[:int64(len(head))+most]), r.ContentLength, 10)
+	if int64(len(data)) <= most {
+		r.Body = io.NopCloser(bytes.NewReader(data))
+		return data, nil, nil
 	}
-	sum := sha256.Sum256(data)
-	return string(sum[:]), rest, nil
+	rest := &streamedBody{reader: io.MultiReader(bytes.NewReader(data), r.Body), body: r.Body}
+	r.Body = rest
+	// The byte over the bound is left out, so that the fingerprint does not depend on how the read went.
+	return strconv.AppendInt(bytes.Clone(data[:most]), r.ContentLength, 10), rest, nil
 }
 
 // streamedBody is a request body too long to be read in advance. It remembers whether the client broke it off.
@@ -162,9 +118,9 @@ func (s *streamedBody) Close() error {
 	return s.body.Close()
 }
 
-// processToken and ownerCount make the tokens of this process's leases.
+// processToken and ownerCount make the fencing tokens of this process's leases.
 var (
-	processToken = randomToken()
+	processToken = randomToken() + "-"
 	ownerCount   atomic.Int64
 )
 
@@ -175,9 +131,4 @@ func randomToken() string {
 		panic("traefik-idem: no random numbers to be had: " + err.Error())
 	}
 	return hex.EncodeToString(random)
-}
-
-// newOwner returns a fencing token that no other lease has.
-func newOwner() string {
-	return processToken + "-" + strconv.FormatInt(ownerCount.Add(1), 36)
 }

@@ -34,9 +34,9 @@ func TestParseKey(t *testing.T) {
 		{[]string{"a", "a"}, ""},
 		{nil, ""},
 	} {
-		key, ok := parseKey(c.lines, 10)
-		if ok != (c.key != "") || (ok && key != c.key) {
-			t.Errorf("parseKey(%q) = %q, %t", c.lines, key, ok)
+		key := parseKey(c.lines, 10)
+		if key != c.key {
+			t.Errorf("parseKey(%q) = %q, want %q", c.lines, key, c.key)
 		}
 	}
 }
@@ -61,6 +61,13 @@ func TestStoreKeysCannotBeShifted(t *testing.T) {
 		r.Header = header
 		return r
 	}
+	storeKey := func(r *http.Request, key string) string {
+		lease, _, err := newLease(h, r, key, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lease.Key
+	}
 	seen := map[string]int{}
 	for i, c := range []struct {
 		r   *http.Request
@@ -78,15 +85,15 @@ func TestStoreKeysCannotBeShifted(t *testing.T) {
 		{request("POST", "x", "/a%2Fb", http.Header{}), "ab"},
 		{request("POST", "x", "/a/b", http.Header{}), "ab"},
 	} {
-		key := storeKey(h, c.r, c.key)
+		key := storeKey(c.r, c.key)
 		other, twice := seen[key]
 		if twice || len(key) != 64 {
 			t.Errorf("requests %d and %d have one store key %s", other, i, key)
 		}
 		seen[key] = i
 	}
-	upper := storeKey(h, request("POST", "SHOP.example", "/", http.Header{}), "k")
-	lower := storeKey(h, request("POST", "shop.example", "/", http.Header{}), "k")
+	upper := storeKey(request("POST", "SHOP.example", "/", http.Header{}), "k")
+	lower := storeKey(request("POST", "shop.example", "/", http.Header{}), "k")
 	if upper != lower {
 		t.Error("the case of a host name sets callers apart")
 	}
@@ -97,7 +104,7 @@ func TestFingerprints(t *testing.T) {
 	take := func(url, contentType, body string) string {
 		r := httptest.NewRequest(http.MethodPost, url, strings.NewReader(body))
 		r.Header.Set("Content-Type", contentType)
-		fingerprint, rest, err := takeFingerprint(h, r, r.Header.Get("Content-Type"))
+		lease, rest, err := newLease(h, r, "k", r.Header["Content-Type"])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +115,7 @@ func TestFingerprints(t *testing.T) {
 		if err != nil || string(after) != body {
 			t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, body)
 		}
-		return fingerprint
+		return lease.Fingerprint
 	}
 	first := take("/?a", "t", "body")
 	if first != take("/?a", "t", "body") {
@@ -128,7 +135,7 @@ func TestFingerprints(t *testing.T) {
 func TestABrokenBodyHasNoFingerprint(t *testing.T) {
 	h := newTestHandler(t, func(*Config) {})
 	r := httptest.NewRequest(http.MethodPost, "/", io.MultiReader(bytes.NewReader([]byte("half")), brokenReader{}))
-	_, _, err := takeFingerprint(h, r, r.Header.Get("Content-Type"))
+	_, _, err := newLease(h, r, "k", nil)
 	if err == nil {
 		t.Error("half a body has a fingerprint")
 	}

@@ -1,6 +1,7 @@
 package idem
 
 import (
+	"bytes"
 	"context"
 	"expvar"
 	"net/http"
@@ -47,16 +48,18 @@ type execution struct {
 	wrote, answered sync.RWMutex  // a request header was written; a byte of an answer has come
 
 	before   http.Header // what the middlewares above had set before the run, nil if nothing
-	header   http.Header // the answer's
 	status   int         // 0 until the header is written
 	outcome  outcome
-	body     []byte // kept copy
-	length   int    // of the body so far
-	declared int    // Content-Length, or -1
-	stream   bool   // flush after each Write
-	gone     bool   // the client does not take any more
-	returned bool   // the backend did not panic
-	kept     bool   // the answer was whole, and is kept
+	header   bytes.Buffer // of the answer as it is to be kept, in its wire format
+	body     bytes.Buffer // so far, if it comes in more than one piece
+	length   int          // of the body so far
+	declared int          // Content-Length, or -1
+	single   int          // the length of a Write that is the whole answer, which is to be kept; -1 if none is
+	stream   bool         // flush after each Write
+	untyped  bool         // net/http is going to guess a Content-Type
+	gone     bool         // the client does not take any more
+	returned bool         // the backend did not panic
+	kept     bool         // the key is settled
 }
 
 // WriteHeader implements http.ResponseWriter. What it knows then decides what happens to the key, except for answers
@@ -67,10 +70,15 @@ func (x *execution) WriteHeader(status int) {
 		return
 	}
 	x.status = status
-	x.header = x.ResponseWriter.Header().Clone()
-	declare(x, x.header["Content-Length"])
-	if status >= 499 || x.h.retryable[status] {
-		x.outcome = judge(x)
+	header := x.ResponseWriter.Header()
+	declare(x, header, header["Content-Length"])
+	if x.h.judged[status] {
+		judge(x, header)
+	}
+	if x.before != nil || header["Connection"] != nil {
+		recordOddHeader(x, header)
+	} else {
+		_ = header.WriteSubset(&x.header, x.h.omit) // a bytes.Buffer takes every write
 	}
 	if x.h.statusHeader != "" {
 		decide(x.h, x.ResponseWriter, decisions[x.outcome], x.lease.Degraded)
@@ -90,50 +98,70 @@ func writeInformation(x *execution, status int) {
 }
 
 // declare notes how long the answer says it is.
-func declare(x *execution, length []string) {
-	if len(length) != 1 || x.head {
-		declareNothing(x, len(length) == 0)
+func declare(x *execution, header http.Header, length []string) {
+	if len(length) != 1 || header["Content-Type"] == nil || x.head {
+		declareOdd(x, header, length)
 		return
 	}
 	n, err := strconv.Atoi(length[0])
-	if err != nil || n <= 0 || int64(n) > x.h.maxResponseBody {
-		declareOdd(x, n, err)
+	if err != nil || n < 0 || n > x.h.maxResponseBody {
+		declareOdd(x, header, length)
 		return
 	}
 	x.declared = n
-	x.body = make([]byte, 0, n)
+	x.single = n
 }
 
-// declareNothing is for an answer that does not tell its length, and streams if that is because nobody knows it.
-func declareNothing(x *execution, missing bool) {
-	x.stream = missing && !bodiless(x)
-}
-
-// declareOdd is for lengths that need no room: none, too large ones, and what is no number.
-func declareOdd(x *execution, n int, err error) {
+// declareOdd is declare for an answer without a length or a type, or with a length that is too much to keep.
+func declareOdd(x *execution, header http.Header, length []string) {
+	bodiless := x.head || bodiless(x.status)
+	x.stream = len(length) == 0 && !bodiless // it streams if nobody knows its length
+	// net/http does not guess where the header is there without a value, as in Traefik 3, nor for a stream, whose header
+	// is flushed before.
+	_, typed := header["Content-Type"]
+	x.untyped = !typed && !x.stream && header["Content-Encoding"] == nil
+	if len(length) != 1 || bodiless {
+		return
+	}
+	n, err := strconv.Atoi(length[0])
 	if err == nil && n >= 0 {
 		x.declared = n
 	}
-	if int64(x.declared) > x.h.maxResponseBody {
+	if n > x.h.maxResponseBody {
 		x.outcome = tooLarge
 	}
+}
+
+// recordOddHeader keeps the header where middlewares above have set some, which they set again when it is replayed, or
+// where Connection names some, which belong to this connection.
+func recordOddHeader(x *execution, header http.Header) {
+	omit := map[string]bool{}
+	for name := range x.h.omit {
+		omit[name] = true
+	}
+	for name, values := range x.before {
+		if reflect.DeepEqual(header[name], values) {
+			omit[name] = true
+		}
+	}
+	for _, name := range strings.Split(strings.Join(header["Connection"], ","), ",") {
+		omit[http.CanonicalHeaderKey(strings.TrimSpace(name))] = true
+	}
+	_ = header.WriteSubset(&x.header, omit)
 }
 
 // decisions are the values of the status header, by outcome.
 var decisions = []string{"first", "released", "released", "unknown", "unkept"}
 
 // Write implements http.ResponseWriter. With detach it takes everything, also when the client has gone, so that the
-// answer is recorded whole.
+// answer is recorded whole. Nobody has the whole of an answer with a length before it is kept.
 func (x *execution) Write(p []byte) (int, error) {
-	x.length += len(p)
-	if len(p) != x.declared || x.length != x.declared || x.outcome != answered {
-		return writeMore(x, p)
+	if len(p) != x.single {
+		return writePart(x, p)
 	}
-	x.body = append(x.body, p...) // the whole answer in one piece
-	if x.header["Content-Type"] == nil {
-		noteType(x, p)
-	}
-	keepAnswer(x) // nobody has the whole answer before it is kept
+	x.single = -1
+	x.length = len(p)
+	keepAnswer(x, p)
 	n, err := x.ResponseWriter.Write(p)
 	if err != nil && x.h.detach {
 		x.gone = true
@@ -142,23 +170,26 @@ func (x *execution) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// writeMore is Write for any other piece of an answer; x.length is behind it.
-func writeMore(x *execution, p []byte) (int, error) {
+// writePart is Write for a part of an answer, or for one that is not to be kept.
+func writePart(x *execution, p []byte) (int, error) {
 	if x.status == 0 {
 		x.WriteHeader(http.StatusOK)
 	}
-	if x.length == len(p) && x.header["Content-Type"] == nil {
-		noteType(x, p)
+	if x.untyped && len(p) > 0 { // net/http guesses by the first bytes
+		x.header.WriteString("Content-Type: " + http.DetectContentType(p) + "\r\n")
+		x.untyped = false
 	}
-	if x.outcome == answered && int64(x.length) > x.h.maxResponseBody {
+	x.single = -1
+	x.length += len(p)
+	if x.outcome == answered && x.length > x.h.maxResponseBody {
 		x.outcome = tooLarge
-		x.body = nil
+		x.body = bytes.Buffer{}
 	}
-	if x.outcome == answered {
-		x.body = append(x.body, p...)
+	if x.outcome == answered && !x.kept {
+		x.body.Write(p)
 	}
 	if x.length == x.declared && x.outcome == answered && !x.kept {
-		keepAnswer(x)
+		keepAnswer(x, x.body.Bytes())
 	}
 	if x.gone {
 		return len(p), nil
@@ -183,33 +214,27 @@ func (x *execution) flush() {
 	_ = http.NewResponseController(x.ResponseWriter).Flush() // a writer that cannot flush is not a stream
 }
 
-// noteType keeps the type that net/http is going to guess from the first bytes of an answer without one. It does not
-// guess for a stream, whose header is flushed before, nor where the header is there without a value, as in Traefik 3.
-func noteType(x *execution, p []byte) {
-	_, typed := x.header["Content-Type"]
-	if !typed && !x.stream && len(p) > 0 && x.header["Content-Encoding"] == nil {
-		x.header["Content-Type"] = []string{http.DetectContentType(p)}
-	}
-}
-
-// judge tells from the status and the trace what kind of answer this is. Traefik answers for a backend that it could not
-// reach or that broke off with 500, 502, 504 or 499 (the client has gone), and without any header.
-func judge(x *execution) outcome {
+// judge tells from the status and the trace what kind of answer this is, if it is not simply the backend's. Traefik
+// answers for a backend that it could not reach or that broke off with 500, 502, 504 or 499 (the client has gone), and
+// without any header.
+func judge(x *execution, header http.Header) {
 	sought, wrote, got := x.sought.Value() != "", happened(&x.wrote), happened(&x.answered)
 	gateway := x.status == http.StatusBadGateway || x.status == http.StatusServiceUnavailable || x.status == http.StatusGatewayTimeout
-	own := bare(x) && x.status != http.StatusServiceUnavailable
+	own := bare(header) && x.status != http.StatusServiceUnavailable
 	failure := gateway || x.status == http.StatusInternalServerError || x.status == statusClientClosed
 	switch {
 	case failure && sought && !wrote && (gateway || own):
-		return neverSent
+		x.outcome = neverSent
 	case failure && wrote && (!got || own):
-		return unknown
+		x.outcome = unknown
 	case x.h.retryable[x.status]:
-		return askedAgain
+		x.outcome = askedAgain
 	case (gateway && !sought) || x.status == statusClientClosed:
-		return unknown
+		x.outcome = unknown
 	}
-	return x.outcome
+	if x.outcome != answered {
+		x.single = -1
+	}
 }
 
 // happened tells whether the hook that locks m was called.
@@ -223,56 +248,17 @@ func happened(m *sync.RWMutex) bool {
 
 // bare tells whether the answer has none of the headers that come with a backend's answer. Middlewares below may have
 // added others to one of Traefik's own.
-func bare(x *execution) bool {
-	return x.header["Date"] == nil && x.header["Content-Length"] == nil && x.header["Content-Type"] == nil
+func bare(header http.Header) bool {
+	return header["Date"] == nil && header["Content-Length"] == nil && header["Content-Type"] == nil
 }
 
 // statusClientClosed is what Traefik answers when a request was cancelled.
 const statusClientClosed = 499
 
-// bodiless tells whether an answer of this status has no body, whatever its Content-Length says (RFC 9110, section 6.4.1).
-func bodiless(x *execution) bool {
-	return x.head || x.status == http.StatusNoContent || x.status == http.StatusNotModified
+// bodiless tells whether an answer of this status has no body (RFC 9110, section 6.4.1).
+func bodiless(status int) bool {
+	return status == http.StatusNoContent || status == http.StatusNotModified
 }
 
 // hopByHop headers belong to one connection and are not replayed (RFC 9110, section 7.6.1).
 var hopByHop = []string{"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
-
-// strip takes out of the answer's header what a replay does not have: hop-by-hop headers, omitHeaders, and what the
-// middlewares above had set before, which they set again. It returns what is left in bytes.
-func strip(x *execution) int {
-	if x.before != nil || x.header["Connection"] != nil {
-		stripMore(x)
-	}
-	size := 0
-	for name, values := range x.header {
-		if x.h.omit[name] {
-			delete(x.header, name)
-		} else if len(values) == 1 {
-			size += store.HeaderBytes + len(name) + len(values[0])
-		} else {
-			size += manyBytes(name, values)
-		}
-	}
-	return size
-}
-
-// manyBytes is what a header with many values, or none, takes.
-func manyBytes(name string, values []string) int {
-	size := store.HeaderBytes
-	for _, value := range values {
-		size += store.HeaderBytes + len(name) + len(value)
-	}
-	return size
-}
-
-func stripMore(x *execution) {
-	for name, values := range x.before {
-		if reflect.DeepEqual(x.header[name], values) {
-			delete(x.header, name)
-		}
-	}
-	for _, name := range strings.Split(x.header.Get("Connection"), ",") {
-		x.header.Del(strings.TrimSpace(name))
-	}
-}

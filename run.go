@@ -2,11 +2,11 @@ package idem
 
 import (
 	"context"
+	"fmt"
 	"log"
 	"net/http"
 	"net/http/httptrace"
-	"strconv"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/example/traefik-idem/store"
@@ -15,24 +15,24 @@ import (
 // run calls the backend under lease and settles the key by the outcome, also when the call panics. Panics pass
 // through: Traefik's own proxy breaks off an answer with one.
 func run(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody) {
-	x := &execution{ResponseWriter: w, h: h, lease: lease, rest: rest, head: r.Method == http.MethodHead, client: r.Context(), declared: -1}
-	header := w.Header()
-	_, typed := header["Content-Type"] // Traefik sets it to nothing, so that net/http does not guess
-	if len(header) > 1 || (len(header) == 1 && !typed) {
-		x.before = header.Clone()
-	}
-	ctx := x.client
-	if !h.detach && ctx.Err() != nil {
-		free(x) // nobody waits for it, and the backend has not seen it
-		return
+	ctx := r.Context()
+	x := &execution{ResponseWriter: w, h: h, lease: lease, rest: rest, client: ctx, declared: -1, single: -1, head: r.Method == http.MethodHead}
+	if len(w.Header()) > 0 {
+		x.before = before(w.Header())
 	}
 	if h.detach {
 		ctx, x.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	} else if ctx.Err() != nil {
+		free(x) // nobody waits for it, and the backend has not seen it
+		return
 	}
 	// The hooks are methods of the standard library's own types, which cost nothing; a function of the plugin would be
 	// interpreted at each call.
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GetConn: x.sought.Set, WroteHeaders: x.wrote.RLock, GotFirstResponseByte: x.answered.RLock})
-	begin(h.care, x)
+	h.runs.Store(lease.Owner, x)
+	if !h.awake() {
+		wakeCare(h.care)
+	}
 	defer end(x)
 	h.next.ServeHTTP(x, inside(ctx, r))
 	if x.status == 0 { // net/http would answer so
@@ -41,12 +41,22 @@ func run(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease,
 	x.returned = true
 }
 
+// before is what middlewares above have set in the answer's header. Traefik sets Content-Type to nothing, so that
+// net/http does not guess one.
+func before(header http.Header) http.Header {
+	_, typed := header["Content-Type"]
+	if len(header) == 1 && typed {
+		return nil
+	}
+	return header.Clone()
+}
+
 // end frees what the run held and settles the key.
 func end(x *execution) {
 	if !x.kept { // else it was settled when the answer was whole
 		settle(x)
 	}
-	done(x.h.care, x) // so long the lease was renewed
+	x.h.runs.Delete(x.lease.Owner) // so long the lease was renewed
 	if x.cancel != nil {
 		x.cancel()
 	}
@@ -56,25 +66,14 @@ func end(x *execution) {
 func settle(x *execution) {
 	switch ended(x) {
 	case answered:
-		keepAnswer(x)
+		keepAnswer(x, x.body.Bytes())
 	case askedAgain, neverSent:
 		free(x)
 	case tooLarge:
-		finish(x, &store.Record{State: store.Unkept, Fingerprint: x.lease.Fingerprint, Answer: &store.Answer{Status: x.status}})
+		finish(x, fmt.Sprintf(store.UnkeptFormat, x.lease.Fingerprint, x.status))
 	default:
 		holdOrFree(x)
 	}
-}
-
-// keepAnswer keeps an answer that arrived whole.
-func keepAnswer(x *execution) {
-	if x.declared < 0 && !bodiless(x) { // an answer whose length was not declared gets one
-		x.header["Content-Length"] = []string{strconv.Itoa(x.length)}
-	}
-	size := strip(x)
-	answer := &store.Answer{Status: x.status, Header: x.header, HeaderSize: size, Body: x.body}
-	finish(x, &store.Record{State: store.Done, Fingerprint: x.lease.Fingerprint, Answer: answer})
-	x.kept = true
 }
 
 // ended is the outcome of a run, as its end shows it.
@@ -92,7 +91,7 @@ func ended(x *execution) outcome {
 // holdOrFree settles the key of a run that nobody knows the end of.
 func holdOrFree(x *execution) {
 	if x.h.holdUnknown {
-		finish(x, &store.Record{State: store.Unknown, Fingerprint: x.lease.Fingerprint})
+		finish(x, fmt.Sprintf(store.UnknownFormat, x.lease.Fingerprint))
 	} else {
 		free(x)
 	}
@@ -106,9 +105,15 @@ func free(x *execution) {
 	}
 }
 
+// keepAnswer keeps the answer with this body.
+func keepAnswer(x *execution, body []byte) {
+	finish(x, fmt.Sprintf(store.DoneFormat, x.lease.Fingerprint, x.status, x.header.Bytes(), body))
+}
+
 // finish keeps how the run ended. The lease is fenced: if it is lost, nothing changes.
-func finish(x *execution, rec *store.Record) {
-	kept, err := finishKey(x.h.keys, x.lease, rec, x.h.ttl)
+func finish(x *execution, record string) {
+	kept, err := finishKey(x.h.keys, x.lease, record, x.h.ttl)
+	x.kept = true
 	if err != nil || !kept {
 		logEnd(x.h, err)
 	}
@@ -128,11 +133,9 @@ type care struct {
 	h      *handler
 	period time.Duration
 
-	mu    sync.Mutex // guards runs and timer
-	runs  map[*execution]bool
-	timer *time.Timer // nil while nothing runs
+	awake atomic.Bool // a look is to come. Who adds to runs reads it afterwards; who clears it reads runs afterwards
 
-	// renewed is when leases were last renewed. look uses it without the lock, as it does execution.missed: the next look
+	// renewed is when leases were last renewed. look uses it without a lock, as it does execution.missed: the next look
 	// begins when one has ended.
 	renewed time.Time
 }
@@ -140,7 +143,7 @@ type care struct {
 // newCare returns the care of h. Leases are renewed three times in their life. A client's absence is noticed within an
 // eighth of detachTimeout, at most a quarter of a second.
 func newCare(h *handler) *care {
-	c := &care{h: h, period: h.lease / 3, runs: map[*execution]bool{}}
+	c := &care{h: h, period: h.lease / 3}
 	if h.detach {
 		for _, period := range []time.Duration{h.detachTimeout / 8, time.Second / 4} {
 			if period < c.period {
@@ -151,43 +154,34 @@ func newCare(h *handler) *care {
 	return c
 }
 
-// begin takes x into care.
-func begin(c *care, x *execution) {
-	c.mu.Lock()
-	c.runs[x] = true
-	if c.timer == nil {
-		startCare(c)
+// wakeCare begins to look, unless another goroutine has done so.
+func wakeCare(c *care) {
+	if c.awake.CompareAndSwap(false, true) {
+		c.renewed = time.Now()
+		time.AfterFunc(c.period, c.look)
 	}
-	c.mu.Unlock()
 }
 
-// done takes x out of care.
-func done(c *care, x *execution) {
-	c.mu.Lock()
-	delete(c.runs, x)
-	c.mu.Unlock()
-}
-
-func startCare(c *care) {
-	c.renewed = time.Now()
-	c.timer = time.AfterFunc(c.period, c.look)
+// running returns the executions under way.
+func running(c *care) []*execution {
+	var all []*execution
+	c.h.runs.Range(func(_, value interface{}) bool {
+		x, _ := value.(*execution)
+		all = append(all, x)
+		return true
+	})
+	return all
 }
 
 // look does what is due.
 func (c *care) look() {
 	defer c.again()
-	c.mu.Lock()
-	runs := make([]*execution, 0, len(c.runs))
-	for x := range c.runs {
-		runs = append(runs, x)
-	}
-	c.mu.Unlock()
 	now := time.Now()
 	due := now.Sub(c.renewed) >= c.h.lease/3
 	if due {
 		c.renewed = now
 	}
-	for _, x := range runs {
+	for _, x := range running(c) {
 		if due {
 			go renew(x)
 		}
@@ -202,13 +196,14 @@ func (c *care) again() {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"looking after running requests failed\" cause=%q", p)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.runs) > 0 {
-		c.timer.Reset(c.period)
-	} else {
-		c.timer = nil
+	if len(running(c)) == 0 {
+		c.awake.Store(false)
+		if len(running(c)) > 0 { // one came in between, and may have seen it still awake
+			wakeCare(c)
+		}
+		return
 	}
+	time.AfterFunc(c.period, c.look)
 }
 
 // renew makes the lease of x last. A renewal that overtakes the end of the run does no harm: it is fenced.

@@ -1,6 +1,7 @@
 package idem
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"sort"
@@ -36,15 +37,15 @@ func note(h *handler, lease *store.Lease, r *http.Request) {
 	if err != nil {
 		held, err = fallBack(h, lease, err)
 	}
-	if held.Degraded {
+	if lease.Degraded || (held != nil && held.Degraded) {
 		h.stats.Counts[stats.Degraded].Add(1)
 	}
 	switch {
 	case err != nil:
 		h.stats.Counts[stats.Unobserved].Add(1)
-	case held.State == store.Claimed:
+	case held == nil:
 		h.stats.Counts[stats.First].Add(1)
-		_, err = finishKey(h.keys, lease, &store.Record{State: store.Unknown, Fingerprint: lease.Fingerprint}, h.ttl)
+		_, err = finishKey(h.keys, lease, fmt.Sprintf(store.UnknownFormat, lease.Fingerprint), h.ttl)
 		if err != nil {
 			storeFailed(h, "an observed key could not be kept", err)
 		}
@@ -178,7 +179,7 @@ func (h *handler) effective() []stats.Setting {
 		{Name: "retryableStatuses", Value: strings.Join(retryable, ", ")},
 		{Name: "omitHeaders", Value: strings.Join(s.omitHeaders, ", ")},
 		{Name: "maxRequestBodyBytes", Value: strconv.FormatInt(s.maxRequestBody, 10)},
-		{Name: "maxResponseBodyBytes", Value: strconv.FormatInt(s.maxResponseBody, 10)},
+		{Name: "maxResponseBodyBytes", Value: strconv.Itoa(s.maxResponseBody)},
 		{Name: "localCacheBytes", Value: strconv.FormatInt(s.localCacheBytes, 10)},
 		{Name: "stats.ttl", Value: s.statsLimits.TTL.String()},
 		{Name: "stats.maxEndpoints", Value: strconv.Itoa(s.statsLimits.MaxEndpoints)},

@@ -22,22 +22,20 @@ type tiers struct {
 	down atomic.Bool // the last step in Redis failed
 }
 
-// endless is the lease of a claim in memory, which cannot outlive its owner: both are this process. So no pause of the
-// process, and no Redis that hangs, gives a running key to somebody else here.
-const endless = 100 * 365 * 24 * time.Hour
-
-// claimKey gives the key to the lease for d if nobody holds it, and else tells who does.
-func claimKey(t *tiers, l *store.Lease, d time.Duration) (store.Held, error) {
+// claimKey gives the key to the lease for d and returns nil if nobody holds it, and else tells who does. In memory the
+// lease is endless: it cannot outlive its owner, since both are this process, and so no pause of the process, and no Redis
+// that hangs, gives a running key to somebody else here.
+func claimKey(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error) {
 	if t.redis != nil {
 		return claimShared(t, l, d)
 	}
-	return store.Claim(t.memory, l, endless), nil
+	return store.Claim(t.memory, l, store.Endless), nil
 }
 
 // claimShared is claimKey where keys live in Redis.
-func claimShared(t *tiers, l *store.Lease, d time.Duration) (store.Held, error) {
+func claimShared(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error) {
 	held := store.Lookup(t.memory, l)
-	if held.State != store.Free {
+	if held != nil {
 		held.Degraded = t.down.Load()
 		return held, nil
 	}
@@ -45,23 +43,28 @@ func claimShared(t *tiers, l *store.Lease, d time.Duration) (store.Held, error) 
 	if err != nil || t.down.Load() {
 		t.down.Store(err != nil)
 	}
-	if err == nil && held.State == store.Claimed {
-		l.Degraded = false
-		store.Claim(t.memory, l, endless)
-	} else if err == nil && held.State != store.Running && t.cache && held.Left > 0 {
-		store.Remember(t.memory, l, &held.Record, held.Left)
+	if err != nil {
+		return nil, err
 	}
-	return held, err
+	if held == nil {
+		l.Degraded = false
+		store.Claim(t.memory, l, store.Endless)
+	} else if t.cache && held.State != store.Running && held.Left > 0 {
+		store.Remember(t.memory, l.Key, held)
+	}
+	return held, nil
 }
 
 // claimInMemory claims a key that Redis could not be asked for, if that is wanted. err is what Redis failed with.
-func claimInMemory(t *tiers, l *store.Lease, err error) (store.Held, error) {
+func claimInMemory(t *tiers, l *store.Lease, err error) (*store.Held, error) {
 	if !t.fallback {
-		return store.Held{}, err
+		return nil, err
 	}
 	l.Degraded = true
-	held := store.Claim(t.memory, l, endless)
-	held.Degraded = true
+	held := store.Claim(t.memory, l, store.Endless)
+	if held != nil {
+		held.Degraded = true
+	}
 	return held, nil
 }
 
@@ -75,20 +78,20 @@ func renewKey(t *tiers, l *store.Lease, d time.Duration) (bool, error) {
 	return kept, err
 }
 
-// finishKey replaces the lease by rec for ttl; false if the lease is lost. What Redis could not take is kept in memory,
-// so that this process at least answers its duplicates right.
-func finishKey(t *tiers, l *store.Lease, rec *store.Record, ttl time.Duration) (bool, error) {
+// finishKey replaces the lease by a finished record for ttl; false if the lease is lost.
+func finishKey(t *tiers, l *store.Lease, record string, ttl time.Duration) (bool, error) {
 	if t.redis != nil && !l.Degraded {
-		return finishShared(t, l, rec, ttl)
+		return finishShared(t, l, record, ttl)
 	}
-	return store.Finish(t.memory, l, rec, ttl, true), nil
+	return store.Finish(t.memory, l, record, ttl, true), nil
 }
 
-// finishShared is finishKey for a lease in Redis.
-func finishShared(t *tiers, l *store.Lease, rec *store.Record, ttl time.Duration) (bool, error) {
-	kept, err := redisclient.Finish(t.redis, l, rec, ttl)
+// finishShared is finishKey for a lease in Redis. What Redis could not take is kept in memory, so that this process at
+// least answers its duplicates right.
+func finishShared(t *tiers, l *store.Lease, record string, ttl time.Duration) (bool, error) {
+	kept, err := redisclient.Finish(t.redis, l, record, ttl)
 	if err != nil || (kept && t.cache) {
-		store.Finish(t.memory, l, rec, ttl, err != nil)
+		store.Finish(t.memory, l, record, ttl, err != nil)
 	} else {
 		store.Release(t.memory, l)
 	}

@@ -21,9 +21,6 @@ import (
 
 var errProtocol = errors.New("the reply is not one that Redis gives")
 
-// noNumber is the number of a reply that is no integer. No script returns it.
-const noNumber = -1
-
 // maxReply is the longest reply that is taken, in bytes: Redis' own bound on a string.
 const maxReply = 512 << 20
 
@@ -67,18 +64,18 @@ type lane struct {
 
 // batch is what goes over a lane in one write. The goroutine that began it sends it, the others wait for it.
 type batch struct {
+	out      []byte
 	commands []*command
 	done     chan struct{} // closed when every command has its reply
 }
 
 // command is a command and its reply.
 type command struct {
-	head, tail string // as Redis' protocol has it
-	body       []byte // between head and tail, if there is anything that should not be copied
+	head, body, tail string // as Redis' protocol has it
 
-	reply  []byte // a bulk string; nil for a nil
-	number int64  // an integer; noNumber if the reply is none
-	err    error  // an error reply, or why there is no reply
+	line  string // the first line of the reply
+	reply []byte // a bulk string
+	err   error  // an error reply, or why there is no reply
 }
 
 // New returns a client. It connects when there is something to send, not before; Close frees it.
@@ -126,6 +123,11 @@ func send(c *Client, cmd *command) {
 		c.pending = b
 	}
 	b.commands = append(b.commands, cmd)
+	b.out = append(b.out, cmd.head...)
+	if cmd.tail != "" {
+		b.out = append(b.out, cmd.body...)
+		b.out = append(b.out, cmd.tail...)
+	}
 	c.mu.Unlock()
 	if first {
 		lead(c, b)
@@ -145,6 +147,7 @@ func lead(c *Client, b *batch) {
 	err := exchange(c, l, b)
 	if err != nil && reused && !errors.Is(err, os.ErrDeadlineExceeded) {
 		disconnect(l)
+		fail(b, nil)
 		err = exchange(c, l, b)
 	}
 	if err != nil {
@@ -192,17 +195,13 @@ func exchange(c *Client, l *lane, b *batch) error {
 			return err
 		}
 	}
-	requests := make(net.Buffers, 0, len(b.commands))
-	for _, cmd := range b.commands {
-		requests = append(requests, []byte(cmd.head))
-		if cmd.tail != "" {
-			requests = append(requests, cmd.body, []byte(cmd.tail))
-		}
-	}
 	l.unread = true
-	_ = l.net.SetWriteDeadline(time.Now().Add(c.opts.WriteTimeout))
-	_, err := requests.WriteTo(l.net)
-	_ = l.net.SetReadDeadline(time.Now().Add(c.opts.ReadTimeout))
+	now := time.Now()
+	_ = l.net.SetDeadline(now.Add(c.opts.ReadTimeout))
+	if c.opts.WriteTimeout != c.opts.ReadTimeout {
+		_ = l.net.SetWriteDeadline(now.Add(c.opts.WriteTimeout))
+	}
+	_, err := l.net.Write(b.out)
 	for _, cmd := range b.commands {
 		if err == nil {
 			err = receive(l.reader, cmd)
@@ -215,17 +214,9 @@ func exchange(c *Client, l *lane, b *batch) error {
 // receive reads one reply: nil, a bulk string, an integer or an error, which is all that the scripts return.
 func receive(r *bufio.Reader, cmd *command) error {
 	line, err := r.ReadString('\n')
-	cmd.reply = nil
-	cmd.number = noNumber
-	cmd.err = nil
-	switch {
-	case err != nil:
+	cmd.line = line
+	if line == nilLine || line == oneLine || err != nil {
 		return err
-	case line == "$-1\r\n":
-		return nil
-	case line == ":1\r\n":
-		cmd.number = 1
-		return nil
 	}
 	return receiveLong(r, cmd, line)
 }
@@ -245,7 +236,6 @@ func receiveLong(r *bufio.Reader, cmd *command, line string) error {
 		return errProtocol
 	}
 	if line[0] == ':' {
-		cmd.number = n
 		return nil
 	}
 	if line[0] != '$' || n < 0 || n > maxReply {

@@ -1,7 +1,6 @@
 package redisclient
 
 import (
-	"bytes"
 	"crypto/sha1" //nolint:gosec // Redis names scripts by their SHA-1
 	"encoding/hex"
 	"errors"
@@ -18,7 +17,7 @@ import (
 var (
 	// claim: ARGV = the running record, the lease in ms. Nil if the key is ours now, else for how many ms it is held, a
 	// space, and its record.
-	claimScript = newScript(2, `
+	claimScript = newScript('$', 2, `
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return false end
 local v = redis.call('GET', KEYS[1])
 if v == ARGV[1] then return false end
@@ -26,46 +25,37 @@ return redis.call('PTTL', KEYS[1]) .. ' ' .. v`)
 
 	// finish: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody else has
 	// the key, 2 if nobody has.
-	finishScript = newScript(3, `
+	finishScript = newScript(':', 3, `
 local v = redis.call('GET', KEYS[1])
 if v == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) return 1 end
 if v == ARGV[2] then return 1 end
 return v and 0 or 2`)
 
 	// renew: ARGV = the running record, the lease in ms. 1 if the lease goes on, 0 if it is lost.
-	renewScript = newScript(2, `
+	renewScript = newScript(':', 2, `
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0`)
 
 	// release: ARGV = the running record. 1 if the key is free now, 0 if the lease was lost.
-	releaseScript = newScript(1, `
+	releaseScript = newScript(':', 1, `
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0`)
 )
 
 // script is a Lua script over one key. Redis knows it by its digest once it has run.
 type script struct {
+	reply            byte   // the type of its reply in Redis' protocol
 	bySHA1, bySource string // the command in Redis' protocol up to the key
 }
 
-func newScript(args int, source string) *script {
+func newScript(reply byte, args int, source string) *script {
 	sum := sha1.Sum([]byte(source)) //nolint:gosec // Redis names scripts by their SHA-1
 	head := "*" + strconv.Itoa(4+args) + "\r\n"
 	return &script{
+		reply:    reply,
 		bySHA1:   head + bulk("EVALSHA") + bulk(hex.EncodeToString(sum[:])) + bulk("1"),
 		bySource: head + bulk("EVAL") + bulk(source) + bulk("1"),
 	}
-}
-
-// bulkHeads are what stands before an argument of so many bytes in Redis' protocol.
-var bulkHeads = newBulkHeads()
-
-func newBulkHeads() []string {
-	heads := make([]string, 1<<10)
-	for n := range heads {
-		heads[n] = "$" + strconv.Itoa(n) + "\r\n"
-	}
-	return heads
 }
 
 // bulk is s as an argument in Redis' protocol.
@@ -73,75 +63,103 @@ func bulk(s string) string {
 	return "$" + strconv.Itoa(len(s)) + "\r\n" + s + "\r\n"
 }
 
+// The replies that the scripts give most.
+const (
+	nilLine = "$-1\r\n"
+	oneLine = ":1\r\n"
+)
+
 // Keys is a store of idempotency keys in Redis; see package store for what its functions do.
 type Keys struct {
 	client *Client
 	prefix string
+	times  map[time.Duration]string // as arguments in Redis' protocol
 }
 
-// NewKeys returns a store whose Redis keys are <keyPrefix>:req:<key>.
-func NewKeys(client *Client, keyPrefix string) *Keys {
-	return &Keys{client: client, prefix: keyPrefix + ":req:"}
-}
-
-// Claim gives the key to the lease for d if nobody holds it, and else tells who does. A value that is no record is an
-// error that wraps store.ErrForeign.
-func Claim(k *Keys, l *store.Lease, d time.Duration) (store.Held, error) {
-	held := store.Held{Record: store.Record{State: store.Claimed}, Left: d}
-	cmd := &command{head: milliseconds(d)}
-	step(k, claimScript, l, cmd)
-	if cmd.reply != nil || cmd.number != noNumber || cmd.err != nil {
-		return decode(cmd)
+// NewKeys returns a store whose Redis keys are <keyPrefix>:req:<key>. Steps with one of the times as their argument are
+// quicker than others.
+func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
+	k := &Keys{client: client, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
+	for _, d := range times {
+		k.times[d] = milliseconds(k, d)
 	}
-	return held, nil
+	return k
+}
+
+// milliseconds is d as an argument in Redis' protocol.
+func milliseconds(k *Keys, d time.Duration) string {
+	text := k.times[d]
+	if text == "" {
+		text = bulk(strconv.FormatInt(int64(d/time.Millisecond), 10))
+	}
+	return text
+}
+
+// Claim gives the key to the lease for d and returns nil if nobody holds it, and else tells who does. A value that is no
+// record is an error that wraps store.ErrForeign.
+func Claim(k *Keys, l *store.Lease, d time.Duration) (*store.Held, error) {
+	cmd := &command{}
+	step(k, claimScript, l, cmd, milliseconds(k, d))
+	if cmd.err == nil && cmd.line == nilLine {
+		return nil, nil
+	}
+	return decode(cmd)
 }
 
 // Renew makes the lease last d from now; false if it is lost.
 func Renew(k *Keys, l *store.Lease, d time.Duration) (bool, error) {
-	cmd := &command{head: milliseconds(d)}
-	step(k, renewScript, l, cmd)
-	return cmd.number == 1, cmd.err
+	cmd := &command{}
+	step(k, renewScript, l, cmd, milliseconds(k, d))
+	return cmd.line == oneLine, cmd.err
 }
 
 // ErrGone is the error for a lease that ended without anybody having taken the key: Redis was restarted or had no room.
 var ErrGone = errors.New("the key is gone from Redis, though its lease was renewed")
 
-// Finish replaces the lease by rec for ttl; false, and nothing is changed, if the lease is lost, with ErrGone if nobody
+// Finish replaces the lease by record for ttl; false, and nothing is changed, if the lease is lost, with ErrGone if nobody
 // else has it.
-func Finish(k *Keys, l *store.Lease, rec *store.Record, ttl time.Duration) (bool, error) {
-	cmd := &command{tail: "\r\n" + milliseconds(ttl)}
-	if rec.State == store.Done {
-		cmd.body = rec.Answer.Body
-	}
-	head := store.Head(rec)
-	cmd.head = "$" + strconv.Itoa(len(head)+len(cmd.body)) + "\r\n" + head
-	step(k, finishScript, l, cmd)
-	if cmd.number == 2 {
+func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
+	cmd := &command{body: record, tail: "\r\n" + milliseconds(k, ttl)}
+	step(k, finishScript, l, cmd, "$"+strconv.Itoa(len(record))+"\r\n")
+	if cmd.err == nil && cmd.line == ":2\r\n" {
 		cmd.err = ErrGone
 	}
-	return cmd.number == 1, cmd.err
+	return cmd.line == oneLine, cmd.err
 }
 
 // Release makes the key free; false, and nothing is changed, if the lease is lost.
 func Release(k *Keys, l *store.Lease) (bool, error) {
 	cmd := &command{}
-	step(k, releaseScript, l, cmd)
-	return cmd.number == 1, cmd.err
+	step(k, releaseScript, l, cmd, "")
+	return cmd.line == oneLine, cmd.err
 }
 
-// step runs s by its digest, and by its source when Redis has forgotten it. In front of what is in cmd come the key and
-// the running record, by which the owner of the lease is known.
-func step(k *Keys, s *script, l *store.Lease, cmd *command) {
-	key := k.prefix + l.Key
-	running := store.RunningHead(l)
-	args := bulkHeads[len(key)] + key + "\r\n" + bulkHeads[len(running)] + running + "\r\n" + cmd.head
-	cmd.head = s.bySHA1 + args
+// step runs s by its digest. In front of args come the key and the running record, by which the owner of the lease is
+// known.
+func step(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
+	if l.Wire == "" {
+		l.Wire = wire(k, l)
+	}
+	cmd.head = s.bySHA1 + l.Wire + args
 	send(k.client, cmd)
+	if cmd.err != nil || cmd.line[0] != s.reply {
+		stepOdd(k, s, l, cmd, args)
+	}
+}
+
+// wire is what all steps of l have as their first arguments.
+func wire(k *Keys, l *store.Lease) string {
+	return bulk(k.prefix+l.Key) + bulk(fmt.Sprintf(store.RunningFormat, l.Fingerprint, l.Owner))
+}
+
+// stepOdd goes on where a step failed. When Redis has forgotten a script, it is sent by its source.
+func stepOdd(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	if cmd.err != nil && strings.Contains(cmd.err.Error(), "NOSCRIPT ") {
-		cmd.head = s.bySource + args
+		cmd.head = s.bySource + l.Wire + args
+		cmd.err = nil
 		send(k.client, cmd)
 	}
-	if cmd.err == nil && s != claimScript && cmd.number == noNumber {
+	if cmd.err == nil && cmd.line[0] != s.reply {
 		cmd.err = errProtocol
 	}
 	if cmd.err != nil {
@@ -149,25 +167,20 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command) {
 	}
 }
 
-// milliseconds is d as an argument in Redis' protocol.
-func milliseconds(d time.Duration) string {
-	text := strconv.FormatInt(int64(d/time.Millisecond), 10)
-	return bulkHeads[len(text)] + text + "\r\n"
-}
-
 // decode reads what the claim script tells of a key that somebody holds.
-func decode(cmd *command) (store.Held, error) {
+func decode(cmd *command) (*store.Held, error) {
 	if cmd.err != nil {
-		return store.Held{}, cmd.err
+		return nil, cmd.err
 	}
-	space := bytes.IndexByte(cmd.reply, ' ')
-	if space < 0 {
-		return store.Held{}, store.ErrForeign
+	text, record, found := strings.Cut(string(cmd.reply), " ")
+	left, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || !found {
+		return nil, store.ErrForeign
 	}
-	left, err := strconv.ParseInt(string(cmd.reply[:space]), 10, 64)
+	held, err := store.Decode(record)
 	if err != nil {
-		return store.Held{}, store.ErrForeign
+		return nil, err
 	}
-	rec, err := store.Decode(cmd.reply[space+1:])
-	return store.Held{Record: rec, Left: time.Duration(left) * time.Millisecond}, err
+	held.Left = time.Duration(left) * time.Millisecond
+	return held, nil
 }

@@ -1,87 +1,82 @@
 package store
 
 import (
-	"container/list"
 	"context"
 	"log"
+	"math"
 	"sync"
 	"time"
 )
 
-// entryBytes is what an entry costs beside its key, fingerprint and answer: the map's slot, the structs, the list
-// element, the place in the expiry list. HeaderBytes is the same for one header value.
-const (
-	entryBytes  = 640
-	HeaderBytes = 96
-)
+// entryBytes is what an entry costs beside its record: the key, the fingerprint, the map's slot, the lease, the place in
+// a queue.
+const entryBytes = 832
 
-// sweepChunk is how many entries are looked at under one hold of the lock.
+// Endless is the lease of a claim that ends only when its owner says so.
+const Endless = time.Duration(math.MaxInt64)
+
+// sweepChunk is how many entries are freed under one hold of the lock.
 const sweepChunk = 128
 
 // Memory is a store in this process's memory. Finished records take at most limit bytes, and are freed within about a
 // second after they expired, traffic or not. Running records are never dropped: there are as many as requests under way,
 // each of which finishes or releases its own.
 //
-// When there is no room, the oldest answers go first. Of a record that no other store has the key stays, so that its
-// request does not run a second time: it becomes Unkept. Such bare keys take at most half of limit; then the oldest of
-// them go too.
+// When there is no room, what expires first goes first: with one time to live, the oldest. Answers go before keys: of a
+// record that no other store has the key stays, so that its request does not run a second time; it becomes Unkept. Such
+// bare keys take at most half of limit; then the oldest of them go too.
 type Memory struct {
-	now func() time.Time
+	since func(epoch time.Time) time.Duration // the clock
+	epoch time.Time
 
-	mu       sync.Mutex // guards everything below, and the fields of every entry
-	limit    int64
-	bytes    int64 // of finished records
-	bareSize int64 // of those in bare
-	evicted  int64
-	entries  map[string]*entry
-	full     *list.List           // finished entries with answers or known elsewhere, first finished first
-	bare     *list.List           // finished entries without an answer that only this store has, likewise
-	due      map[int64]*list.List // all finished entries by the second in which they have expired
-	swept    int64                // the last second that was swept
-	timer    *time.Timer          // of the next sweep; nil while there is nothing to free
+	lock, unlock func() // guard everything below, and the entries. Bound once: Yaegi finds a field faster than a method
+
+	limit     int
+	bytes     int // of finished records
+	bareBytes int // of those in bare
+	evicted   int
+	entries   map[string]*Lease
+	full      *queue      // finished entries with answers or known elsewhere
+	bare      *queue      // finished entries without an answer that only this store has
+	timer     *time.Timer // of the next sweep; nil while there is nothing to free
 }
 
-type entry struct {
-	key     string
-	rec     Record
-	expires int64         // Unix time in ns
-	done    chan struct{} // running: closed at its end; nil while nobody waits for it
-
-	// Of a finished entry:
-	sole   bool          // no other store has it
-	size   int64         // bytes counted
-	list   *list.List    // Memory.full or Memory.bare
-	age    *list.Element // place in list
-	second int64         // the second in which it has expired
-	place  *list.Element // place in Memory.due[second]
+// queue holds finished entries in the order in which they expire.
+type queue struct {
+	due   map[time.Duration][]*Lease // by the second in which they expire; no list is empty
+	first time.Duration              // no list comes before this second
 }
 
 // NewMemory returns a store of at most limit bytes of finished records. Close frees it.
 func NewMemory(limit int64) *Memory {
-	return NewMemoryClock(limit, time.Now)
+	return NewMemoryClock(limit, time.Since)
 }
 
-// NewMemoryClock is NewMemory with a clock of the caller's.
-func NewMemoryClock(limit int64, now func() time.Time) *Memory {
-	return &Memory{now: now, limit: limit, entries: map[string]*entry{}, full: list.New(), bare: list.New(), due: map[int64]*list.List{}}
+// NewMemoryClock is NewMemory with a clock of the caller's: since tells how much time has passed since epoch.
+func NewMemoryClock(limit int64, since func(epoch time.Time) time.Duration) *Memory {
+	var mu sync.Locker = &sync.Mutex{}
+	return &Memory{since: since, epoch: time.Now(), lock: mu.Lock, unlock: mu.Unlock, limit: int(limit), entries: map[string]*Lease{}, full: newQueue(), bare: newQueue()}
+}
+
+func newQueue() *queue {
+	return &queue{due: map[time.Duration][]*Lease{}, first: Endless}
 }
 
 // SetLimit changes the bound on finished records, in bytes.
 func (m *Memory) SetLimit(limit int64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.limit = limit
+	m.lock()
+	defer m.unlock()
+	m.limit = int(limit)
 	evict(m)
 }
 
 // Close frees what is finished. Requests that still run may come to their end, and are known to their duplicates.
 func (m *Memory) Close() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, finished := range m.due {
-		for finished.Len() > 0 {
-			e, _ := finished.Front().Value.(*entry)
-			drop(m, e)
+	m.lock()
+	defer m.unlock()
+	for _, q := range []*queue{m.full, m.bare} {
+		for len(q.due) > 0 {
+			forget(m, pop(m, q))
 		}
 	}
 	if m.timer != nil {
@@ -93,241 +88,287 @@ func (m *Memory) Close() {
 // Usage tells how many records there are, how many bytes the finished ones take, and how many answers and keys were
 // dropped before their time because the store was full.
 func (m *Memory) Usage() (records int, bytes, evicted int64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.entries), m.bytes, m.evicted
+	m.lock()
+	defer m.unlock()
+	return len(m.entries), int64(m.bytes), int64(m.evicted)
 }
 
-// Lookup is Claim without claiming: it returns Free where Claim would give the key to l. What l holds itself it has
-// claimed, and asks again because an answer was lost. An expired record is freed.
-func Lookup(m *Memory, l *Lease) Held {
-	var held Held
-	m.mu.Lock()
-	e := m.entries[l.Key]
-	if e != nil {
-		held.Left = time.Duration(e.expires - m.now().UnixNano())
-		if held.Left > 0 {
-			held.Record = e.rec
-			held.Local = true
-		} else {
-			drop(m, e)
-		}
+// Claim gives the key to the lease for d and returns nil if nobody holds it, and else tells who does.
+func Claim(m *Memory, l *Lease, d time.Duration) *Held {
+	if d != Endless {
+		l.expires = m.since(m.epoch) + d
 	}
-	m.mu.Unlock()
-	if held.State == Running && held.Owner == l.Owner {
-		held.State = Claimed
+	m.lock()
+	free := m.entries[l.Key] == nil
+	if free {
+		m.entries[l.Key] = l
 	}
-	return held
-}
-
-// Claim gives the key to the lease for d if nobody holds it, and else tells who does.
-func Claim(m *Memory, l *Lease, d time.Duration) Held {
-	now := m.now().UnixNano()
-	m.mu.Lock()
-	taken := m.entries[l.Key] != nil
-	if !taken {
-		m.entries[l.Key] = &entry{key: l.Key, rec: Record{State: Running, Fingerprint: l.Fingerprint, Owner: l.Owner}, expires: now + int64(d)}
+	m.unlock()
+	if free {
+		return nil
 	}
-	m.mu.Unlock()
-	held := Held{Record: Record{State: Claimed}, Left: d, Local: true}
-	if taken {
-		held = Lookup(m, l)
-	}
-	if held.State == Free { // it was there, and had expired
+	held := describe(m, l)
+	if held == nil { // it was there, and had expired
 		held = Claim(m, l, d)
+	} else if held.State == Running && held.Owner == l.Owner {
+		held = nil // it asks again because an answer was lost
 	}
 	return held
 }
 
-// Finish replaces the lease by rec for ttl; false, and nothing is changed, if the lease is lost. sole says that no other
-// store has the record: see Memory for what that means to it.
-func Finish(m *Memory, l *Lease, rec *Record, ttl time.Duration, sole bool) bool {
-	now := m.now().UnixNano()
-	m.mu.Lock()
+// Lookup tells who has the key, or returns nil if nobody has it or l has it itself.
+func Lookup(m *Memory, l *Lease) *Held {
+	m.lock()
 	e := m.entries[l.Key]
-	if e == nil || e.rec.Owner != l.Owner || now >= e.expires {
-		owned(m, l, now) // frees it, if it was l's
-		m.mu.Unlock()
+	m.unlock()
+	if e == nil || e.Owner == l.Owner {
+		return nil
+	}
+	return describe(m, l)
+}
+
+// describe tells who has the key of l, or returns nil if nobody has it. An expired entry is dropped; a finished one stays
+// in its queue until it is swept.
+func describe(m *Memory, l *Lease) *Held {
+	held := &Held{Local: true, State: Running}
+	now := m.since(m.epoch)
+	m.lock()
+	e := m.entries[l.Key]
+	if e != nil && e.expires != 0 && now >= e.expires {
+		drop(m, e)
+		e = nil
+	}
+	if e != nil {
+		held.Fingerprint = e.Fingerprint
+		held.Owner = e.Owner
+		held.Left = e.expires - now
+		held.Record = e.record
+	}
+	m.unlock()
+	if e == nil {
+		return nil
+	}
+	if held.Record != "" {
+		readRecord(held) // it is one, so there is no error
+	}
+	return held
+}
+
+// Finish replaces the lease by record, which is finished, for ttl; false, and nothing is changed, if the lease is lost.
+// sole says that no other store has the record: see Memory for what that means to it.
+func Finish(m *Memory, l *Lease, record string, ttl time.Duration, sole bool) bool {
+	m.lock()
+	if m.entries[l.Key] != l || l.expires != 0 {
+		m.unlock()
+		return finishOdd(m, l, record, ttl, sole)
+	}
+	l.record = record
+	l.sole = sole
+	l.expires = m.since(m.epoch) + ttl
+	keep(m, l)
+	m.unlock()
+	return true
+}
+
+// finishOdd is Finish where the lease may be over, or stands in the store as another copy.
+func finishOdd(m *Memory, l *Lease, record string, ttl time.Duration, sole bool) bool {
+	now := m.since(m.epoch)
+	m.lock()
+	defer m.unlock()
+	e := owned(m, l, now)
+	if e == nil {
 		return false
 	}
-	e.rec = *rec
+	e.record = record
 	e.sole = sole
-	e.expires = now + int64(ttl)
+	e.expires = now + ttl
 	keep(m, e)
-	m.mu.Unlock()
 	return true
 }
 
 // Release makes the key free; false, and nothing is changed, if the lease is lost.
 func Release(m *Memory, l *Lease) bool {
-	now := m.now().UnixNano()
-	m.mu.Lock()
+	now := m.since(m.epoch)
+	m.lock()
+	defer m.unlock()
 	e := owned(m, l, now)
-	if e != nil {
-		drop(m, e)
+	if e == nil {
+		return false
 	}
-	m.mu.Unlock()
-	return e != nil
+	drop(m, e)
+	return true
 }
 
-// Remember keeps a finished record that another store gave, unless something is known about the key already.
-func Remember(m *Memory, l *Lease, rec *Record, ttl time.Duration) {
-	held := Claim(m, l, ttl)
-	if held.State == Claimed {
-		Finish(m, l, rec, ttl, false)
+// Remember keeps what another store told of a finished key for as long as it is kept there, unless something is known
+// about the key already.
+func Remember(m *Memory, key string, held *Held) {
+	l := &Lease{Key: key, Fingerprint: held.Fingerprint}
+	if Claim(m, l, Endless) == nil {
+		Finish(m, l, held.Record, held.Left, false)
 	}
 }
 
 // Wait returns as soon as the request that runs under key ends or its lease does, at once if none runs, and in any case
 // at the end of ctx. It tells whether there was anything to wait for.
 func Wait(ctx context.Context, m *Memory, key string) bool {
-	m.mu.Lock()
+	left := Endless
+	m.lock()
 	e := m.entries[key]
-	if e == nil || e.rec.State != Running {
-		m.mu.Unlock()
+	if e == nil || e.record != "" {
+		m.unlock()
 		return false
 	}
 	if e.done == nil {
 		e.done = make(chan struct{})
 	}
-	done, left := e.done, time.Duration(e.expires-m.now().UnixNano())
-	m.mu.Unlock()
+	if e.expires != 0 {
+		left = e.expires - m.since(m.epoch)
+	}
+	done := e.done
+	m.unlock()
 	sleep(ctx, left, done)
 	return true
 }
 
-// owned returns the entry that l holds, or nil if its lease is over. What is left of a lease that is over is freed.
-func owned(m *Memory, l *Lease, now int64) *entry {
+// owned returns the entry that l holds, or nil if its lease is over. What is left of a lease that is over is dropped.
+func owned(m *Memory, l *Lease, now time.Duration) *Lease {
 	e := m.entries[l.Key]
-	if e == nil || e.rec.State != Running || e.rec.Owner != l.Owner {
+	if e == nil || e.record != "" || e.Owner != l.Owner {
 		return nil
 	}
-	if now >= e.expires {
+	if e.expires != 0 && now >= e.expires {
 		drop(m, e)
 		return nil
 	}
 	return e
 }
 
-// keep gives an entry that has just been finished its places, and wakes those who wait for it.
-func keep(m *Memory, e *entry) {
-	e.second = e.expires/int64(time.Second) + 1
-	due := m.due[e.second]
-	if due == nil {
-		due = newSecond(m, e.second)
+// keep gives an entry that has just been finished its place, and wakes those who wait for it.
+func keep(m *Memory, e *Lease) {
+	size := entryBytes + len(e.record)
+	if size > m.limit || e.record[len(magic)] != byte(Done) {
+		keepOdd(m, e, size)
+		return
 	}
-	e.place = due.PushBack(e)
-	e.size = int64(entryBytes + 3*len(e.key))
-	if e.rec.Answer != nil {
-		e.size += int64(e.rec.Answer.HeaderSize + cap(e.rec.Answer.Body))
-	}
-	m.bytes += e.size
-	if e.rec.State == Done && e.size <= m.limit {
-		e.list = m.full
-		e.age = m.full.PushBack(e)
-	} else {
-		keepOdd(m, e)
-	}
+	push(m, m.full, e)
 	if e.done != nil || m.bytes > m.limit {
-		wakeAndEvict(m, e)
+		wake(e)
+		evict(m)
 	}
 }
 
-// newSecond makes the list of entries that are due in second, and sees to it that they are freed.
-func newSecond(m *Memory, second int64) *list.List {
-	due := list.New()
-	m.due[second] = due
-	if m.timer == nil || second <= m.swept {
-		startSweeping(m, second)
+// keepOdd is keep for an entry without an answer, or with one that is larger than the store.
+func keepOdd(m *Memory, e *Lease, size int) {
+	switch {
+	case e.sole:
+		keepBare(m, e)
+	case size <= m.limit:
+		push(m, m.full, e)
+	default:
+		forget(m, e)
 	}
-	return due
+	wake(e)
+	evict(m)
 }
 
-func wakeAndEvict(m *Memory, e *entry) {
+// keepBare keeps of e, which is in no queue now, no more than that its request is not to run again.
+func keepBare(m *Memory, e *Lease) {
+	if e.record[len(magic)] == byte(Done) {
+		e.record = magic + string(Unkept) + e.record[len(magic)+1:headLen+statusLen]
+		m.evicted++
+	}
+	m.bareBytes += entryBytes + len(e.record)
+	push(m, m.bare, e)
+}
+
+// push puts a finished entry into q, and sees to it that it is freed when it has expired.
+func push(m *Memory, q *queue, e *Lease) {
+	second := e.expires / time.Second
+	q.due[second] = append(q.due[second], e)
+	m.bytes += entryBytes + len(e.record)
+	if second < q.first {
+		q.first = second
+		startSweeping(m)
+	}
+}
+
+func startSweeping(m *Memory) {
+	if m.timer == nil {
+		m.timer = time.AfterFunc(time.Second, m.sweepLater)
+	}
+}
+
+// pop takes the entry out of q, which is not empty, that expires first.
+func pop(m *Memory, q *queue) *Lease {
+	second := earliest(q)
+	list := q.due[second]
+	e := list[0]
+	list[0] = nil // the array lives on
+	q.due[second] = list[1:]
+	if len(list) == 1 {
+		delete(q.due, second)
+	}
+	if len(q.due) == 0 {
+		q.first = Endless
+	}
+	m.bytes -= entryBytes + len(e.record)
+	if q == m.bare {
+		m.bareBytes -= entryBytes + len(e.record)
+	}
+	return e
+}
+
+// earliest is the second of the first list in q, which is not empty. It is mostly the one it was, or the next: only
+// behind a gap are all looked through.
+func earliest(q *queue) time.Duration {
+	if q.due[q.first] == nil {
+		q.first++
+	}
+	if q.due[q.first] == nil {
+		q.first = Endless
+		for second := range q.due {
+			if second < q.first {
+				q.first = second
+			}
+		}
+	}
+	return q.first
+}
+
+func wake(e *Lease) {
 	if e.done != nil {
 		close(e.done)
 		e.done = nil
 	}
-	evict(m)
 }
 
-// keepOdd keeps an entry without an answer, or with one that is too large.
-func keepOdd(m *Memory, e *entry) {
-	if e.sole {
-		keepBare(m, e)
-	} else {
-		e.list = m.full
-		e.age = m.full.PushBack(e)
+// drop makes the key of a running or expired entry free.
+func drop(m *Memory, e *Lease) {
+	delete(m.entries, e.Key)
+	wake(e)
+}
+
+// forget frees a finished entry that is in no queue any more.
+func forget(m *Memory, e *Lease) {
+	if m.entries[e.Key] == e {
+		delete(m.entries, e.Key)
 	}
 }
 
-// keepBare keeps of e, which is in no list now, no more than that its request is not to run again.
-func keepBare(m *Memory, e *entry) {
-	m.bytes -= e.size
-	if e.rec.State == Done {
-		e.rec = Record{State: Unkept, Fingerprint: e.rec.Fingerprint, Answer: &Answer{Status: e.rec.Answer.Status}}
-		m.evicted++
-	}
-	e.size = int64(entryBytes + 3*len(e.key))
-	m.bytes += e.size
-	m.bareSize += e.size
-	e.list = m.bare
-	e.age = m.bare.PushBack(e)
-}
-
-// evict drops the oldest finished records, or their answers, until the rest fits.
+// evict drops what expires first, or its answer, until the rest fits.
 func evict(m *Memory) {
-	for m.bytes > m.limit && len(m.due) > 0 {
+	for m.bytes > m.limit {
 		from := m.full
-		if from.Len() == 0 || m.bareSize > m.limit/2 {
+		if len(from.due) == 0 || m.bareBytes > m.limit/2 {
 			from = m.bare
 		}
-		if from.Len() == 0 {
-			return
-		}
-		e, _ := from.Front().Value.(*entry)
-		if e.sole && e.rec.State == Done {
-			from.Remove(e.age)
+		e := pop(m, from)
+		if e.sole && e.record[len(magic)] == byte(Done) {
 			keepBare(m, e)
 		} else {
-			drop(m, e)
+			forget(m, e)
 			m.evicted++
 		}
-	}
-}
-
-// drop removes e and wakes those who wait for it.
-func drop(m *Memory, e *entry) {
-	delete(m.entries, e.key)
-	if e.done != nil {
-		close(e.done)
-	}
-	if e.list != nil {
-		dropFinished(m, e)
-	}
-}
-
-func dropFinished(m *Memory, e *entry) {
-	e.list.Remove(e.age)
-	m.bytes -= e.size
-	if e.list == m.bare {
-		m.bareSize -= e.size
-	}
-	due := m.due[e.second]
-	due.Remove(e.place)
-	if due.Len() == 0 {
-		delete(m.due, e.second)
-	}
-}
-
-// startSweeping sees to it that the entries due in second, and later ones, are freed.
-func startSweeping(m *Memory, second int64) {
-	if m.timer == nil {
-		m.swept = m.now().Unix() - 1
-		m.timer = time.AfterFunc(time.Second, m.sweepLater)
-	}
-	if second <= m.swept { // the clock was set back
-		m.swept = second - 1
 	}
 }
 
@@ -339,12 +380,12 @@ func (m *Memory) sweepLater() {
 		}
 	}()
 	m.Sweep()
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.lock()
+	defer m.unlock()
 	if m.timer == nil { // closed meanwhile
 		return
 	}
-	if len(m.due) == 0 {
+	if len(m.full.due)+len(m.bare.due) == 0 {
 		m.timer = nil
 		return
 	}
@@ -353,31 +394,24 @@ func (m *Memory) sweepLater() {
 
 // Sweep frees all finished records that have expired. It is called once a second while there are any.
 func (m *Memory) Sweep() {
-	now := m.now().Unix()
-	more := true
-	for more {
-		more = m.sweepOne(now)
+	now := m.since(m.epoch)
+	for _, q := range []*queue{m.full, m.bare} {
+		more := true
+		for more {
+			more = sweepSome(m, q, now)
+		}
 	}
 }
 
-// sweepOne frees up to sweepChunk entries of the earliest second that is over, and tells whether there is more to do.
-func (m *Memory) sweepOne(now int64) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.due) == 0 {
-		return false
-	}
-	for m.swept < now && m.due[m.swept+1] == nil {
-		m.swept++
-	}
-	second := m.swept + 1
-	if second > now {
-		return false
-	}
-	due := m.due[second]
-	for i := 0; i < sweepChunk && due.Len() > 0; i++ {
-		e, _ := due.Front().Value.(*entry)
-		drop(m, e)
+// sweepSome frees up to sweepChunk entries of q from seconds that were over at now, and tells whether there may be more.
+func sweepSome(m *Memory, q *queue, now time.Duration) bool {
+	m.lock()
+	defer m.unlock()
+	for i := 0; i < sweepChunk; i++ {
+		if len(q.due) == 0 || earliest(q) >= now/time.Second {
+			return false
+		}
+		forget(m, pop(m, q))
 	}
 	return true
 }

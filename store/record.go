@@ -2,7 +2,6 @@ package store
 
 import (
 	"bufio"
-	"bytes"
 	"errors"
 	"net/http"
 	"net/textproto"
@@ -14,90 +13,80 @@ import (
 const FingerprintSize = 32
 
 // magic starts every record; a change of the layout changes it.
-const magic = "idem1"
+const magic = "idem2"
 
 // headLen is the length of what all records have: magic, state, fingerprint.
 const headLen = len(magic) + 1 + FingerprintSize
 
+// Records are strings, laid out so that the standard library writes and reads an answer in few calls:
+//
+//	magic  R  fingerprint  owner
+//	magic  U  fingerprint
+//	magic  K  fingerprint  status CRLF
+//	magic  D  fingerprint  status CRLF  header lines  CRLF  body
+//
+// The formats take the parts that differ, in this order. The header lines are in HTTP's own wire format.
+const (
+	RunningFormat = magic + "R%s%s"
+	UnknownFormat = magic + "U%s"
+	UnkeptFormat  = magic + "K%s%d\r\n"
+	DoneFormat    = magic + "D%s%d\r\n%s\r\n%s"
+)
+
 // ErrForeign is the error for a stored value that is not a record: somebody else writes under our keys.
 var ErrForeign = errors.New("the stored value is not a record of this plugin")
 
-// RunningHead is the record that stands in a shared store as long as the lease holds.
-func RunningHead(l *Lease) string {
-	return magic + "R" + l.Fingerprint + l.Owner
+// statusLen is the length of a status with its CRLF.
+const statusLen = 5
+
+// Decode reads a record. It returns ErrForeign for anything else.
+func Decode(record string) (*Held, error) {
+	held := &Held{Record: record}
+	err := readRecord(held)
+	if err != nil {
+		return nil, err
+	}
+	return held, nil
 }
 
-// Head lays out all of a finished record but an answer's body, which follows it as it is. Records are:
-//
-//	magic  state  fingerprint  owner                                          (Running, see RunningHead)
-//	magic  state  fingerprint                                                 (Unknown)
-//	magic  state  fingerprint  status(3)                                      (Unkept)
-//	magic  state  fingerprint  status(3)  header length  space  header  body  (Done)
-//
-// The header is in HTTP's own wire format, since the standard library writes and reads that in one call each.
-func Head(rec *Record) string {
-	switch rec.State {
-	case Unknown:
-		return magic + "U" + rec.Fingerprint
-	case Unkept:
-		return magic + "K" + rec.Fingerprint + strconv.Itoa(rec.Answer.Status)
+// readRecord fills in what held.Record tells.
+func readRecord(held *Held) error {
+	record := held.Record
+	if len(record) < headLen || record[:len(magic)] != magic {
+		return ErrForeign
 	}
-	var b bytes.Buffer
-	_ = rec.Answer.Header.Write(&b) // a bytes.Buffer takes every write
-	return magic + "D" + rec.Fingerprint + strconv.Itoa(rec.Answer.Status) + strconv.Itoa(b.Len()) + " " + b.String()
-}
-
-// Decode reads what Head wrote, with the body behind it; the record shares data's memory. It returns ErrForeign for
-// anything else.
-func Decode(data []byte) (Record, error) {
-	if len(data) < headLen || string(data[:len(magic)]) != magic {
-		return Record{}, ErrForeign
-	}
-	rec := Record{State: State(data[len(magic)]), Fingerprint: string(data[len(magic)+1 : headLen])}
-	switch rec.State {
+	held.State = State(record[len(magic)])
+	held.Fingerprint = record[len(magic)+1 : headLen]
+	var err error
+	switch held.State {
+	case Done, Unkept:
+		held.Answer, err = readAnswer(record[headLen:], held.State == Done)
 	case Running:
-		rec.Owner = string(data[headLen:])
-		return rec, nil
+		held.Owner = record[headLen:]
 	case Unknown:
-		return rec, nil
-	case Unkept, Done:
-		var err error
-		rec.Answer, err = decodeAnswer(data[headLen:], rec.State == Done)
-		return rec, err
+	default:
+		err = ErrForeign
 	}
-	return Record{}, ErrForeign
+	return err
 }
 
-// decodeAnswer reads the status and, with whole, what follows it.
-func decodeAnswer(data []byte, whole bool) (*Answer, error) {
-	if len(data) < 3 {
+// readAnswer reads the status in what follows the head of a record and, with whole, the header and the body.
+func readAnswer(rest string, whole bool) (*Answer, error) {
+	if len(rest) < statusLen || rest[3:statusLen] != "\r\n" {
 		return nil, ErrForeign
 	}
-	status, err := strconv.Atoi(string(data[:3]))
-	if err != nil || status < 100 {
+	status, err := strconv.Atoi(rest[:3])
+	end := strings.Index(rest, "\r\n\r\n")
+	if err != nil || status < 100 || (whole && end < 0) {
 		return nil, ErrForeign
 	}
-	a := &Answer{Status: status}
 	if !whole {
-		return a, nil
+		return &Answer{Status: status}, nil
 	}
-	space := bytes.IndexByte(data, ' ')
-	if space < 0 {
-		return nil, ErrForeign
-	}
-	n, err := strconv.Atoi(string(data[3:space]))
-	if err != nil || n < 0 || n > len(data)-space-1 {
-		return nil, ErrForeign
-	}
-	body := space + 1 + n
-	a.Body = data[body:]
-	// The blank line that ends a header block is not stored.
-	block := strings.NewReader(string(data[space+1:body]) + "\r\n")
-	header, err := textproto.NewReader(bufio.NewReaderSize(block, n+2)).ReadMIMEHeader()
+	block := rest[statusLen : end+4]
+	header, err := textproto.NewReader(bufio.NewReaderSize(strings.NewReader(block), len(block))).ReadMIMEHeader()
 	if err != nil {
 		return nil, ErrForeign
 	}
-	a.Header = http.Header(header)
-	a.HeaderSize = n + HeaderBytes*len(header)
-	return a, nil
+	return &Answer{Status: status, Header: http.Header(header), Body: rest[end+4:]}, nil
 }

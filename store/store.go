@@ -20,34 +20,23 @@ import (
 // State says where a key stands.
 type State byte
 
-// The states of a key. Claimed is only ever a result of a claim, the others are stored.
+// The states of a key.
 const (
 	Free    State = 0   // nobody holds the key
-	Claimed State = 'C' // the key was free, and the lease that asked has it now
-	Running State = 'R' // another lease has it
+	Running State = 'R' // a lease has it
 	Done    State = 'D' // the answer is kept
 	Unknown State = 'U' // the request was sent, and nobody knows how it ended
 	Unkept  State = 'K' // it was answered, but the answer was too large to keep
 )
 
 // Answer is a backend's answer as it is replayed. For an Unkept record only Status is set.
-// An Answer is shared by all who replay it and never changed.
 type Answer struct {
-	Status     int
-	Header     http.Header
-	HeaderSize int // what Header takes in memory, in bytes
-	Body       []byte
+	Status int
+	Header http.Header
+	Body   string
 }
 
-// Record is what a store holds for a key.
-type Record struct {
-	State       State
-	Fingerprint string // of the request that claimed the key, FingerprintSize bytes
-	Owner       string // Running: the token of the lease
-	Answer      *Answer
-}
-
-// Lease is the claim of one request on one key.
+// Lease is the claim of one request on one key. In a Memory it is also the key's entry.
 type Lease struct {
 	Key         string
 	Fingerprint string // FingerprintSize bytes
@@ -55,14 +44,27 @@ type Lease struct {
 
 	// Degraded is set while the shared store could not be reached and the lease is held in this process's memory alone.
 	Degraded bool
+
+	// Wire is a shared store's: the key and the running record as it sends them, once it has done so.
+	Wire string
+
+	// What follows is guarded by the Memory's lock.
+	record  string        // finished: how it ended; empty while it runs
+	expires time.Duration // on the Memory's clock; 0 = never
+	done    chan struct{} // running: closed at its end; nil while nobody waits for it
+	sole    bool          // finished: no other store has it
 }
 
-// Held is the result of a claim.
+// Held tells who has a key that could not be claimed.
 type Held struct {
-	Record
-	Left     time.Duration // until the record expires
-	Local    bool          // known without asking the shared store
-	Degraded bool          // the shared store could not be asked: this is what the process's memory says
+	State       State
+	Fingerprint string        // of the request that claimed the key, FingerprintSize bytes
+	Owner       string        // Running: the token of the lease
+	Answer      *Answer       // Done and Unkept
+	Left        time.Duration // until the record expires
+	Record      string        // of a shared store: what Answer was read from
+	Local       bool          // known without asking the shared store
+	Degraded    bool          // the shared store could not be asked: this is what the process's memory says
 }
 
 // ShortestPoll and LongestPoll bound the pause between two looks at a key that another process runs: duplicates of short

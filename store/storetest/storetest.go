@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"reflect"
 	"strconv"
@@ -19,9 +20,9 @@ import (
 
 // Subject is an empty store under test: the steps of a key's life as package store tells of them.
 type Subject struct {
-	Claim   func(l *store.Lease, d time.Duration) (store.Held, error)
-	Renew   func(l *store.Lease, d time.Duration) (bool, error) // nil for a store that dies with its owners
-	Finish  func(l *store.Lease, rec *store.Record, ttl time.Duration) (bool, error)
+	Claim   func(l *store.Lease, d time.Duration) (*store.Held, error) // nil: the lease has the key
+	Renew   func(l *store.Lease, d time.Duration) (bool, error)        // nil for a store that dies with its owners
+	Finish  func(l *store.Lease, record string, ttl time.Duration) (bool, error)
 	Release func(l *store.Lease) (bool, error)
 	Wait    func(ctx context.Context, key string, attempt int) // returns when it is worth while to claim again
 	Pass    func(d time.Duration)                              // lets so much of the store's time pass
@@ -30,9 +31,9 @@ type Subject struct {
 // Memory is m as a subject.
 func Memory(m *store.Memory, pass func(d time.Duration)) Subject {
 	return Subject{
-		Claim: func(l *store.Lease, d time.Duration) (store.Held, error) { return store.Claim(m, l, d), nil },
-		Finish: func(l *store.Lease, rec *store.Record, ttl time.Duration) (bool, error) {
-			return store.Finish(m, l, rec, ttl, true), nil
+		Claim: func(l *store.Lease, d time.Duration) (*store.Held, error) { return store.Claim(m, l, d), nil },
+		Finish: func(l *store.Lease, record string, ttl time.Duration) (bool, error) {
+			return store.Finish(m, l, record, ttl, true), nil
 		},
 		Release: func(l *store.Lease) (bool, error) { return store.Release(m, l), nil },
 		Wait:    func(ctx context.Context, key string, _ int) { store.Wait(ctx, m, key) },
@@ -43,10 +44,10 @@ func Memory(m *store.Memory, pass func(d time.Duration)) Subject {
 // Redis is k as a subject.
 func Redis(k *redisclient.Keys, pass func(d time.Duration)) Subject {
 	return Subject{
-		Claim: func(l *store.Lease, d time.Duration) (store.Held, error) { return redisclient.Claim(k, l, d) },
+		Claim: func(l *store.Lease, d time.Duration) (*store.Held, error) { return redisclient.Claim(k, l, d) },
 		Renew: func(l *store.Lease, d time.Duration) (bool, error) { return redisclient.Renew(k, l, d) },
-		Finish: func(l *store.Lease, rec *store.Record, ttl time.Duration) (bool, error) {
-			kept, err := redisclient.Finish(k, l, rec, ttl)
+		Finish: func(l *store.Lease, record string, ttl time.Duration) (bool, error) {
+			kept, err := redisclient.Finish(k, l, record, ttl)
 			if errors.Is(err, redisclient.ErrGone) { // a lost lease, told more exactly
 				err = nil
 			}
@@ -77,7 +78,7 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 	}{
 		{"a free key is claimed", func(t *testing.T, s Subject) {
 			held := claim(t, s, lease("k", "a"), long)
-			wantState(t, held, store.Claimed)
+			claimed(t, held)
 		}},
 		{"a running key tells its fingerprint", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
@@ -94,30 +95,30 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 		}},
 		{"a claim sent twice is one claim", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
-			wantState(t, claim(t, s, lease("k", "a"), long), store.Claimed)
+			claimed(t, claim(t, s, lease("k", "a"), long))
 		}},
 		{"keys do not touch each other", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
-			wantState(t, claim(t, s, lease("l", "b"), long), store.Claimed)
+			claimed(t, claim(t, s, lease("l", "b"), long))
 		}},
 		{"an answer is kept exactly", func(t *testing.T, s Subject) {
 			for i, answer := range answers() {
 				key := "k" + strconv.Itoa(i)
 				claim(t, s, lease(key, "a"), long)
-				finish(t, s, lease(key, "a"), &store.Record{State: store.Done, Fingerprint: fingerprint, Answer: answer}, true)
+				finish(t, s, lease(key, "a"), Record(fingerprint, answer), true)
 				held := claim(t, s, lease(key, "b"), long)
 				wantState(t, held, store.Done)
 				if held.Fingerprint != fingerprint {
 					t.Errorf("fingerprint %q, want %q", held.Fingerprint, fingerprint)
 				}
-				if held.Answer.Status != answer.Status || !bytes.Equal(held.Answer.Body, answer.Body) || !reflect.DeepEqual(held.Answer.Header, answer.Header) {
+				if !reflect.DeepEqual(held.Answer, answer) {
 					t.Errorf("answer %d came back as %+v, want %+v", i, held.Answer, answer)
 				}
 			}
 		}},
 		{"an unknown outcome is kept", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
-			finish(t, s, lease("k", "a"), &store.Record{State: store.Unknown, Fingerprint: fingerprint}, true)
+			finish(t, s, lease("k", "a"), fmt.Sprintf(store.UnknownFormat, fingerprint), true)
 			held := claim(t, s, lease("k", "b"), long)
 			wantState(t, held, store.Unknown)
 			if held.Left <= 0 || held.Left > long {
@@ -126,7 +127,7 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 		}},
 		{"an answer that was not kept leaves its status", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
-			finish(t, s, lease("k", "a"), &store.Record{State: store.Unkept, Fingerprint: fingerprint, Answer: &store.Answer{Status: 201}}, true)
+			finish(t, s, lease("k", "a"), fmt.Sprintf(store.UnkeptFormat, fingerprint, 201), true)
 			held := claim(t, s, lease("k", "b"), long)
 			wantState(t, held, store.Unkept)
 			if held.Answer.Status != 201 {
@@ -136,20 +137,20 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 		{"a released key is free", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
 			want(t, "release", true, func() (bool, error) { return s.Release(lease("k", "a")) })
-			wantState(t, claim(t, s, lease("k", "b"), long), store.Claimed)
+			claimed(t, claim(t, s, lease("k", "b"), long))
 		}},
 		{"who is not the owner changes nothing", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
 			fenced(t, s, lease("k", "b"))
-			wantState(t, claim(t, s, lease("k", "a"), long), store.Claimed)
+			claimed(t, claim(t, s, lease("k", "a"), long))
 		}},
 		{"a lease ends, and its owner changes nothing any more", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), short)
 			s.Pass(short)
 			fenced(t, s, lease("k", "a"))
-			wantState(t, claim(t, s, lease("k", "b"), long), store.Claimed)
+			claimed(t, claim(t, s, lease("k", "b"), long))
 			fenced(t, s, lease("k", "a"))
-			wantState(t, claim(t, s, lease("k", "b"), long), store.Claimed)
+			claimed(t, claim(t, s, lease("k", "b"), long))
 		}},
 		{"a finished key is not taken back by its owner", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
@@ -175,7 +176,7 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 			want(t, "finish", true, func() (bool, error) { return s.Finish(lease("k", "a"), done("old"), short) })
 			wantState(t, claim(t, s, lease("k", "b"), long), store.Done)
 			s.Pass(short)
-			wantState(t, claim(t, s, lease("k", "c"), long), store.Claimed)
+			claimed(t, claim(t, s, lease("k", "c"), long))
 		}},
 		{"of many claims at once one is granted", func(t *testing.T, s Subject) {
 			for round := 0; round < 20; round++ {
@@ -187,24 +188,27 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 					go func(i int) {
 						defer wg.Done()
 						held, err := s.Claim(lease(key, strconv.Itoa(i)), long)
-						if err == nil {
+						switch {
+						case err != nil:
+							states[i] = store.Unknown
+						case held != nil:
 							states[i] = held.State
 						}
 					}(i)
 				}
 				wg.Wait()
-				claimed := 0
+				granted := 0
 				for i, state := range states {
 					switch state {
-					case store.Claimed:
-						claimed++
+					case store.Free:
+						granted++
 					case store.Running:
 					default:
 						t.Errorf("claim %d: state %q", i, state)
 					}
 				}
-				if claimed != 1 {
-					t.Fatalf("round %d: %d claims granted, want 1", round, claimed)
+				if granted != 1 {
+					t.Fatalf("round %d: %d claims granted, want 1", round, granted)
 				}
 			}
 		}},
@@ -216,8 +220,8 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 				for attempt := 0; ; attempt++ {
 					s.Wait(context.Background(), "k", attempt)
 					held, err := s.Claim(lease("k", "b"), long)
-					if err != nil || held.State != store.Running {
-						waited <- held.State
+					if err != nil || held == nil || held.State != store.Running {
+						waited <- stateOf(held)
 						return
 					}
 				}
@@ -247,10 +251,10 @@ func answers() []*store.Answer {
 		binary[i] = byte(i * 7)
 	}
 	return []*store.Answer{
-		{Status: 200, Header: http.Header{"Content-Type": {"text/plain"}}, Body: []byte("hello")},
-		{Status: 204, Header: http.Header{}, Body: []byte{}},
-		{Status: 201, Header: http.Header{"Link": {"<a>; rel=b", "<c>; rel=d"}, "X-Empty": {""}, "X-Latin1": {"caf\xe9"}}, Body: binary},
-		{Status: 599, Header: http.Header{"X-Colon": {"a: b: c"}}, Body: []byte("\r\n\r\n$5\r\n")},
+		{Status: 200, Header: http.Header{"Content-Type": {"text/plain"}}, Body: "hello"},
+		{Status: 204, Header: http.Header{}, Body: ""},
+		{Status: 201, Header: http.Header{"Link": {"<a>; rel=b", "<c>; rel=d"}, "X-Empty": {""}, "X-Latin1": {"caf\xe9"}}, Body: string(binary)},
+		{Status: 599, Header: http.Header{"X-Colon": {"a: b: c"}}, Body: "\r\n\r\n$5\r\n"},
 	}
 }
 
@@ -258,11 +262,18 @@ func lease(key, owner string) *store.Lease {
 	return &store.Lease{Key: key, Fingerprint: fingerprint, Owner: owner}
 }
 
-func done(body string) *store.Record {
-	return &store.Record{State: store.Done, Fingerprint: fingerprint, Answer: &store.Answer{Status: 200, Header: http.Header{}, Body: []byte(body)}}
+func done(body string) string {
+	return Record(fingerprint, &store.Answer{Status: 200, Body: body})
 }
 
-func claim(t *testing.T, s Subject, l *store.Lease, d time.Duration) store.Held {
+// Record is the record of an answer to the request with this fingerprint.
+func Record(fingerprint string, answer *store.Answer) string {
+	var header bytes.Buffer
+	_ = answer.Header.Write(&header) // a bytes.Buffer takes every write
+	return fmt.Sprintf(store.DoneFormat, fingerprint, answer.Status, header.String(), answer.Body)
+}
+
+func claim(t *testing.T, s Subject, l *store.Lease, d time.Duration) *store.Held {
 	t.Helper()
 	held, err := s.Claim(l, d)
 	if err != nil {
@@ -271,9 +282,9 @@ func claim(t *testing.T, s Subject, l *store.Lease, d time.Duration) store.Held 
 	return held
 }
 
-func finish(t *testing.T, s Subject, l *store.Lease, rec *store.Record, kept bool) {
+func finish(t *testing.T, s Subject, l *store.Lease, record string, kept bool) {
 	t.Helper()
-	want(t, "finish", kept, func() (bool, error) { return s.Finish(l, rec, long) })
+	want(t, "finish", kept, func() (bool, error) { return s.Finish(l, record, long) })
 }
 
 // fenced checks that no step of l has any effect.
@@ -297,9 +308,22 @@ func want(t *testing.T, step string, kept bool, do func() (bool, error)) {
 	}
 }
 
-func wantState(t *testing.T, held store.Held, state store.State) {
+func wantState(t *testing.T, held *store.Held, state store.State) {
 	t.Helper()
-	if held.State != state {
-		t.Fatalf("state %q, want %q", held.State, state)
+	if stateOf(held) != state {
+		t.Fatalf("state %q, want %q", stateOf(held), state)
 	}
+}
+
+// stateOf is the state that a claim was told, Free if it was granted.
+func stateOf(held *store.Held) store.State {
+	if held == nil {
+		return store.Free
+	}
+	return held.State
+}
+
+func claimed(t *testing.T, held *store.Held) {
+	t.Helper()
+	wantState(t, held, store.Free)
 }
