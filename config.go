@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/example/traefik-idem/redisclient"
 	"github.com/example/traefik-idem/stats"
@@ -431,8 +432,9 @@ func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp 
 		case len(fields) == 2:
 			these = k.methods("endpoints", fields[:1])
 		}
-		if len(fields) > 2 || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#") {
+		if len(fields) > 2 || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#") || !utf8.ValidString(path) {
 			k.fail("endpoints", pattern, "a path prefix such as /api/orders/, with a method or * and a space before it if need be")
+			continue // what is no text is no expression either
 		}
 		expression := strings.ReplaceAll(regexp.QuoteMeta(path), `\*`, `.*`)
 		for _, method := range these {
