@@ -1,0 +1,51 @@
+package idem
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+
+	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/store"
+	"github.com/example/traefik-idem/store/storetest"
+)
+
+// TestLifeInTiers has processes with a memory each, before one Redis.
+func TestLifeInTiers(t *testing.T) {
+	server := miniredis.RunT(t)
+	client := redisclient.New(redisclient.Options{Address: server.Addr(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute})
+	t.Cleanup(client.Close)
+	clock := storetest.NewClock()
+	storetest.Life(t, 400, func() storetest.World {
+		server.FlushAll()
+		return storetest.World{
+			Start: func() storetest.Subject {
+				memory := store.NewMemoryClock(1<<20, clock.Now)
+				t.Cleanup(memory.Close)
+				return tiersSubject(&tiers{memory: memory, redis: redisclient.NewKeys(client, "idem"), cache: true})
+			},
+			Pass: func(d time.Duration) {
+				clock.Pass(d)
+				server.FastForward(d)
+			},
+			Remembers: true,
+		}
+	})
+}
+
+func tiersSubject(k *tiers) storetest.Subject {
+	return storetest.Subject{
+		Claim: func(l *store.Lease, d time.Duration) (store.Held, error) { return claimKey(k, l, d) },
+		Renew: func(l *store.Lease, d time.Duration) (bool, error) { return renewKey(k, l, d) },
+		Finish: func(l *store.Lease, rec *store.Record, ttl time.Duration) (bool, error) {
+			kept, err := finishKey(k, l, rec, ttl)
+			if errors.Is(err, redisclient.ErrGone) { // a lost lease, told more exactly
+				err = nil
+			}
+			return kept, err
+		},
+		Release: func(l *store.Lease) (bool, error) { return releaseKey(k, l) },
+	}
+}
