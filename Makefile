@@ -3,7 +3,7 @@ TRAEFIK_VERSION ?= 3.6.12
 GOLANGCI_VERSION := v2.12.2
 TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
 # Yaegi itself has races, and these tests have no part of their own for the compiled plugin.
-NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared
+NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared|Linearizable|Soak
 FUZZTIME ?= 30s
 LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
 # Its cache names files by the path of the checkout that filled it: one cache for each.
