@@ -47,7 +47,8 @@ func claimShared(t *tiers, l *store.Lease, d time.Duration) (store.Held, error) 
 	}
 	if err == nil && held.State == store.Claimed {
 		l.Degraded = false
-		store.Claim(t.memory, l, endless)
+		// Another request may have come first here, without Redis. The lease there then ends by itself.
+		held = store.Claim(t.memory, l, endless)
 	} else if err == nil && held.State != store.Running && t.cache && held.Left > 0 {
 		store.Remember(t.memory, l, &held.Record, held.Left)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
+	miniredisserver "github.com/alicebob/miniredis/v2/server"
 
 	"github.com/example/traefik-idem/redisclient"
 	"github.com/example/traefik-idem/store"
@@ -47,5 +48,27 @@ func tiersSubject(k *tiers) storetest.Subject {
 			return kept, err
 		},
 		Release: func(l *store.Lease) (bool, error) { return releaseKey(k, l) },
+	}
+}
+
+// TestAClaimMadeWithoutRedisStands has one request claim in memory, for it could not reach Redis, just when another one
+// with its key is granted its claim there.
+func TestAClaimMadeWithoutRedisStands(t *testing.T) {
+	server := miniredis.RunT(t)
+	client := redisclient.New(redisclient.Options{Address: server.Addr(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute})
+	t.Cleanup(client.Close)
+	memory := store.NewMemory(1 << 20)
+	t.Cleanup(memory.Close)
+	k := &tiers{memory: memory, redis: redisclient.NewKeys(client, "idem"), cache: true, fallback: true}
+	var first store.Held
+	server.Server().SetPreHook(func(*miniredisserver.Peer, string, ...string) bool {
+		if first.State == store.Free {
+			first, _ = claimInMemory(k, &store.Lease{Key: "k", Owner: "first"}, errors.New("cut off"))
+		}
+		return false
+	})
+	second, err := claimKey(k, &store.Lease{Key: "k", Owner: "second"}, time.Minute)
+	if err != nil || first.State != store.Claimed || second.State != store.Running || second.Owner != "first" {
+		t.Errorf("the first request is told %q, and the second %q by %q, %v; want one to run", first.State, second.State, second.Owner, err)
 	}
 }
