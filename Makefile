@@ -3,20 +3,36 @@ TRAEFIK_VERSION ?= 3.6.12
 GOLANGCI_VERSION := v2.12.2
 TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
 # Yaegi itself has races, and these tests have no part of their own for the compiled plugin.
-NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared
+NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared|Linearizable|Soak
+FUZZTIME ?= 30s
+SOAK ?= 10m
 LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
 # Its cache names files by the path of the checkout that filled it: one cache for each.
 export GOLANGCI_LINT_CACHE := $(CURDIR)/.build/lint-cache
 
-.PHONY: demo test traefik vendor lint bench bench-quick screenshots tools
+.PHONY: demo test fuzz soak traefik vendor lint bench bench-quick screenshots tools
 
 demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis
 	@cd e2e && go build -o ../.build/demo ./cmd/demo && ../.build/demo -redis "$(REDIS)"
 
-test: tools traefik lint ## all tests
+test: tools traefik lint ## all tests, but for fuzzing and the soak
 	go test -race ./...
 	cd e2e && go test -race -timeout 20m -run '/^compiled' -skip '$(NOT_RACED)' .
-	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -timeout 40m ./...
+	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -timeout 40m -skip Soak ./...
+
+fuzz: ## every fuzz target for FUZZTIME
+	@for module in . e2e; do \
+		cd $(CURDIR)/$$module; \
+		for file in $$(grep -rl '^func Fuzz' --include='*_test.go' --exclude-dir=vendor --exclude-dir=e2e .); do \
+			for target in $$(sed -n 's/^func \(Fuzz[A-Za-z]*\).*/\1/p' $$file); do \
+				echo "$$target"; \
+				go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x ./$$(dirname $$file) || exit 1; \
+			done; \
+		done; \
+	done
+
+soak: tools traefik ## mixed traffic, reloads, restarts of Redis for SOAK; what is left at the end
+	cd e2e && SOAK=$(SOAK) TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -v -count 1 -timeout 0 -run Soak .
 
 traefik: $(TRAEFIK) ## Traefik from its module, about 5 minutes the first time
 

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/example/traefik-idem/redisclient"
 	"github.com/example/traefik-idem/stats"
@@ -144,7 +145,7 @@ var (
 type settings struct {
 	header          string // canonical
 	ttl             time.Duration
-	protected       map[string]func(path string) bool // by method
+	protected       map[string]*regexp.Regexp // paths by method
 	required        bool
 	observe         bool
 	maxKeyLength    int
@@ -423,7 +424,7 @@ func (k *check) methods(key string, values []string) []string {
 
 // endpoints turns patterns into one regular expression of path prefixes for each method, so that a request asks once,
 // however many patterns there are. The method "*" stands for all that have no expression of their own.
-func (k *check) endpoints(methods, patterns []string) map[string]func(path string) bool {
+func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp {
 	paths := map[string][]string{}
 	for _, pattern := range patterns {
 		these := methods
@@ -435,8 +436,9 @@ func (k *check) endpoints(methods, patterns []string) map[string]func(path strin
 		case len(fields) == 2:
 			these = k.methods("endpoints", fields[:1])
 		}
-		if len(fields) > 2 || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#") {
+		if len(fields) > 2 || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#") || !utf8.ValidString(path) {
 			k.fail("endpoints", pattern, "a path prefix such as /api/orders/, with a method or * and a space before it if need be")
+			continue // what is no text is no expression either
 		}
 		expression := strings.ReplaceAll(regexp.QuoteMeta(path), `\*`, `.*`)
 		for _, method := range these {
@@ -448,9 +450,9 @@ func (k *check) endpoints(methods, patterns []string) map[string]func(path strin
 			paths[method] = []string{""}
 		}
 	}
-	protected := map[string]func(path string) bool{}
+	protected := map[string]*regexp.Regexp{}
 	for method, expressions := range paths {
-		protected[method] = regexp.MustCompile(`^(?s:` + strings.Join(expressions, "|") + `)`).MatchString
+		protected[method] = regexp.MustCompile(`^(?s:` + strings.Join(expressions, "|") + `)`)
 	}
 	return protected
 }

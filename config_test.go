@@ -45,6 +45,7 @@ func TestBadSettings(t *testing.T) {
 		{"endpoints", "api/x", "path prefix", func(c *Config) { c.Endpoints = []string{"api/x"} }},
 		{"endpoints", "POST", "path prefix", func(c *Config) { c.Endpoints = []string{"POST"} }},
 		{"endpoints", "POST /a b", "path prefix", func(c *Config) { c.Endpoints = []string{"POST /a b"} }},
+		{"endpoints", `/\xff`, "path prefix", func(c *Config) { c.Endpoints = []string{"/\xff"} }},
 		{"endpoints", "PSOT", "GET, HEAD, POST", func(c *Config) { c.Endpoints = []string{"PSOT /a"} }},
 		{"mode", "off", "enforce, observe", func(c *Config) { c.Mode = "off" }},
 		{"maxKeyLength", "0", "1 to 255", func(c *Config) { c.MaxKeyLength = 0 }},

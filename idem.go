@@ -105,11 +105,11 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // protects tells whether r is one of those that the configuration names, and can be recorded and replayed at all.
 func protects(h *handler, r *http.Request) bool {
-	matches := h.protected[r.Method]
-	if matches == nil {
-		matches = otherMethods(h, r)
+	paths := h.protected[r.Method]
+	if paths == nil {
+		paths = otherMethods(h, r)
 	}
-	if !matches(r.URL.Path) || (r.Header["Connection"] != nil && isUpgrade(r)) {
+	if !paths.MatchString(r.URL.Path) || (r.Header["Connection"] != nil && isUpgrade(r)) {
 		return false
 	}
 	return r.Context().Value(insideKey) == nil
@@ -117,16 +117,16 @@ func protects(h *handler, r *http.Request) bool {
 
 // otherMethods is what protects r if no rule names its method. TRACE is never protected: it may have no body, and so
 // nothing can keep a transport from sending it twice (see inside).
-func otherMethods(h *handler, r *http.Request) func(string) bool {
-	matches := h.protected["*"]
-	if matches == nil || r.Method == http.MethodTrace {
+func otherMethods(h *handler, r *http.Request) *regexp.Regexp {
+	paths := h.protected["*"]
+	if paths == nil || r.Method == http.MethodTrace {
 		return noPath
 	}
-	return matches
+	return paths
 }
 
 // noPath matches nothing.
-var noPath = regexp.MustCompile(`[^\x00-\x{10FFFF}]`).MatchString
+var noPath = regexp.MustCompile(`[^\x00-\x{10FFFF}]`)
 
 // isUpgrade tells whether r asks for another protocol, such as WebSocket (RFC 9110, section 7.8).
 func isUpgrade(r *http.Request) bool {

@@ -48,7 +48,8 @@ func claimShared(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error)
 	}
 	if held == nil {
 		l.Degraded = false
-		store.Claim(t.memory, l, store.Endless)
+		// Another request may have come first here, without Redis. The lease there then ends by itself.
+		held = store.Claim(t.memory, l, store.Endless)
 	} else if t.cache && held.State != store.Running && held.Left > 0 {
 		store.Remember(t.memory, l.Key, held)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/traefik/yaegi/stdlib"
 	"gopkg.in/yaml.v3"
 
+	"github.com/example/traefik-idem/e2e/internal/decode"
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 )
 
@@ -159,7 +160,7 @@ func TestCatalog(t *testing.T) {
 	if err != nil {
 		t.Fatalf("CreateConfig: %v", err)
 	}
-	err = hosts.Decode(manifest.TestData, config.Interface())
+	err = decode.Settings(manifest.TestData, config.Interface())
 	if err != nil {
 		t.Fatalf("testData: %v", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	idem "github.com/example/traefik-idem"
+	"github.com/example/traefik-idem/e2e/internal/decode"
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 )
 
@@ -49,7 +50,7 @@ func TestREADMESnippets(t *testing.T) {
 		case "toml":
 			err = toml.Unmarshal([]byte(text), &config)
 		case "":
-			config = labels(text)
+			config = decode.Labels(text)
 		default:
 			continue
 		}
@@ -69,26 +70,6 @@ func TestREADMESnippets(t *testing.T) {
 	if accepted != 3 {
 		t.Errorf("%d dynamic configurations in the README, want YAML, TOML and labels", accepted)
 	}
-}
-
-// labels turns lines such as traefik.http.a.b=c into nested maps, as Traefik's Docker provider does.
-func labels(text string) map[string]any {
-	root := map[string]any{}
-	for line := range strings.Lines(text) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		node := root
-		path := strings.Split(strings.TrimPrefix(name, "traefik."), ".")
-		for _, part := range path[:len(path)-1] {
-			next, ok := node[part].(map[string]any)
-			if !ok {
-				next = map[string]any{}
-				node[part] = next
-			}
-			node = next
-		}
-		node[path[len(path)-1]] = value
-	}
-	return root
 }
 
 var row = regexp.MustCompile("(?m)^\\| `([A-Za-z.]+)` \\| ([^|]+) \\|")

@@ -240,8 +240,8 @@ func TestATraefikThatDies(t *testing.T) {
 
 // usage is what a Traefik process holds.
 type usage struct {
-	goroutines, connections int
-	heap, rss               int64
+	goroutines, connections, files int // connections: to Redis; files: open descriptors
+	heap, rss                      int64
 }
 
 func measure(t *testing.T, p *hosts.Process, server *redistest.Server) usage {
@@ -260,6 +260,10 @@ func measure(t *testing.T, p *hosts.Process, server *redistest.Server) usage {
 		found = regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindStringSubmatch(string(status))
 		u.rss, _ = strconv.ParseInt(found[1], 10, 64)
 		u.rss <<= 10
+	}
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Cmd.Process.Pid))
+	if err == nil {
+		u.files = len(files)
 	}
 	u.connections = connections(t, server)
 	return u
@@ -339,7 +343,7 @@ func TestReloads(t *testing.T) {
 			for reloaded := false; !reloaded; time.Sleep(10 * time.Millisecond) {
 				reloaded = true
 				for i := range sites {
-					reloaded = reloaded && keyLength(t, p, i) == 101+round
+					reloaded = reloaded && keyLength(t, p, fmt.Sprintf("reload%d", i)) == 101+round
 				}
 			}
 		}
@@ -384,8 +388,8 @@ func TestReloads(t *testing.T) {
 	}
 }
 
-// keyLength is the setting of site i's middleware as Traefik runs it.
-func keyLength(t *testing.T, p *hosts.Process, i int) int {
+// keyLength is the setting of a site's middleware as Traefik runs it.
+func keyLength(t *testing.T, p *hosts.Process, site string) int {
 	t.Helper()
 	var middleware struct {
 		Plugin struct {
@@ -394,7 +398,7 @@ func keyLength(t *testing.T, p *hosts.Process, i int) int {
 			} `json:"idem"`
 		} `json:"plugin"`
 	}
-	err := json.Unmarshal([]byte(get(t, fmt.Sprintf("%s/api/http/middlewares/reload%d-0@file", p.API, i))), &middleware)
+	err := json.Unmarshal([]byte(get(t, fmt.Sprintf("%s/api/http/middlewares/%s-0@file", p.API, site))), &middleware)
 	if err != nil {
 		t.Fatal(err)
 	}

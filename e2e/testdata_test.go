@@ -10,6 +10,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	idem "github.com/example/traefik-idem"
+	"github.com/example/traefik-idem/e2e/internal/decode"
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 )
 
@@ -35,7 +36,7 @@ func TestTestdataHasEverySetting(t *testing.T) {
 		}
 	}
 	decoded := idem.CreateConfig()
-	err = hosts.Decode(settings, decoded)
+	err = decode.Settings(settings, decoded)
 	if err != nil {
 		t.Fatal(err)
 	}

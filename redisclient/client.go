@@ -3,6 +3,7 @@ package redisclient
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,10 @@ var errProtocol = errors.New("the reply is not one that Redis gives")
 
 // maxReply is the longest reply that is taken, in bytes: Redis' own bound on a string.
 const maxReply = 512 << 20
+
+// believed is the longest reply, in bytes, that room is made for before it has come. A garbled length must not take
+// all memory.
+const believed = 4 << 20
 
 // leastConns is how many connections a client opens at the most on a machine with fewer CPUs; else it is one per CPU.
 // Commands of concurrent requests share connections and their flushes: every further one would only make those smaller.
@@ -241,12 +246,27 @@ func receiveLong(r *bufio.Reader, cmd *command, line string) error {
 	if line[0] != '$' || n < 0 || n > maxReply {
 		return errProtocol
 	}
-	cmd.reply = make([]byte, n+2)
-	_, err = io.ReadFull(r, cmd.reply)
-	if err == nil && string(cmd.reply[n:]) != "\r\n" {
-		err = errProtocol
+	if n > believed {
+		err = receiveHuge(r, cmd, n)
+	} else {
+		cmd.reply = make([]byte, n+2)
+		_, err = io.ReadFull(r, cmd.reply)
+	}
+	if err != nil {
+		return err
+	}
+	if string(cmd.reply[n:]) != "\r\n" {
+		return errProtocol
 	}
 	cmd.reply = cmd.reply[:n]
+	return nil
+}
+
+// receiveHuge makes room for n bytes and the end of their line as they come.
+func receiveHuge(r *bufio.Reader, cmd *command, n int64) error {
+	var b bytes.Buffer
+	_, err := io.CopyN(&b, r, n+2)
+	cmd.reply = b.Bytes()
 	return err
 }
 

@@ -215,7 +215,7 @@ const cut = "…"
 
 // clip cuts s; what was cut before is not cut again.
 func clip(s string, longest int) string {
-	if len(s) <= longest || (len(s) == longest+len(cut) && strings.HasSuffix(s, cut)) {
+	if len(s) <= longest || (len(s) <= longest+len(cut) && strings.HasSuffix(s, cut)) {
 		return s
 	}
 	return s[:longest] + cut

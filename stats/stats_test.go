@@ -136,6 +136,7 @@ func FuzzEndpoint(f *testing.F) {
 	f.Add("POST", "a.test", "/")
 	f.Add("P\nOST", "<b>", "/\xff")
 	f.Add("", strings.Repeat("x", 300), strings.Repeat("é", 9000))
+	f.Add("", "\x80"+strings.Repeat("x", 300), "/")
 	f.Fuzz(func(t *testing.T, method, host, path string) {
 		name := endpoint(method, host, path)
 		if !utf8.ValidString(name) || strings.Count(name, " ") != 2 || len(name) > longestMethod+longestHost+longestPath+2+3*len(cut) {

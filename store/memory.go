@@ -95,13 +95,13 @@ func (m *Memory) Usage() (records int, bytes, evicted int64) {
 
 // Claim gives the key to the lease for d and returns nil if nobody holds it, and else tells who does.
 func Claim(m *Memory, l *Lease, d time.Duration) *Held {
-	if d != Endless {
-		l.expires = m.since(m.epoch) + d
-	}
 	m.lock()
 	free := m.entries[l.Key] == nil
 	if free {
 		m.entries[l.Key] = l
+		if d != Endless {
+			l.expires = m.since(m.epoch) + d
+		}
 	}
 	m.unlock()
 	if free {

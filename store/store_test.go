@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"reflect"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,29 +17,9 @@ import (
 	"github.com/example/traefik-idem/store/storetest"
 )
 
-// clock is a clock that a test sets forward.
-type clock struct {
-	mu  sync.Mutex // guards now
-	now time.Time
-}
-
-func newClock() *clock { return &clock{now: time.Now()} }
-
-func (c *clock) Since(epoch time.Time) time.Duration {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now.Sub(epoch)
-}
-
-func (c *clock) Pass(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
-func newMemory(t *testing.T, limit int64) (*store.Memory, *clock) {
+func newMemory(t *testing.T, limit int64) (*store.Memory, *storetest.Clock) {
 	t.Helper()
-	c := newClock()
+	c := storetest.NewClock()
 	m := store.NewMemoryClock(limit, c.Since)
 	t.Cleanup(m.Close)
 	return m, c
@@ -66,6 +45,56 @@ func TestRedisConforms(t *testing.T) {
 		keys, server := newKeys(t)
 		return storetest.Redis(keys, server.FastForward)
 	})
+}
+
+func TestLifeInMemory(t *testing.T) {
+	storetest.Life(t, 5000, func() storetest.World {
+		m, c := newMemory(t, 1<<20)
+		return storetest.World{Start: func() storetest.Subject { return storetest.Memory(m, c.Pass) }, Pass: c.Pass}
+	})
+}
+
+// TestLifeInRedis has every step sent once, and then sent twice, as if the first reply was lost.
+func TestLifeInRedis(t *testing.T) {
+	for _, times := range []int{1, 2} {
+		keys, server := newKeys(t)
+		storetest.Life(t, 300, func() storetest.World {
+			server.FlushAll()
+			return storetest.World{Start: func() storetest.Subject { return repeated(storetest.Redis(keys, nil), times) }, Pass: server.FastForward}
+		})
+	}
+}
+
+// repeated takes every step of s so many times, and tells what the last one said; of releases, whether any had an effect.
+func repeated(s storetest.Subject, times int) storetest.Subject {
+	again := s
+	again.Claim = func(l *store.Lease, d time.Duration) (held *store.Held, err error) {
+		for i := 0; i < times && err == nil; i++ {
+			held, err = s.Claim(l, d)
+		}
+		return held, err
+	}
+	again.Renew = func(l *store.Lease, d time.Duration) (kept bool, err error) {
+		for i := 0; i < times && err == nil; i++ {
+			kept, err = s.Renew(l, d)
+		}
+		return kept, err
+	}
+	again.Finish = func(l *store.Lease, record string, ttl time.Duration) (kept bool, err error) {
+		for i := 0; i < times && err == nil; i++ {
+			kept, err = s.Finish(l, record, ttl)
+		}
+		return kept, err
+	}
+	again.Release = func(l *store.Lease) (kept bool, err error) {
+		for i := 0; i < times && err == nil; i++ {
+			var now bool
+			now, err = s.Release(l)
+			kept = kept || now
+		}
+		return kept, err
+	}
+	return again
 }
 
 var fingerprint = strings.Repeat("f", store.FingerprintSize)

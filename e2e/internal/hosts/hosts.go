@@ -23,11 +23,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mitchellh/mapstructure"
 	"github.com/traefik/yaegi/interp"
 	"github.com/traefik/yaegi/stdlib"
 
 	idem "github.com/example/traefik-idem"
+	"github.com/example/traefik-idem/e2e/internal/decode"
 )
 
 // Settings are a plugin configuration as it stands in a dynamic configuration file.
@@ -79,19 +79,6 @@ func newName() string { return fmt.Sprintf("site%d.test", siteCount.Add(1)) }
 func Root() string {
 	_, file, _, _ := runtime.Caller(0)
 	return filepath.Join(filepath.Dir(file), "..", "..", "..")
-}
-
-// Decode puts settings into config as Traefik does.
-func Decode(settings Settings, config any) error {
-	decoder, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{
-		DecodeHook:       mapstructure.StringToSliceHookFunc(","),
-		WeaklyTypedInput: true,
-		Result:           config,
-	})
-	if err != nil {
-		return err
-	}
-	return decoder.Decode(map[string]any(settings))
 }
 
 // Builder builds one middleware.
@@ -192,7 +179,7 @@ var Compiled Host = &inProcess{name: "compiled", logs: captureLog(), load: func(
 
 func buildCompiled(ctx context.Context, next http.Handler, settings Settings, name string) (http.Handler, error) {
 	config := idem.CreateConfig()
-	err := Decode(settings, config)
+	err := decode.Settings(settings, config)
 	if err != nil {
 		return nil, err
 	}
@@ -288,7 +275,7 @@ func Interpret(goPath string, output io.Writer) (Builder, error) {
 	}
 	return func(ctx context.Context, next http.Handler, settings Settings, name string) (http.Handler, error) {
 		config := fnCreateConfig.Call(nil)[0]
-		err := Decode(settings, config.Interface())
+		err := decode.Settings(settings, config.Interface())
 		if err != nil {
 			return nil, err
 		}

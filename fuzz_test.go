@@ -1,0 +1,196 @@
+package idem
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/example/traefik-idem/store"
+)
+
+// FuzzParseKey compares parseKey with the rule as the README has it.
+func FuzzParseKey(f *testing.F) {
+	for _, line := range []string{"abc", `"abc"`, `"abc`, `""`, `"`, "", "a b", "a\n", "A-z_0./9", "\u00e9", "a\x00", strings.Repeat("x", 129), `"` + strings.Repeat("x", 128) + `"`} {
+		f.Add(line, 128)
+	}
+	f.Add("abc", 2)
+	f.Fuzz(func(t *testing.T, line string, most int) {
+		most = 1 + int(uint(most)%255)
+		want := line
+		if len(line) >= 2 && line[0] == '"' && line[len(line)-1] == '"' {
+			want = line[1 : len(line)-1]
+		}
+		const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_./"
+		valid := want != "" && len(want) <= most && strings.Trim(want, allowed) == ""
+		if !valid {
+			want = ""
+		}
+		key := parseKey([]string{line}, most)
+		if key != want {
+			t.Fatalf("parseKey(%q, %d) = %q, want %q", line, most, key, want)
+		}
+		if parseKey([]string{line, line}, most) != "" {
+			t.Errorf("two lines %q are one key", line)
+		}
+		if key == "" {
+			return
+		}
+		for _, same := range []string{key, `"` + key + `"`} {
+			again := parseKey([]string{same}, most)
+			if again != key {
+				t.Errorf("key %q written as %s is %q", key, same, again)
+			}
+		}
+	})
+}
+
+// FuzzIdentity has two requests, cut out of the same texts at different places: they have the same key and fingerprint in
+// the store exactly if all their parts are the same, and it makes no difference how they are read.
+func FuzzIdentity(f *testing.F) {
+	f.Add("POST/payk1shop.exampletokenq=1text/plainbody", uint64(0x0102030405060708), uint64(0x0102030405060708))
+	f.Add("POST/payk1shop.exampletokenq=1text/plainbody", uint64(0x0404020c05030a04), uint64(0x0405010c05030a04))
+	f.Add("aaaaaaaaaaaaaaaaaaaaaaaa", uint64(0x0101010101010101), uint64(0x0101010101010201))
+	f.Add("1:11:11:12:222:2210:", uint64(0x0201020102010201), uint64(0x0102010201020102))
+	f.Add(strings.Repeat("long", 400), uint64(0x01ff01ff01ff01ff), uint64(0x01ff01ff01ff01fe))
+	const mostBody = 40
+	config := CreateConfig()
+	config.Scope = []string{"Host", "Authorization"}
+	config.MaxRequestBodyBytes = mostBody
+	set, _, err := config.settings()
+	if err != nil {
+		f.Fatal(err)
+	}
+	h := &handler{settings: *set}
+	f.Fuzz(func(t *testing.T, text string, cuts, otherCuts uint64) {
+		a, b := cut(text, cuts), cut(text, otherCuts)
+		leaseA, leaseB := a.lease(t, h, len(a[body])), b.lease(t, h, len(b[body]))
+		keyA, keyB := leaseA.Key, leaseB.Key
+		lowerA, lowerB := strings.ToLower(a[host]), strings.ToLower(b[host])
+		sameKey := a[method] == b[method] && a.request(0).URL.EscapedPath() == b.request(0).URL.EscapedPath() && a[key] == b[key] &&
+			lowerA == lowerB && a[caller] == b[caller]
+		if (keyA == keyB) != sameKey {
+			t.Errorf("%q and %q have the same store key: %t", a, b, keyA == keyB)
+		}
+		printA, printB := leaseA.Fingerprint, leaseB.Fingerprint
+		if len(a[body]) <= mostBody && printA != a.lease(t, h, -1).Fingerprint {
+			t.Errorf("%q has another fingerprint when it is sent in chunks", a)
+		}
+		first := func(r request) string { return r[body][:min(len(r[body]), mostBody)] }
+		samePrint := a[query] == b[query] && a[contentType] == b[contentType] && first(a) == first(b) && len(a[body]) == len(b[body])
+		if (printA == printB) != samePrint {
+			t.Errorf("%q and %q have the same fingerprint: %t", a, b, printA == printB)
+		}
+	})
+}
+
+// Parts of a request.
+const (
+	method = iota
+	path
+	key
+	host
+	caller
+	query
+	contentType
+	body
+	parts
+)
+
+type request [parts]string
+
+// cut makes a request out of text, whose parts are as long as the bytes of lengths say, the last as long as there is text.
+func cut(text string, lengths uint64) request {
+	var r request
+	for i := range r {
+		n := min(len(text), int(lengths>>(56-8*i)&0xff))
+		if i == body {
+			n = len(text)
+		}
+		r[i] = text[:n]
+		text = text[n:]
+	}
+	return r
+}
+
+func (r request) request(length int) *http.Request {
+	return &http.Request{
+		Method: r[method], URL: &url.URL{Path: r[path], RawQuery: r[query]}, Host: r[host], ContentLength: int64(length),
+		Header: http.Header{"Authorization": {r[caller]}}, Body: io.NopCloser(strings.NewReader(r[body])),
+	}
+}
+
+// lease checks that the body is afterwards what it was before.
+func (r request) lease(t *testing.T, h *handler, length int) *store.Lease {
+	t.Helper()
+	sent := r.request(length)
+	lease, _, err := newLease(h, sent, r[key], []string{r[contentType]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := io.ReadAll(sent.Body)
+	if err != nil || string(after) != r[body] {
+		t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, r[body])
+	}
+	return lease
+}
+
+// FuzzEndpoints compares the regular expressions that patterns become with a matcher that follows the README word by word.
+func FuzzEndpoints(f *testing.F) {
+	for _, patterns := range []string{"", "/", "POST /api/payments/", "/api/orders/,* /api/critical/", "/a*b*c", "PUT /a/*/b/,/x", "* /*", "post /p", "/a.b(c)[d]|e\\", "POST", "a", "PSOT /a", "/a?b", "/\xff", "/\ufffd", " /a , ,POST  /b "} {
+		f.Add(patterns, "POST", "/api/orders/1")
+		f.Add(patterns, "GET", "/a/xx/b/c")
+		f.Add(patterns, "BREW", "/api/critical/\n*")
+	}
+	f.Fuzz(func(t *testing.T, text, method, path string) {
+		config := CreateConfig()
+		config.Endpoints = strings.Split(text, ",")
+		set, _, err := config.settings()
+		if err != nil {
+			_, quoted, _ := strings.Cut(err.Error(), "endpoints: ")
+			quoted, quotedErr := strconv.QuotedPrefix(quoted)
+			value, unquoteErr := strconv.Unquote(quoted)
+			if !errors.Is(err, ErrConfig) || quotedErr != nil || unquoteErr != nil || !strings.Contains(strings.ToUpper(text), strings.ToUpper(value)) {
+				t.Errorf("patterns %q: error %v", text, err)
+			}
+			return
+		}
+		h := &handler{settings: *set}
+		got := protects(h, &http.Request{Method: method, URL: &url.URL{Path: path}})
+		want := method != "TRACE" && protectedByTheBook(list(config.Endpoints), method, path)
+		if got != want {
+			t.Errorf("patterns %q protect %s %q: %t, want %t", text, method, path, got, want)
+		}
+	})
+}
+
+func protectedByTheBook(patterns []string, method, path string) bool {
+	usual := method == "POST" || method == "PUT" || method == "PATCH" || method == "DELETE"
+	for _, pattern := range patterns {
+		fields := strings.Fields(pattern)
+		matches := usual
+		if len(fields) == 2 {
+			matches = fields[0] == "*" || strings.ToUpper(fields[0]) == method
+		}
+		// To a regular expression each invalid byte of a path is U+FFFD.
+		if matches && begins(string([]rune(path)), fields[len(fields)-1]) {
+			return true
+		}
+	}
+	return len(patterns) == 0 && usual
+}
+
+// begins tells whether a beginning of path matches pattern, in which * stands for any run of characters.
+func begins(path, pattern string) bool {
+	for i, piece := range strings.Split(pattern, "*") {
+		at := strings.Index(path, piece)
+		if at < 0 || (i == 0 && at > 0) {
+			return false
+		}
+		path = path[at+len(piece):]
+	}
+	return true
+}
