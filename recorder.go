@@ -81,12 +81,17 @@ func (x *execution) WriteHeader(status int) {
 		_ = header.WriteSubset(&x.header, x.h.omit) // a bytes.Buffer takes every write
 	}
 	if x.h.statusHeader != "" {
-		decide(x.h, x.ResponseWriter, decisions[x.outcome], x.lease.Degraded)
+		tell(x)
 	}
 	x.ResponseWriter.WriteHeader(status)
 	if x.stream {
-		x.flush()
+		flush(x)
 	}
+}
+
+// tell writes the status header of a run.
+func tell(x *execution) {
+	decide(x.h, x.ResponseWriter, decisions[x.outcome], x.lease.Degraded)
 }
 
 // writeInformation passes on an informational answer, which is not the final one. The client has been told to continue
@@ -200,7 +205,7 @@ func writePart(x *execution, p []byte) (int, error) {
 		x.gone = true
 		return len(p), nil
 	case err == nil && x.stream:
-		x.flush()
+		flush(x)
 	}
 	return n, err
 }
@@ -210,7 +215,7 @@ func (x *execution) Unwrap() http.ResponseWriter {
 	return x.ResponseWriter
 }
 
-func (x *execution) flush() {
+func flush(x *execution) {
 	_ = http.NewResponseController(x.ResponseWriter).Flush() // a writer that cannot flush is not a stream
 }
 

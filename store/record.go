@@ -13,7 +13,7 @@ import (
 const FingerprintSize = 32
 
 // magic starts every record; a change of the layout changes it.
-const magic = "idem2"
+const magic = "idem1"
 
 // headLen is the length of what all records have: magic, state, fingerprint.
 const headLen = len(magic) + 1 + FingerprintSize
