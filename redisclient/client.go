@@ -3,16 +3,12 @@ package redisclient
 
 import (
 	"bufio"
-	"context"
 	"errors"
-	"fmt"
 	"io"
-	"log"
 	"net"
 	"os"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -38,6 +34,7 @@ type Options struct {
 	Password     string // empty: no login, unless PasswordFile is set
 	PasswordFile string // read at every connect, so that a changed secret needs no restart
 	DB           int
+	TLS          TLS
 
 	DialTimeout, ReadTimeout, WriteTimeout time.Duration
 
@@ -258,72 +255,4 @@ func receiveLong(r *bufio.Reader, cmd *command, line string) error {
 	}
 	cmd.reply = cmd.reply[:n]
 	return err
-}
-
-// dial connects l and logs in. redigo's own Dial is not used, since it logs in through a select statement.
-func dial(c *Client, l *lane) error {
-	dialer := &net.Dialer{Timeout: c.opts.DialTimeout}
-	netConn, err := dialer.DialContext(context.Background(), "tcp", c.opts.Address)
-	if err != nil {
-		return err
-	}
-	conn := redis.NewConn(netConn, c.opts.ReadTimeout, c.opts.WriteTimeout)
-	err = c.login(conn)
-	if err != nil {
-		_ = conn.Close()
-		return err
-	}
-	l.conn = conn
-	l.net = netConn
-	l.reader = bufio.NewReader(netConn)
-	return nil
-}
-
-func (c *Client) login(conn redis.Conn) error {
-	password := c.opts.Password
-	if c.opts.PasswordFile != "" {
-		data, err := os.ReadFile(c.opts.PasswordFile)
-		if err != nil {
-			return err
-		}
-		password = strings.TrimRight(string(data), "\r\n")
-	}
-	if password != "" {
-		args := []interface{}{password}
-		if c.opts.Username != "" {
-			args = []interface{}{c.opts.Username, password}
-		}
-		_, err := conn.Do("AUTH", args...)
-		if err != nil {
-			return fmt.Errorf("AUTH: %w", err)
-		}
-	}
-	if c.opts.DB != 0 {
-		_, err := conn.Do("SELECT", c.opts.DB)
-		if err != nil {
-			return fmt.Errorf("SELECT %d: %w", c.opts.DB, err)
-		}
-	}
-	return nil
-}
-
-// warm opens connections in advance, n at the most. A failure is left to the first command, which reports it.
-func (c *Client) warm(n int) {
-	defer func() {
-		if p := recover(); p != nil {
-			log.Printf("level=error msg=\"opening connections to Redis failed\" cause=%q", p)
-		}
-	}()
-	for i := 0; i < n && i < c.opts.MinIdleConns; i++ {
-		c.warmOne()
-	}
-}
-
-// warmOne connects the next free lane.
-func (c *Client) warmOne() {
-	l := <-c.lanes
-	defer giveBack(c, l)
-	if l.conn == nil {
-		_ = dial(c, l)
-	}
 }

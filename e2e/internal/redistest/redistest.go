@@ -29,6 +29,8 @@ type Server struct {
 	Addr string    // host:port
 	Cmd  *exec.Cmd // the process that runs now, or ran last
 
+	TLSAddr string // host:port where it speaks TLS; empty: nowhere
+
 	t      testing.TB
 	path   string
 	dir    string
@@ -55,18 +57,35 @@ func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	s := &Server{t: t, path: Path(t), dir: t.TempDir(), args: args}
 	t.Cleanup(s.Kill)
+	s.start(func() { s.Addr = freeAddr(t) })
+	return s
+}
+
+// StartTLS is Start for a server that speaks TLS too, at TLSAddr, with a certificate for its address, and only to clients
+// with a certificate of ca.
+func StartTLS(t testing.TB, ca *Authority, args ...string) *Server {
+	t.Helper()
+	s := &Server{t: t, path: Path(t), dir: t.TempDir()}
+	t.Cleanup(s.Kill)
+	cert, key := ca.Issue("127.0.0.1")
+	s.start(func() {
+		s.Addr, s.TLSAddr = freeAddr(t), freeAddr(t)
+		_, port, _ := net.SplitHostPort(s.TLSAddr)
+		s.args = append([]string{"--tls-port", port, "--tls-ca-cert-file", ca.CertFile, "--tls-cert-file", cert, "--tls-key-file", key}, args...)
+	})
+	return s
+}
+
+// start launches the server at addresses that choose finds.
+func (s *Server) start(choose func()) {
+	s.t.Helper()
 	for range attempts {
-		addr, err := freeAddr()
-		if err != nil {
-			t.Fatalf("find a free port for redis-server: %v", err)
-		}
-		s.Addr = addr
+		choose()
 		if s.launch() {
-			return s
+			return
 		}
 	}
-	t.Fatalf("redis-server found each of %d free ports taken", attempts)
-	return nil
+	s.t.Fatalf("redis-server found each of %d free ports taken", attempts)
 }
 
 // Restart runs the server again, empty, at the address that it had before Stop or Kill.
@@ -255,14 +274,15 @@ func FreePort() (int, error) {
 }
 
 // freeAddr returns a free address whose port is low enough for a cluster bus, which listens 10000 above it.
-func freeAddr() (string, error) {
+func freeAddr(t testing.TB) string {
+	t.Helper()
 	for {
 		port, err := FreePort()
 		if err != nil {
-			return "", err
+			t.Fatalf("find a free port for redis-server: %v", err)
 		}
 		if port <= 55535 {
-			return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), nil
+			return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 		}
 	}
 }
