@@ -58,14 +58,15 @@ type Config struct {
 
 // RedisConfig says where keys are kept. Without endpoints they live in this Traefik's memory.
 type RedisConfig struct {
-	Endpoints    []string `json:"endpoints,omitempty"` // host:port, with redis:// or, for TLS, rediss:// before it if need be
+	Endpoints    []string `json:"endpoints,omitempty"` // host:port, with redis:// or, for TLS, rediss:// before it if need be; several of sentinels
 	Username     string   `json:"username,omitempty"`
 	Password     string   `json:"password,omitempty"`
 	PasswordFile string   `json:"passwordFile,omitempty"`
 	DB           int      `json:"db,omitempty"`
 	KeyPrefix    string   `json:"keyPrefix,omitempty"`
 
-	TLS TLSConfig `json:"tls,omitempty"`
+	TLS      TLSConfig      `json:"tls,omitempty"`
+	Sentinel SentinelConfig `json:"sentinel,omitempty"`
 
 	DialTimeout  string `json:"dialTimeout,omitempty"`
 	ReadTimeout  string `json:"readTimeout,omitempty"`
@@ -85,6 +86,14 @@ type TLSConfig struct {
 	Key                string `json:"key,omitempty"`                // of the client
 	ServerName         string `json:"serverName,omitempty"`         // in the server's certificate; empty = host of the endpoint
 	InsecureSkipVerify bool   `json:"insecureSkipVerify,omitempty"` // take any certificate
+}
+
+// SentinelConfig says how sentinels, which are at the endpoints then, know the master, and how to log in to them.
+type SentinelConfig struct {
+	MasterName   string `json:"masterName,omitempty"` // empty = the endpoint is no sentinel
+	Username     string `json:"username,omitempty"`
+	Password     string `json:"password,omitempty"`
+	PasswordFile string `json:"passwordFile,omitempty"`
 }
 
 // StatsConfig says where the statistics are shown, who may see them, and what is kept.
@@ -275,16 +284,25 @@ func (c *RedisConfig) check(k *check, s *settings) {
 		k.fail("redis.keyPrefix", c.KeyPrefix, "1 to 100 of the characters A-Z a-z 0-9 _ . : { } / -")
 	}
 	k.login("redis", c.Username, c.Password, c.PasswordFile)
+	k.login("redis.sentinel", c.Sentinel.Username, c.Sentinel.Password, c.Sentinel.PasswordFile)
+	s.redis.Sentinel = redisclient.Sentinel{
+		MasterName:   c.Sentinel.MasterName,
+		Username:     c.Sentinel.Username,
+		Password:     c.Sentinel.Password,
+		PasswordFile: c.Sentinel.PasswordFile,
+	}
 	s.redis.TLS = c.TLS.check(k)
 	endpoints := list(c.Endpoints)
-	if len(endpoints) > 1 {
-		k.fail("redis.endpoints", strings.Join(endpoints, ","), "one address such as redis:6379")
+	if len(endpoints) > 1 && c.Sentinel.MasterName == "" {
+		k.fail("redis.endpoints", strings.Join(endpoints, ","), "one address such as redis:6379; several are those of sentinels, with redis.sentinel.masterName")
 	}
+	var addresses []string
 	for _, endpoint := range endpoints {
 		address, encrypted := k.address(endpoint)
-		s.redis.Address = address
+		addresses = append(addresses, address)
 		s.redis.TLS.Enabled = s.redis.TLS.Enabled || encrypted
 	}
+	s.redis.Address = strings.Join(addresses, ",")
 }
 
 // login checks the credentials of a section of the settings.

@@ -79,6 +79,8 @@ func TestBadSettings(t *testing.T) {
 		{"redis.tls.cert", missing, "files with a PEM certificate", func(c *Config) { c.Redis.TLS.Cert = missing; c.Redis.TLS.Key = missing }},
 		{"redis.username", "shop", "together with redis.password", func(c *Config) { c.Redis.Username = "shop" }},
 		{"redis.passwordFile", missing, "file that can be read", func(c *Config) { c.Redis.PasswordFile = missing }},
+		{"redis.sentinel.username", "shop", "together with redis.sentinel.password", func(c *Config) { c.Redis.Sentinel.Username = "shop" }},
+		{"redis.sentinel.passwordFile", missing, "file that can be read", func(c *Config) { c.Redis.Sentinel.PasswordFile = missing }},
 		{"redis.db", "-1", "whole number", func(c *Config) { c.Redis.DB = -1 }},
 		{"redis.keyPrefix", "", "1 to 100", func(c *Config) { c.Redis.KeyPrefix = "" }},
 		{"redis.keyPrefix", "a*", "1 to 100", func(c *Config) { c.Redis.KeyPrefix = "a*" }},

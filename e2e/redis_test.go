@@ -1,8 +1,13 @@
 package e2e
 
 import (
+	"fmt"
+	"io"
+	"net"
 	"os"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
@@ -30,4 +35,50 @@ func writeFile(t testing.TB, path, text string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// unusedKey returns an idempotency key that no other call gets.
+func unusedKey() string { return fmt.Sprintf("key-%d", unique.Add(1)) }
+
+// keysIn counts the keys of requests that server has.
+func keysIn(server *redistest.Server) int {
+	return len(strings.Fields(server.Do("KEYS", "*:req:*")))
+}
+
+// noneTwice checks that the backend was called once at the most for each key.
+func (s *site) noneTwice() {
+	s.t.Helper()
+	s.backend.mu.Lock()
+	defer s.backend.mu.Unlock()
+	for key, calls := range s.backend.byKey {
+		if calls > 1 {
+			s.t.Errorf("the backend was called %d times for key %s", calls, key)
+		}
+	}
+}
+
+// detour is an address from which connections go on to a server, which may change.
+type detour struct {
+	addr string
+	to   atomic.Value // string
+}
+
+// detourTo returns a detour to the server at addr.
+func detourTo(t *testing.T, addr string) *detour {
+	t.Helper()
+	f := &detour{}
+	f.to.Store(addr)
+	f.addr = listen(t, func(conn net.Conn) {
+		server, err := net.Dial("tcp", f.to.Load().(string))
+		if err != nil {
+			return
+		}
+		defer server.Close()
+		go func() {
+			defer conn.Close()
+			_, _ = io.Copy(conn, server)
+		}()
+		_, _ = io.Copy(server, conn)
+	})
+	return f
 }

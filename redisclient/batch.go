@@ -1,10 +1,6 @@
 package redisclient
 
-import (
-	"errors"
-	"fmt"
-	"os"
-)
+import "fmt"
 
 // Command is one command of a batch.
 type Command struct {
@@ -20,7 +16,7 @@ func (c *Client) Batch(commands []Command) ([]interface{}, error) {
 	defer giveBack(c, l)
 	reused := l.conn != nil
 	replies, err := exchangeAny(c, l, commands)
-	if err != nil && reused && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err != nil && worthAnother(c, l, reused, err) {
 		disconnect(l)
 		replies, err = exchangeAny(c, l, commands)
 	}

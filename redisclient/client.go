@@ -29,12 +29,13 @@ const leastConns = 2
 
 // Options say which Redis, and how to speak to it. Two clients with equal options are interchangeable.
 type Options struct {
-	Address      string // host:port
+	Address      string // host:port; those of several sentinels have commas between them
 	Username     string // empty: the default user
 	Password     string // empty: no login, unless PasswordFile is set
 	PasswordFile string // read at every connect, so that a changed secret needs no restart
 	DB           int
 	TLS          TLS
+	Sentinel     Sentinel
 
 	DialTimeout, ReadTimeout, WriteTimeout time.Duration
 
@@ -46,8 +47,9 @@ type Options struct {
 // Client sends commands to one Redis server. Commands that come while a connection is busy are sent together, in one
 // write, when it is free. Many goroutines may send at once.
 type Client struct {
-	opts  Options
-	lanes chan *lane // those that nobody uses now; receiving one is the permission to use it
+	opts   Options
+	lanes  chan *lane // those that nobody uses now; receiving one is the permission to use it
+	master *master    // whom the sentinels name; nil: the server is at opts.Address
 
 	mu      sync.Mutex // guards everything below
 	pending *batch     // what the next free lane takes; nil if nobody waits for one
@@ -56,10 +58,11 @@ type Client struct {
 
 // lane is a place for a connection. Whoever took it out of Client.lanes has it alone.
 type lane struct {
-	conn   redis.Conn // nil while it is not connected
-	net    net.Conn   // below conn
-	reader *bufio.Reader
-	unread bool // replies may be on their way that nobody waits for any more: the connection is of no more use
+	conn    redis.Conn // nil while it is not connected
+	net     net.Conn   // below conn
+	reader  *bufio.Reader
+	address string // to which it was connected last, or should have been
+	unread  bool   // replies may be on their way that nobody waits for any more: the connection is of no more use
 }
 
 // batch is what goes over a lane in one write. The goroutine that began it sends it, the others wait for it.
@@ -93,6 +96,9 @@ func New(opts Options) *Client {
 	for i := 0; i < n; i++ {
 		c.lanes <- &lane{}
 	}
+	if opts.Sentinel.MasterName != "" {
+		c.master = newMaster(opts)
+	}
 	if opts.MinIdleConns > 0 {
 		go c.warm(n)
 	}
@@ -105,9 +111,18 @@ func (c *Client) Close() {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
+	if c.master != nil {
+		c.master.close()
+	}
+	c.closeIdle()
+}
+
+// closeIdle closes the connections that nobody uses now.
+func (c *Client) closeIdle() {
 	for i := len(c.lanes); i > 0; i-- {
 		l := <-c.lanes
-		giveBack(c, l)
+		disconnect(l)
+		c.lanes <- l
 	}
 }
 
@@ -140,13 +155,22 @@ func lead(c *Client, b *batch) {
 	c.mu.Unlock()
 	reused := l.conn != nil
 	err := exchange(c, l, b)
-	if err != nil && reused && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err != nil && worthAnother(c, l, reused, err) {
 		disconnect(l)
 		err = exchange(c, l, b)
 	}
 	if err != nil {
 		fail(b, err)
 	}
+}
+
+// worthAnother tells whether what failed on l with err may go better over a new connection: since the old one was dead,
+// or since another server is master now.
+func worthAnother(c *Client, l *lane, reused bool, err error) bool {
+	if c.master != nil && c.master.elsewhere(l.address) {
+		return true
+	}
+	return reused && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // finishBatch wakes those who wait for b, whatever became of it.

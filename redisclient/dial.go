@@ -113,7 +113,24 @@ func encrypt(opts *Options, conn net.Conn, address string) (net.Conn, error) {
 
 // dial connects l.
 func dial(c *Client, l *lane) error {
-	netConn, conn, err := connect(&c.opts, c.opts.Address)
+	if c.master != nil {
+		return dialMaster(c, l)
+	}
+	return open(c, l, c.opts.Address)
+}
+
+// open connects l to address.
+func open(c *Client, l *lane, address string) error {
+	l.address = address
+	netConn, err := reach(&c.opts, address)
+	if err != nil {
+		return err
+	}
+	if c.master != nil && !c.master.enlist(l, netConn, address) {
+		_ = netConn.Close()
+		return errNotMaster
+	}
+	conn, err := login(&c.opts, netConn)
 	if err != nil {
 		return err
 	}
@@ -123,29 +140,45 @@ func dial(c *Client, l *lane) error {
 	return nil
 }
 
-// connect opens a connection to address and logs in. redigo's own Dial is not used, since it logs in through a select
-// statement.
-func connect(opts *Options, address string) (net.Conn, redis.Conn, error) {
-	dialer := &net.Dialer{Timeout: opts.DialTimeout}
-	netConn, err := dialer.DialContext(context.Background(), "tcp", address)
-	if err == nil && opts.TLS.Enabled {
-		netConn, err = encrypt(opts, netConn, address)
-	}
+// connect opens a connection to address that belongs to no lane.
+func connect(opts *Options, address string) (redis.Conn, error) {
+	netConn, err := reach(opts, address)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	return login(opts, netConn)
+}
+
+// reach opens a connection to address. redigo's own Dial is not used, since it logs in through a select statement.
+func reach(opts *Options, address string) (net.Conn, error) {
+	dialer := &net.Dialer{Timeout: opts.DialTimeout}
+	conn, err := dialer.DialContext(context.Background(), "tcp", address)
+	if err == nil && opts.TLS.Enabled {
+		return encrypt(opts, conn, address)
+	}
+	return conn, err
+}
+
+// login makes the connection one for commands. It closes it if that fails.
+func login(opts *Options, netConn net.Conn) (redis.Conn, error) {
 	conn := redis.NewConn(netConn, opts.ReadTimeout, opts.WriteTimeout)
-	err = login(opts, conn)
+	err := authenticate(opts, conn)
+	if err == nil && opts.DB != 0 {
+		_, err = conn.Do("SELECT", opts.DB)
+		if err != nil {
+			err = fmt.Errorf("SELECT %d: %w", opts.DB, err)
+		}
+	}
 	if err != nil {
 		_ = conn.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	return netConn, conn, nil
+	return conn, nil
 }
 
 var errNoPassword = errors.New("AUTH: the password file is empty")
 
-func login(opts *Options, conn redis.Conn) error {
+func authenticate(opts *Options, conn redis.Conn) error {
 	password := opts.Password
 	if opts.PasswordFile != "" {
 		data, err := os.ReadFile(opts.PasswordFile)
@@ -157,21 +190,16 @@ func login(opts *Options, conn redis.Conn) error {
 			return errNoPassword
 		}
 	}
-	if password != "" {
-		args := []interface{}{password}
-		if opts.Username != "" {
-			args = []interface{}{opts.Username, password}
-		}
-		_, err := conn.Do("AUTH", args...)
-		if err != nil {
-			return fmt.Errorf("AUTH: %w", err)
-		}
+	if password == "" {
+		return nil
 	}
-	if opts.DB != 0 {
-		_, err := conn.Do("SELECT", opts.DB)
-		if err != nil {
-			return fmt.Errorf("SELECT %d: %w", opts.DB, err)
-		}
+	args := []interface{}{password}
+	if opts.Username != "" {
+		args = []interface{}{opts.Username, password}
+	}
+	_, err := conn.Do("AUTH", args...)
+	if err != nil {
+		return fmt.Errorf("AUTH: %w", err)
 	}
 	return nil
 }

@@ -137,15 +137,30 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command) {
 	args := bulkHeads[len(key)] + key + "\r\n" + bulkHeads[len(running)] + running + "\r\n" + cmd.head
 	cmd.head = s.bySHA1 + args
 	send(k.client, cmd)
-	if cmd.err != nil && strings.Contains(cmd.err.Error(), "NOSCRIPT ") {
-		cmd.head = s.bySource + args
-		send(k.client, cmd)
+	if cmd.err != nil {
+		mend(k, s, args, cmd)
 	}
 	if cmd.err == nil && s != claimScript && cmd.number == noNumber {
 		cmd.err = errProtocol
 	}
 	if cmd.err != nil {
 		cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, cmd.err)
+	}
+}
+
+// mend carries out again what failed for a reason that is none the second time: a server that does not know the script,
+// or one that is a replica now. A new master may be both in turn.
+func mend(k *Keys, s *script, args string, cmd *command) {
+	for attempt := 0; attempt < 2 && cmd.err != nil; attempt++ {
+		switch {
+		case strings.Contains(cmd.err.Error(), "NOSCRIPT "):
+			cmd.head = s.bySource + args
+		case isReplica(cmd.err):
+			k.client.closeIdle()
+		default:
+			return
+		}
+		send(k.client, cmd)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -31,11 +32,13 @@ type Server struct {
 
 	TLSAddr string // host:port where it speaks TLS; empty: nowhere
 
-	t      testing.TB
-	path   string
-	dir    string
-	args   []string
-	exited chan struct{} // closed when Cmd is gone
+	t        testing.TB
+	path     string
+	dir      string
+	password string // that Do logs in with
+	config   string // path of a configuration file; empty: none
+	args     []string
+	exited   chan struct{} // closed when Cmd is gone
 }
 
 // Path returns where redis-server is. Without one the test is skipped, except in CI, where nothing may be skipped.
@@ -162,7 +165,7 @@ func (s *Server) Do(args ...string) string {
 }
 
 func (s *Server) do(args ...string) (any, error) {
-	conn, err := redis.Dial("tcp", s.Addr,
+	conn, err := redis.Dial("tcp", s.Addr, redis.DialPassword(s.password),
 		redis.DialConnectTimeout(stopTimeout), redis.DialReadTimeout(stopTimeout), redis.DialWriteTimeout(stopTimeout))
 	if err != nil {
 		return nil, err
@@ -192,6 +195,9 @@ func text(reply any) string {
 	}
 }
 
+// ready is what a server and a sentinel write when they listen.
+var ready = regexp.MustCompile("eady to accept connections|Sentinel ID is")
+
 // launch runs the process and waits until it answers; false means that somebody else has the port.
 func (s *Server) launch() bool {
 	s.t.Helper()
@@ -213,8 +219,15 @@ func (s *Server) launch() bool {
 		return out
 	}
 
-	args := []string{"--port", port, "--bind", host, "--dir", s.dir, "--save", "", "--appendonly", "no"}
-	cmd := exec.Command(s.path, append(args, s.args...)...)
+	args := []string{"--port", port, "--bind", host, "--dir", s.dir}
+	if s.config == "" {
+		args = append(args, "--save", "", "--appendonly", "no")
+	}
+	args = append(args, s.args...)
+	if s.config != "" {
+		args = append([]string{s.config}, args...)
+	}
+	cmd := exec.Command(s.path, args...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	dieWithParent(cmd)
 	exited := make(chan struct{})
@@ -238,7 +251,7 @@ func (s *Server) launch() bool {
 
 	// Its own log says that the port is its own; an answer to PING could be another server's.
 	for end := time.Now().Add(startTimeout); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if bytes.Contains(log(), []byte("eady to accept connections")) && s.answers() {
+		if ready.Match(log()) && s.answers() {
 			return true
 		}
 		select {
