@@ -58,7 +58,7 @@ type Config struct {
 
 // RedisConfig says where keys are kept. Without endpoints they live in this Traefik's memory.
 type RedisConfig struct {
-	Endpoints    []string `json:"endpoints,omitempty"` // host:port, with redis:// or, for TLS, rediss:// before it if need be; several of sentinels
+	Endpoints    []string `json:"endpoints,omitempty"` // host:port, with redis:// or, for TLS, rediss:// before it if need be; several of sentinels or a cluster
 	Username     string   `json:"username,omitempty"`
 	Password     string   `json:"password,omitempty"`
 	PasswordFile string   `json:"passwordFile,omitempty"`
@@ -67,6 +67,7 @@ type RedisConfig struct {
 
 	TLS      TLSConfig      `json:"tls,omitempty"`
 	Sentinel SentinelConfig `json:"sentinel,omitempty"`
+	Cluster  bool           `json:"cluster,omitempty"` // the endpoints are nodes of a Redis Cluster
 
 	DialTimeout  string `json:"dialTimeout,omitempty"`
 	ReadTimeout  string `json:"readTimeout,omitempty"`
@@ -291,10 +292,17 @@ func (c *RedisConfig) check(k *check, s *settings) {
 		Password:     c.Sentinel.Password,
 		PasswordFile: c.Sentinel.PasswordFile,
 	}
+	s.redis.Cluster = c.Cluster
+	if c.Cluster && c.Sentinel.MasterName != "" {
+		k.fail("redis.sentinel.masterName", c.Sentinel.MasterName, "either redis.cluster or redis.sentinel.masterName, not both")
+	}
+	if c.Cluster && c.DB != 0 {
+		k.fail("redis.db", strconv.Itoa(c.DB), "0, the only database of a cluster")
+	}
 	s.redis.TLS = c.TLS.check(k)
 	endpoints := list(c.Endpoints)
-	if len(endpoints) > 1 && c.Sentinel.MasterName == "" {
-		k.fail("redis.endpoints", strings.Join(endpoints, ","), "one address such as redis:6379; several are those of sentinels, with redis.sentinel.masterName")
+	if len(endpoints) > 1 && c.Sentinel.MasterName == "" && !c.Cluster {
+		k.fail("redis.endpoints", strings.Join(endpoints, ","), "one address such as redis:6379; several with redis.sentinel.masterName or redis.cluster")
 	}
 	var addresses []string
 	for _, endpoint := range endpoints {

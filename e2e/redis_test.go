@@ -2,12 +2,9 @@ package e2e
 
 import (
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
@@ -55,30 +52,4 @@ func (s *site) noneTwice() {
 			s.t.Errorf("the backend was called %d times for key %s", calls, key)
 		}
 	}
-}
-
-// detour is an address from which connections go on to a server, which may change.
-type detour struct {
-	addr string
-	to   atomic.Value // string
-}
-
-// detourTo returns a detour to the server at addr.
-func detourTo(t *testing.T, addr string) *detour {
-	t.Helper()
-	f := &detour{}
-	f.to.Store(addr)
-	f.addr = listen(t, func(conn net.Conn) {
-		server, err := net.Dial("tcp", f.to.Load().(string))
-		if err != nil {
-			return
-		}
-		defer server.Close()
-		go func() {
-			defer conn.Close()
-			_, _ = io.Copy(conn, server)
-		}()
-		_, _ = io.Copy(server, conn)
-	})
-	return f
 }

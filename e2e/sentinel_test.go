@@ -49,7 +49,7 @@ func TestAnotherMaster(t *testing.T) {
 				s := overRedis(t, host, behindSentinels(g))
 				before := s.do(post("/", "before"))
 				s.want(before, 201, "first")
-				g.AwaitReplicas(old, 2)
+				old.AwaitReplicas(2)
 				change(g, old)
 				master := g.Promoted(old)
 				promoted := time.Now()
@@ -72,12 +72,12 @@ func TestAnotherMaster(t *testing.T) {
 func TestADemotedMasterIsLeft(t *testing.T) {
 	onEveryHost(t, func(t *testing.T, host hosts.Host) {
 		first, second := redistest.Start(t), redistest.Start(t)
-		detour := detourTo(t, first.Addr)
+		detour := newFront(t, first.Addr)
 		s := overRedis(t, host, map[string]any{"endpoints": detour.addr})
 		s.wantRun("before")
 		ip, port, _ := strings.Cut(second.Addr, ":")
 		first.Do("REPLICAOF", ip, port)
-		detour.to.Store(second.Addr)
+		detour.target.Store(second.Addr)
 		s.wantRun("after") // not one request fails
 		if n := second.Do("DBSIZE"); n != "1" {
 			t.Errorf("%s keys at the new master, want 1", n)

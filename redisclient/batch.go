@@ -21,7 +21,7 @@ func (c *Client) Batch(commands []Command) ([]interface{}, error) {
 		replies, err = exchangeAny(c, l, commands)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("redis %s: %w", c.opts.Address, err)
+		return nil, fmt.Errorf("redis %s: %w: %w", c.opts.Address, errUnreachable, err)
 	}
 	return replies, nil
 }
@@ -58,4 +58,21 @@ func exchangeAny(c *Client, l *lane, commands []Command) ([]interface{}, error) 
 	}
 	l.unread = false
 	return replies, nil
+}
+
+// do sends commands and returns the reply to the last. An error reply is returned as an error.
+func (c *Client) do(commands ...Command) (interface{}, error) {
+	replies, err := c.Batch(commands)
+	if err != nil {
+		return nil, err
+	}
+	last := replies[len(replies)-1]
+	if last == nil { // Yaegi panics at the assertion
+		return nil, nil
+	}
+	err, failed := last.(error)
+	if failed {
+		return nil, err
+	}
+	return last, nil
 }

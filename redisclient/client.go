@@ -4,6 +4,7 @@ package redisclient
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/gomodule/redigo/redis"
 )
+
+var errUnreachable = errors.New("out of reach")
 
 var errProtocol = errors.New("the reply is not one that Redis gives")
 
@@ -29,13 +32,14 @@ const leastConns = 2
 
 // Options say which Redis, and how to speak to it. Two clients with equal options are interchangeable.
 type Options struct {
-	Address      string // host:port; those of several sentinels have commas between them
+	Address      string // host:port; those of several sentinels or nodes of a cluster have commas between them
 	Username     string // empty: the default user
 	Password     string // empty: no login, unless PasswordFile is set
 	PasswordFile string // read at every connect, so that a changed secret needs no restart
 	DB           int
 	TLS          TLS
 	Sentinel     Sentinel
+	Cluster      bool // of which the server is a node
 
 	DialTimeout, ReadTimeout, WriteTimeout time.Duration
 
@@ -146,6 +150,24 @@ func send(c *Client, cmd *command) {
 	}
 }
 
+// sendTogether carries out commands as send does, one right after the other.
+func sendTogether(c *Client, commands ...*command) {
+	c.mu.Lock()
+	b := c.pending
+	first := b == nil
+	if first {
+		b = &batch{done: make(chan struct{})}
+		c.pending = b
+	}
+	b.commands = append(b.commands, commands...)
+	c.mu.Unlock()
+	if first {
+		lead(c, b)
+	} else {
+		<-b.done
+	}
+}
+
 // lead waits for a lane, closes the batch and carries it out.
 func lead(c *Client, b *batch) {
 	l := <-c.lanes
@@ -191,6 +213,7 @@ func giveBack(c *Client, l *lane) {
 }
 
 func fail(b *batch, err error) {
+	err = fmt.Errorf("%w: %w", errUnreachable, err)
 	for _, cmd := range b.commands {
 		cmd.err = err
 	}
@@ -255,6 +278,9 @@ func receive(r *bufio.Reader, cmd *command) error {
 func receiveLong(r *bufio.Reader, cmd *command, line string) error {
 	if len(line) < 4 || line[len(line)-2] != '\r' {
 		return errProtocol
+	}
+	if cmd.head == asking && line == "+OK\r\n" {
+		return nil
 	}
 	value := line[1 : len(line)-2]
 	if line[0] == '-' {

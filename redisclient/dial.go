@@ -92,7 +92,7 @@ func encrypt(opts *Options, conn net.Conn, address string) (net.Conn, error) {
 	}
 	name := opts.TLS.ServerName
 	if name == "" {
-		name = strings.Trim(address[:strings.LastIndexByte(address, ':')], "[]") // an IPv6 address stands in these
+		name = hostOf(address)
 	}
 	secure := tls.Client(conn, &tls.Config{
 		MinVersion:         tls.VersionTLS12,

@@ -75,13 +75,19 @@ func bulk(s string) string {
 
 // Keys is a store of idempotency keys in Redis; see package store for what its functions do.
 type Keys struct {
-	client *Client
-	prefix string
+	client  *Client
+	cluster *Cluster // whose nodes have the keys; nil: the client's server has them
+	prefix  string
 }
 
 // NewKeys returns a store whose Redis keys are <keyPrefix>:req:<key>.
 func NewKeys(client *Client, keyPrefix string) *Keys {
 	return &Keys{client: client, prefix: keyPrefix + ":req:"}
+}
+
+// NewClusterKeys is NewKeys for a cluster.
+func NewClusterKeys(cluster *Cluster, keyPrefix string) *Keys {
+	return &Keys{client: cluster.front, cluster: cluster, prefix: keyPrefix + ":req:"}
 }
 
 // Claim gives the key to the lease for d if nobody holds it, and else tells who does. A value that is no record is an
@@ -136,9 +142,13 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command) {
 	running := store.RunningHead(l)
 	args := bulkHeads[len(key)] + key + "\r\n" + bulkHeads[len(running)] + running + "\r\n" + cmd.head
 	cmd.head = s.bySHA1 + args
-	send(k.client, cmd)
+	if k.cluster == nil {
+		send(k.client, cmd)
+	} else {
+		sendToSlot(k.cluster, key, cmd)
+	}
 	if cmd.err != nil {
-		mend(k, s, args, cmd)
+		mend(k, s, key, args, cmd)
 	}
 	if cmd.err == nil && s != claimScript && cmd.number == noNumber {
 		cmd.err = errProtocol
@@ -150,7 +160,7 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command) {
 
 // mend carries out again what failed for a reason that is none the second time: a server that does not know the script,
 // or one that is a replica now. A new master may be both in turn.
-func mend(k *Keys, s *script, args string, cmd *command) {
+func mend(k *Keys, s *script, key, args string, cmd *command) {
 	for attempt := 0; attempt < 2 && cmd.err != nil; attempt++ {
 		switch {
 		case strings.Contains(cmd.err.Error(), "NOSCRIPT "):
@@ -160,7 +170,11 @@ func mend(k *Keys, s *script, args string, cmd *command) {
 		default:
 			return
 		}
-		send(k.client, cmd)
+		if k.cluster == nil {
+			send(k.client, cmd)
+		} else {
+			sendToSlot(k.cluster, key, cmd)
+		}
 	}
 }
 

@@ -46,13 +46,13 @@ func StartGroup(t testing.TB, replicas int) *Group {
 		g.Sentinels = append(g.Sentinels, g.startSentinel())
 	}
 	for _, s := range g.Sentinels {
-		g.await("the sentinels and replicas do not find each other", func() bool {
+		await(g.t, "the sentinels and replicas do not find each other", func() bool {
 			reply, _ := s.do("SENTINEL", "MASTER", MasterName)
 			state := text(reply)
 			return strings.Contains(state, "\nnum-other-sentinels\n2\n") && strings.Contains(state, fmt.Sprintf("\nnum-slaves\n%d\n", replicas)) && strings.Contains(state, "\nflags\nmaster\n")
 		})
 	}
-	g.AwaitReplicas(g.Servers[0], replicas)
+	g.Servers[0].AwaitReplicas(replicas)
 	return g
 }
 
@@ -91,24 +91,23 @@ func addrs(servers []*Server) []string {
 	return all
 }
 
-// AwaitReplicas returns when n replicas of master have all that it has.
-func (g *Group) AwaitReplicas(master *Server, n int) {
-	g.t.Helper()
-	g.await("the replicas are not in line", func() bool { return master.Online() == n })
-	master.Do("WAIT", fmt.Sprint(n), "0")
-}
-
-// Online counts the replicas that follow s.
-func (s *Server) Online() int {
-	reply, _ := s.do("INFO", "replication")
-	return strings.Count(text(reply), "state=online")
+// AwaitReplicas returns when n replicas of s have all that it has.
+func (s *Server) AwaitReplicas(n int) {
+	s.t.Helper()
+	await(s.t, "the replicas of "+s.Addr+" are not in line", func() bool {
+		reply, _ := s.do("INFO", "replication")
+		state := text(reply)
+		_, offset, _ := strings.Cut(state, "master_repl_offset:")
+		offset, _, _ = strings.Cut(offset, "\r")
+		return strings.Count(state, "state=online,offset="+offset+",") == n && offset != "0"
+	})
 }
 
 // Promoted returns when a server other than old takes writes as the master, which that is.
 func (g *Group) Promoted(old *Server) *Server {
 	g.t.Helper()
 	var master *Server
-	g.await("no other master", func() bool {
+	await(g.t, "no other master", func() bool {
 		for _, s := range g.Servers {
 			if s == old {
 				continue
@@ -126,13 +125,11 @@ func (g *Group) Promoted(old *Server) *Server {
 // Failover asks a sentinel to put another server in the place of the master, which is well.
 func (g *Group) Failover() {
 	g.t.Helper()
-	g.await("no sentinel takes the order", func() bool {
+	await(g.t, "no sentinel takes the order", func() bool {
 		reply, _ := g.Sentinels[0].do("SENTINEL", "FAILOVER", MasterName)
 		return text(reply) == "OK"
 	})
 }
-
-func (g *Group) await(failure string, done func() bool) { await(g.t, failure, done) }
 
 // await waits for what servers do among themselves.
 func await(t testing.TB, failure string, done func() bool) {
