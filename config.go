@@ -59,12 +59,16 @@ type Config struct {
 
 // RedisConfig says where keys are kept. Without endpoints they live in this Traefik's memory.
 type RedisConfig struct {
-	Endpoints    []string `json:"endpoints,omitempty"` // one host:port
+	Endpoints    []string `json:"endpoints,omitempty"` // host:port, with redis:// or, for TLS, rediss:// before it if need be; several of sentinels or a cluster
 	Username     string   `json:"username,omitempty"`
 	Password     string   `json:"password,omitempty"`
 	PasswordFile string   `json:"passwordFile,omitempty"`
 	DB           int      `json:"db,omitempty"`
 	KeyPrefix    string   `json:"keyPrefix,omitempty"`
+
+	TLS      TLSConfig      `json:"tls,omitempty"`
+	Sentinel SentinelConfig `json:"sentinel,omitempty"`
+	Cluster  bool           `json:"cluster,omitempty"` // the endpoints are nodes of a Redis Cluster
 
 	DialTimeout  string `json:"dialTimeout,omitempty"`
 	ReadTimeout  string `json:"readTimeout,omitempty"`
@@ -73,6 +77,25 @@ type RedisConfig struct {
 	PoolSize       int `json:"poolSize,omitempty"`       // idle connections kept; 0 = 10 per CPU
 	MinIdleConns   int `json:"minIdleConns,omitempty"`   // connections opened in advance
 	MaxActiveConns int `json:"maxActiveConns,omitempty"` // connections at the most; 0 = no bound
+}
+
+// TLSConfig says how connections to Redis are encrypted. They are if any of it is set, or an endpoint is rediss://.
+// CA, Cert and Key are paths of files or PEM text.
+type TLSConfig struct {
+	Enabled            bool   `json:"enabled,omitempty"`
+	CA                 string `json:"ca,omitempty"`                 // signs the server's certificate; empty = a CA of the system
+	Cert               string `json:"cert,omitempty"`               // of the client
+	Key                string `json:"key,omitempty"`                // of the client
+	ServerName         string `json:"serverName,omitempty"`         // in the server's certificate; empty = host of the endpoint
+	InsecureSkipVerify bool   `json:"insecureSkipVerify,omitempty"` // take any certificate
+}
+
+// SentinelConfig says how sentinels, which are at the endpoints then, know the master, and how to log in to them.
+type SentinelConfig struct {
+	MasterName   string `json:"masterName,omitempty"` // empty = the endpoint is no sentinel
+	Username     string `json:"username,omitempty"`
+	Password     string `json:"password,omitempty"`
+	PasswordFile string `json:"passwordFile,omitempty"`
 }
 
 // StatsConfig says where the statistics are shown, who may see them, and what is kept.
@@ -266,28 +289,87 @@ func (c *RedisConfig) check(k *check, s *settings) {
 	if !prefixPattern.MatchString(c.KeyPrefix) {
 		k.fail("redis.keyPrefix", c.KeyPrefix, "1 to 100 of the characters A-Z a-z 0-9 _ . : { } / -")
 	}
-	if c.Password != "" && c.PasswordFile != "" {
-		k.fail("redis.passwordFile", c.PasswordFile, "either redis.password or redis.passwordFile, not both")
+	k.login("redis", c.Username, c.Password, c.PasswordFile)
+	k.login("redis.sentinel", c.Sentinel.Username, c.Sentinel.Password, c.Sentinel.PasswordFile)
+	s.redis.Sentinel = redisclient.Sentinel{
+		MasterName:   c.Sentinel.MasterName,
+		Username:     c.Sentinel.Username,
+		Password:     c.Sentinel.Password,
+		PasswordFile: c.Sentinel.PasswordFile,
 	}
-	if c.Username != "" && c.Password == "" && c.PasswordFile == "" {
-		k.fail("redis.username", c.Username, "a user together with redis.password or redis.passwordFile")
+	s.redis.Cluster = c.Cluster
+	if c.Cluster && c.Sentinel.MasterName != "" {
+		k.fail("redis.sentinel.masterName", c.Sentinel.MasterName, "either redis.cluster or redis.sentinel.masterName, not both")
 	}
-	if c.PasswordFile != "" {
-		_, err := os.Stat(c.PasswordFile)
+	if c.Cluster && c.DB != 0 {
+		k.fail("redis.db", strconv.Itoa(c.DB), "0, the only database of a cluster")
+	}
+	s.redis.TLS = c.TLS.check(k)
+	endpoints := list(c.Endpoints)
+	if len(endpoints) > 1 && c.Sentinel.MasterName == "" && !c.Cluster {
+		k.fail("redis.endpoints", strings.Join(endpoints, ","), "one address such as redis:6379; several with redis.sentinel.masterName or redis.cluster")
+	}
+	var addresses []string
+	for _, endpoint := range endpoints {
+		address, encrypted := k.address(endpoint)
+		addresses = append(addresses, address)
+		s.redis.TLS.Enabled = s.redis.TLS.Enabled || encrypted
+	}
+	s.redis.Address = strings.Join(addresses, ",")
+}
+
+// login checks the credentials of a section of the settings.
+func (k *check) login(section, username, password, passwordFile string) {
+	if password != "" && passwordFile != "" {
+		k.fail(section+".passwordFile", passwordFile, "either "+section+".password or "+section+".passwordFile, not both")
+	}
+	if username != "" && password == "" && passwordFile == "" {
+		k.fail(section+".username", username, "a user together with "+section+".password or "+section+".passwordFile")
+	}
+	if passwordFile != "" {
+		_, err := os.ReadFile(passwordFile)
 		if err != nil {
-			k.fail("redis.passwordFile", c.PasswordFile, "the path of a file that can be read ("+err.Error()+")")
+			k.fail(section+".passwordFile", passwordFile, "the path of a file that can be read ("+err.Error()+")")
 		}
 	}
-	endpoints := list(c.Endpoints)
-	if len(endpoints) == 0 {
-		return
-	}
-	host, port, err := net.SplitHostPort(endpoints[0])
+}
+
+// address checks an endpoint of Redis and takes the scheme off it.
+func (k *check) address(endpoint string) (string, bool) {
+	address := strings.TrimPrefix(endpoint, "redis://")
+	secure := strings.TrimPrefix(address, "rediss://")
+	host, port, err := net.SplitHostPort(secure)
 	number, notANumber := strconv.ParseUint(port, 10, 16)
-	if len(endpoints) > 1 || err != nil || notANumber != nil || host == "" || number == 0 {
-		k.fail("redis.endpoints", strings.Join(endpoints, ","), "one address such as redis:6379")
+	if err != nil || notANumber != nil || host == "" || number == 0 || strings.ContainsAny(host, "/@") {
+		shown := endpoint[strings.LastIndex(endpoint, "@")+1:] // what stands before it may be a password
+		k.fail("redis.endpoints", shown, "an address such as redis:6379 or rediss://redis:6380, without a password or a database, which have settings of their own")
 	}
-	s.redis.Address = endpoints[0]
+	return secure, secure != address
+}
+
+func (c *TLSConfig) check(k *check) redisclient.TLS {
+	t := redisclient.TLS{CA: c.CA, Cert: c.Cert, Key: c.Key, ServerName: c.ServerName, InsecureSkipVerify: c.InsecureSkipVerify}
+	t.Enabled = c.Enabled || c.CA != "" || c.Cert != "" || c.Key != "" || c.ServerName != "" || c.InsecureSkipVerify
+	_, err := t.Roots()
+	if err != nil {
+		k.fail("redis.tls.ca", shownPEM(c.CA), "the path of a file with PEM certificates, or these themselves ("+err.Error()+")")
+	}
+	if (c.Cert == "") != (c.Key == "") {
+		k.fail("redis.tls.cert", shownPEM(c.Cert), "redis.tls.cert and redis.tls.key, or neither")
+	}
+	_, err = t.Certificates()
+	if err != nil {
+		k.fail("redis.tls.cert", shownPEM(c.Cert), "the paths of files with a PEM certificate, and in redis.tls.key its key, or these themselves ("+err.Error()+")")
+	}
+	return t
+}
+
+// shownPEM is what an error shows of a setting that may hold a key.
+func shownPEM(value string) string {
+	if redisclient.IsPEM(value) {
+		return "PEM text"
+	}
+	return value
 }
 
 // nowhere is what no path of a request begins with, so that none need be compared with nothing.

@@ -76,7 +76,13 @@ func (h *handler) openShared(ctx context.Context) {
 	memory.SetLimit(limit)
 	h.keys = &tiers{memory: memory, cache: h.localCacheBytes > 0, fallback: h.onStoreError == "degrade"}
 	newCollector := func() closer { return stats.New(stats.NewProcess(memory), h.statsLimits) }
-	if h.redis.Address != "" {
+	switch {
+	case h.redis.Cluster && h.redis.Address != "":
+		newCluster := func() closer { return redisclient.NewCluster(h.redis) }
+		cluster, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.redis), newCluster).(*redisclient.Cluster)
+		h.keys.redis = redisclient.NewClusterKeys(cluster, h.keyPrefix, h.lease, h.ttl)
+		newCollector = func() closer { return stats.New(redisclient.NewClusterStats(cluster, h.keyPrefix), h.statsLimits) }
+	case h.redis.Address != "":
 		newClient := func() closer { return redisclient.New(h.redis) }
 		client, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.redis), newClient).(*redisclient.Client)
 		h.keys.redis = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)

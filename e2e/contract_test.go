@@ -25,6 +25,7 @@ import (
 // front stands between the plugin and Redis.
 type front struct {
 	addr     string
+	target   atomic.Value // string: address that new connections lead to
 	swallow  atomic.Bool  // commands do not reach Redis, and have no reply
 	mute     atomic.Bool  // commands reach Redis, replies are dropped
 	commands atomic.Int64 // chunks that came from the plugin
@@ -34,8 +35,9 @@ type front struct {
 func newFront(t *testing.T, target string) *front {
 	t.Helper()
 	f := &front{}
+	f.target.Store(target)
 	f.addr = listen(t, func(conn net.Conn) {
-		server, err := net.Dial("tcp", target)
+		server, err := net.Dial("tcp", f.target.Load().(string))
 		if err != nil {
 			return
 		}

@@ -15,6 +15,7 @@ import (
 	idem "github.com/example/traefik-idem"
 	"github.com/example/traefik-idem/e2e/internal/decode"
 	"github.com/example/traefik-idem/e2e/internal/hosts"
+	"github.com/example/traefik-idem/e2e/internal/redistest"
 )
 
 func readRoot(t *testing.T, name string) string {
@@ -40,7 +41,7 @@ func TestREADMESnippets(t *testing.T) {
 			}
 		}
 	}
-	for _, found := range snippet.FindAllStringSubmatch(readRoot(t, "README.md"), -1) {
+	for _, found := range snippet.FindAllStringSubmatch(readRoot(t, "README.md")+withFiles(t, readRoot(t, "docs/redis.md")), -1) {
 		kind, text := found[1], found[2]
 		var config map[string]any
 		var err error
@@ -67,9 +68,37 @@ func TestREADMESnippets(t *testing.T) {
 		settings := config["http"].(map[string]any)["middlewares"].(map[string]any)["idem"].(map[string]any)["plugin"].(map[string]any)["idem"].(map[string]any)
 		accept(settings)
 	}
-	if accepted != 3 {
-		t.Errorf("%d dynamic configurations in the README, want YAML, TOML and labels", accepted)
+	if accepted != 8 {
+		t.Errorf("%d dynamic configurations, want YAML, TOML and labels in the README and 5 in docs/redis.md", accepted)
 	}
+}
+
+// withFiles puts files of the test in the place of those that text names.
+func withFiles(t *testing.T, text string) string {
+	t.Helper()
+	password := filepath.Join(t.TempDir(), "password")
+	writeFile(t, password, "secret")
+	ca := redistest.NewAuthority(t)
+	cert, key := ca.Issue("client")
+	return strings.NewReplacer("/run/secrets/redis-password", password, "/run/secrets/sentinel-password", password,
+		"/etc/traefik/redis-ca.pem", ca.CertFile, "/etc/traefik/redis-client.pem", cert, "/etc/traefik/redis-client-key.pem", key).Replace(text)
+}
+
+// TestTheACLInTheDocsIsEnough lets the plugin do all it does as the user that docs/redis.md makes.
+func TestTheACLInTheDocsIsEnough(t *testing.T) {
+	rule := regexp.MustCompile("ACL SETUSER traefik .*").FindString(readRoot(t, "docs/redis.md"))
+	server := redistest.Start(t)
+	server.Do(strings.Fields(rule)...)
+	onEveryHost(t, func(t *testing.T, host hosts.Host) {
+		s := serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "retryableStatuses": "500",
+			"stats": map[string]any{"insecure": true}, "redis": map[string]any{"endpoints": server.Addr, "username": "traefik", "password": "password", "readTimeout": "20s"}})
+		server.Do("SCRIPT", "FLUSH")
+		s.wantRun(unusedKey())
+		f := s.counted(func(f figures) bool { return fmt.Sprint(f.Totals["duplicates"]) != "0" })
+		if !f.Store.Healthy || !f.Memory.Exact {
+			t.Errorf("store %+v, memory %+v", f.Store, f.Memory)
+		}
+	})
 }
 
 var row = regexp.MustCompile("(?m)^\\| `([A-Za-z.]+)` \\| ([^|]+) \\|")

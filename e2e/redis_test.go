@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 
@@ -29,5 +31,25 @@ func writeFile(t testing.TB, path, text string) {
 	err := os.WriteFile(path, []byte(text), 0o600)
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// unusedKey returns an idempotency key that no other call gets.
+func unusedKey() string { return fmt.Sprintf("key-%d", unique.Add(1)) }
+
+// keysIn counts the keys of requests that server has.
+func keysIn(server *redistest.Server) int {
+	return len(strings.Fields(server.Do("KEYS", "*:req:*")))
+}
+
+// noneTwice checks that the backend was called once at the most for each key.
+func (s *site) noneTwice() {
+	s.t.Helper()
+	s.backend.mu.Lock()
+	defer s.backend.mu.Unlock()
+	for key, calls := range s.backend.byKey {
+		if calls > 1 {
+			s.t.Errorf("the backend was called %d times for key %s", calls, key)
+		}
 	}
 }

@@ -1,10 +1,6 @@
 package redisclient
 
-import (
-	"errors"
-	"fmt"
-	"os"
-)
+import "fmt"
 
 // Command is one command of a batch.
 type Command struct {
@@ -20,12 +16,12 @@ func (c *Client) Batch(commands []Command) ([]interface{}, error) {
 	defer giveBack(c, l)
 	reused := l.conn != nil
 	replies, err := exchangeAny(c, l, commands)
-	if err != nil && reused && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err != nil && worthAnother(c, l, reused, err) {
 		disconnect(l)
 		replies, err = exchangeAny(c, l, commands)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("redis %s: %w", c.opts.Address, err)
+		return nil, fmt.Errorf("redis %s: %w: %w", c.opts.Address, errUnreachable, err)
 	}
 	return replies, nil
 }
@@ -62,4 +58,21 @@ func exchangeAny(c *Client, l *lane, commands []Command) ([]interface{}, error) 
 	}
 	l.unread = false
 	return replies, nil
+}
+
+// do sends commands and returns the reply to the last. An error reply is returned as an error.
+func (c *Client) do(commands ...Command) (interface{}, error) {
+	replies, err := c.Batch(commands)
+	if err != nil {
+		return nil, err
+	}
+	last := replies[len(replies)-1]
+	if last == nil { // Yaegi panics at the assertion
+		return nil, nil
+	}
+	err, failed := last.(error)
+	if failed {
+		return nil, err
+	}
+	return last, nil
 }

@@ -4,21 +4,20 @@ package redisclient
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"os"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
 )
+
+var errUnreachable = errors.New("out of reach")
 
 var errProtocol = errors.New("the reply is not one that Redis gives")
 
@@ -35,11 +34,14 @@ const leastConns = 2
 
 // Options say which Redis, and how to speak to it. Two clients with equal options are interchangeable.
 type Options struct {
-	Address      string // host:port
+	Address      string // host:port; those of several sentinels or nodes of a cluster have commas between them
 	Username     string // empty: the default user
 	Password     string // empty: no login, unless PasswordFile is set
 	PasswordFile string // read at every connect, so that a changed secret needs no restart
 	DB           int
+	TLS          TLS
+	Sentinel     Sentinel
+	Cluster      bool // of which the server is a node
 
 	DialTimeout, ReadTimeout, WriteTimeout time.Duration
 
@@ -51,8 +53,9 @@ type Options struct {
 // Client sends commands to one Redis server. Commands that come while a connection is busy are sent together, in one
 // write, when it is free. Many goroutines may send at once.
 type Client struct {
-	opts  Options
-	lanes chan *lane // those that nobody uses now; receiving one is the permission to use it
+	opts   Options
+	lanes  chan *lane // those that nobody uses now; receiving one is the permission to use it
+	master *master    // whom the sentinels name; nil: the server is at opts.Address
 
 	mu      sync.Mutex // guards everything below
 	pending *batch     // what the next free lane takes; nil if nobody waits for one
@@ -61,10 +64,11 @@ type Client struct {
 
 // lane is a place for a connection. Whoever took it out of Client.lanes has it alone.
 type lane struct {
-	conn   redis.Conn // nil while it is not connected
-	net    net.Conn   // below conn
-	reader *bufio.Reader
-	unread bool // replies may be on their way that nobody waits for any more: the connection is of no more use
+	conn    redis.Conn // nil while it is not connected
+	net     net.Conn   // below conn
+	reader  *bufio.Reader
+	address string // to which it was connected last, or should have been
+	unread  bool   // replies may be on their way that nobody waits for any more: the connection is of no more use
 }
 
 // batch is what goes over a lane in one write. The goroutine that began it sends it, the others wait for it.
@@ -76,7 +80,7 @@ type batch struct {
 
 // command is a command and its reply.
 type command struct {
-	head, body, tail string // as Redis' protocol has it
+	wire string // as Redis' protocol has it
 
 	line  string // the first line of the reply
 	reply []byte // a bulk string
@@ -98,6 +102,9 @@ func New(opts Options) *Client {
 	for i := 0; i < n; i++ {
 		c.lanes <- &lane{}
 	}
+	if opts.Sentinel.MasterName != "" {
+		c.master = newMaster(opts)
+	}
 	if opts.MinIdleConns > 0 {
 		go c.warm(n)
 	}
@@ -110,9 +117,18 @@ func (c *Client) Close() {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
+	if c.master != nil {
+		c.master.close()
+	}
+	c.closeIdle()
+}
+
+// closeIdle closes the connections that nobody uses now.
+func (c *Client) closeIdle() {
 	for i := len(c.lanes); i > 0; i-- {
 		l := <-c.lanes
-		giveBack(c, l)
+		disconnect(l)
+		c.lanes <- l
 	}
 }
 
@@ -128,11 +144,27 @@ func send(c *Client, cmd *command) {
 		c.pending = b
 	}
 	b.commands = append(b.commands, cmd)
-	b.out = append(b.out, cmd.head...)
-	if cmd.tail != "" {
-		b.out = append(b.out, cmd.body...)
-		b.out = append(b.out, cmd.tail...)
+	b.out = append(b.out, cmd.wire...)
+	c.mu.Unlock()
+	if first {
+		lead(c, b)
+	} else {
+		<-b.done
 	}
+}
+
+// sendAsking carries out cmd as send does, on a node of a cluster that is about to take over its key.
+func sendAsking(c *Client, cmd *command) {
+	asked := &command{wire: asking}
+	c.mu.Lock()
+	b := c.pending
+	first := b == nil
+	if first {
+		b = &batch{done: make(chan struct{})}
+		c.pending = b
+	}
+	b.commands = append(b.commands, asked, cmd)
+	b.out = append(b.out, asked.wire+cmd.wire...)
 	c.mu.Unlock()
 	if first {
 		lead(c, b)
@@ -150,14 +182,22 @@ func lead(c *Client, b *batch) {
 	c.mu.Unlock()
 	reused := l.conn != nil
 	err := exchange(c, l, b)
-	if err != nil && reused && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err != nil && worthAnother(c, l, reused, err) {
 		disconnect(l)
-		fail(b, nil)
 		err = exchange(c, l, b)
 	}
 	if err != nil {
 		fail(b, err)
 	}
+}
+
+// worthAnother tells whether what failed on l with err may go better over a new connection: since the old one was dead,
+// or since another server is master now.
+func worthAnother(c *Client, l *lane, reused bool, err error) bool {
+	if c.master != nil && c.master.elsewhere(l.address) {
+		return true
+	}
+	return reused && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // finishBatch wakes those who wait for b, whatever became of it.
@@ -178,6 +218,7 @@ func giveBack(c *Client, l *lane) {
 }
 
 func fail(b *batch, err error) {
+	err = fmt.Errorf("%w: %w", errUnreachable, err)
 	for _, cmd := range b.commands {
 		cmd.err = err
 	}
@@ -220,6 +261,7 @@ func exchange(c *Client, l *lane, b *batch) error {
 func receive(r *bufio.Reader, cmd *command) error {
 	line, err := r.ReadString('\n')
 	cmd.line = line
+	cmd.err = nil // of a first attempt
 	if line == nilLine || line == oneLine || err != nil {
 		return err
 	}
@@ -230,6 +272,9 @@ func receive(r *bufio.Reader, cmd *command) error {
 func receiveLong(r *bufio.Reader, cmd *command, line string) error {
 	if len(line) < 4 || line[len(line)-2] != '\r' {
 		return errProtocol
+	}
+	if cmd.wire == asking && line == "+OK\r\n" {
+		return nil
 	}
 	value := line[1 : len(line)-2]
 	if line[0] == '-' {
@@ -268,72 +313,4 @@ func receiveHuge(r *bufio.Reader, cmd *command, n int64) error {
 	_, err := io.CopyN(&b, r, n+2)
 	cmd.reply = b.Bytes()
 	return err
-}
-
-// dial connects l and logs in. redigo's own Dial is not used, since it logs in through a select statement.
-func dial(c *Client, l *lane) error {
-	dialer := &net.Dialer{Timeout: c.opts.DialTimeout}
-	netConn, err := dialer.DialContext(context.Background(), "tcp", c.opts.Address)
-	if err != nil {
-		return err
-	}
-	conn := redis.NewConn(netConn, c.opts.ReadTimeout, c.opts.WriteTimeout)
-	err = c.login(conn)
-	if err != nil {
-		_ = conn.Close()
-		return err
-	}
-	l.conn = conn
-	l.net = netConn
-	l.reader = bufio.NewReader(netConn)
-	return nil
-}
-
-func (c *Client) login(conn redis.Conn) error {
-	password := c.opts.Password
-	if c.opts.PasswordFile != "" {
-		data, err := os.ReadFile(c.opts.PasswordFile)
-		if err != nil {
-			return err
-		}
-		password = strings.TrimRight(string(data), "\r\n")
-	}
-	if password != "" {
-		args := []interface{}{password}
-		if c.opts.Username != "" {
-			args = []interface{}{c.opts.Username, password}
-		}
-		_, err := conn.Do("AUTH", args...)
-		if err != nil {
-			return fmt.Errorf("AUTH: %w", err)
-		}
-	}
-	if c.opts.DB != 0 {
-		_, err := conn.Do("SELECT", c.opts.DB)
-		if err != nil {
-			return fmt.Errorf("SELECT %d: %w", c.opts.DB, err)
-		}
-	}
-	return nil
-}
-
-// warm opens connections in advance, n at the most. A failure is left to the first command, which reports it.
-func (c *Client) warm(n int) {
-	defer func() {
-		if p := recover(); p != nil {
-			log.Printf("level=error msg=\"opening connections to Redis failed\" cause=%q", p)
-		}
-	}()
-	for i := 0; i < n && i < c.opts.MinIdleConns; i++ {
-		c.warmOne()
-	}
-}
-
-// warmOne connects the next free lane.
-func (c *Client) warmOne() {
-	l := <-c.lanes
-	defer giveBack(c, l)
-	if l.conn == nil {
-		_ = dial(c, l)
-	}
 }

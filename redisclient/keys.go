@@ -71,9 +71,10 @@ const (
 
 // Keys is a store of idempotency keys in Redis; see package store for what its functions do.
 type Keys struct {
-	client *Client
-	prefix string
-	times  map[time.Duration]string // as arguments in Redis' protocol
+	client  *Client
+	cluster *Cluster // whose nodes have the keys; nil: the client's server has them
+	prefix  string
+	times   map[time.Duration]string // as arguments in Redis' protocol
 }
 
 // NewKeys returns a store whose Redis keys are <keyPrefix>:req:<key>. Steps with one of the times as their argument are
@@ -83,6 +84,13 @@ func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
 	for _, d := range times {
 		k.times[d] = milliseconds(k, d)
 	}
+	return k
+}
+
+// NewClusterKeys is NewKeys for a cluster.
+func NewClusterKeys(cluster *Cluster, keyPrefix string, times ...time.Duration) *Keys {
+	k := NewKeys(cluster.front, keyPrefix, times...)
+	k.cluster = cluster
 	return k
 }
 
@@ -119,8 +127,8 @@ var ErrGone = errors.New("the key is gone from Redis, though its lease was renew
 // Finish replaces the lease by record for ttl; false, and nothing is changed, if the lease is lost, with ErrGone if nobody
 // else has it.
 func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
-	cmd := &command{body: record, tail: "\r\n" + milliseconds(k, ttl)}
-	step(k, finishScript, l, cmd, "$"+strconv.Itoa(len(record))+"\r\n")
+	cmd := &command{}
+	step(k, finishScript, l, cmd, bulk(record)+milliseconds(k, ttl))
 	if cmd.err == nil && cmd.line == ":2\r\n" {
 		cmd.err = ErrGone
 	}
@@ -140,10 +148,14 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	if l.Wire == "" {
 		l.Wire = wire(k, l)
 	}
-	cmd.head = s.bySHA1 + l.Wire + args
-	send(k.client, cmd)
+	cmd.wire = s.bySHA1 + l.Wire + args
+	if k.cluster == nil {
+		send(k.client, cmd)
+	} else {
+		sendToSlot(k.cluster, k.prefix+l.Key, cmd)
+	}
 	if cmd.err != nil || cmd.line[0] != s.reply {
-		stepOdd(k, s, l, cmd, args)
+		mend(k, s, l, cmd, args)
 	}
 }
 
@@ -152,12 +164,24 @@ func wire(k *Keys, l *store.Lease) string {
 	return bulk(k.prefix+l.Key) + bulk(fmt.Sprintf(store.RunningFormat, l.Fingerprint, l.Owner))
 }
 
-// stepOdd goes on where a step failed. When Redis has forgotten a script, it is sent by its source.
-func stepOdd(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
-	if cmd.err != nil && strings.Contains(cmd.err.Error(), "NOSCRIPT ") {
-		cmd.head = s.bySource + l.Wire + args
-		cmd.err = nil
-		send(k.client, cmd)
+// mend carries out again what failed for a reason that is none the second time: a server that does not know the script,
+// or one that is a replica now. A new master may be both in turn.
+func mend(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
+	for attempt := 0; attempt < 2 && cmd.err != nil; attempt++ {
+		switch {
+		case strings.Contains(cmd.err.Error(), "NOSCRIPT "):
+			cmd.wire = s.bySource + l.Wire + args
+		case isReplica(cmd.err):
+			k.client.closeIdle()
+		default:
+			attempt = 2
+			continue
+		}
+		if k.cluster == nil {
+			send(k.client, cmd)
+		} else {
+			sendToSlot(k.cluster, k.prefix+l.Key, cmd)
+		}
 	}
 	if cmd.err == nil && cmd.line[0] != s.reply {
 		cmd.err = errProtocol

@@ -71,8 +71,9 @@ const (
 
 // Stats is a stats.Store in Redis.
 type Stats struct {
-	client *Client
-	prefix string
+	client  *Client
+	cluster *Cluster // whose nodes have the keys; nil: the client's server has them
+	prefix  string
 }
 
 var _ stats.Store = (*Stats)(nil)
@@ -81,6 +82,11 @@ var _ stats.Store = (*Stats)(nil)
 // flush is one atomic step.
 func NewStats(client *Client, keyPrefix string) *Stats {
 	return &Stats{client: client, prefix: keyPrefix + ":"}
+}
+
+// NewClusterStats is NewStats for a cluster.
+func NewClusterStats(cluster *Cluster, keyPrefix string) *Stats {
+	return &Stats{client: cluster.front, cluster: cluster, prefix: keyPrefix + ":"}
 }
 
 // Kind implements stats.Store.
@@ -110,20 +116,18 @@ func (s *Stats) Add(process string, sequence, now int64, numbers *stats.Numbers,
 	return err
 }
 
-// do sends one command; an error reply is returned as an error.
+// do sends one command about the hash of statistics; an error reply is returned as an error.
 func (s *Stats) do(name string, args []interface{}) (interface{}, error) {
-	replies, err := s.client.Batch([]Command{{Name: name, Args: args}})
-	if err != nil {
-		return nil, err
+	command := Command{Name: name, Args: args}
+	if s.cluster != nil {
+		return s.cluster.do(s.prefix+"stats", command)
 	}
-	if replies[0] == nil { // Yaegi panics at the assertion
-		return nil, nil
+	reply, err := s.client.do(command)
+	if err != nil && isReplica(err) {
+		s.client.closeIdle()
+		return s.client.do(command)
 	}
-	err, failed := replies[0].(error)
-	if failed {
-		return nil, err
-	}
-	return replies[0], nil
+	return reply, err
 }
 
 // Load implements stats.Store.
@@ -168,14 +172,35 @@ func (s *Stats) Load() (*stats.Numbers, error) {
 	return numbers, nil
 }
 
-// Memory implements stats.Store. It goes through the keyspace in small steps and gives up after scanTime.
+// Memory implements stats.Store. It goes through the keyspace, of a cluster through those of all masters, in small steps
+// and gives up after scanTime.
 func (s *Stats) Memory() (stats.Memory, error) {
+	nodes := []*Client{s.client}
+	if s.cluster != nil {
+		nodes = s.cluster.masters()
+	}
 	deadline := time.Now().Add(scanTime)
+	all := stats.Memory{Exact: true}
+	for _, node := range nodes {
+		measured, err := s.memoryOf(node, deadline)
+		all.Keys += measured.Keys
+		all.Bytes += measured.Bytes
+		all.Looked += measured.Looked / float64(len(nodes))
+		all.Exact = all.Exact && measured.Exact
+		if err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+// memoryOf measures what one server has, until the deadline.
+func (s *Stats) memoryOf(node *Client, deadline time.Time) (stats.Memory, error) {
 	measured := stats.Memory{}
 	scanning := true
 	batch := []Command{s.scan("0")}
 	for len(batch) > 0 {
-		replies, err := s.client.Batch(batch)
+		replies, err := node.Batch(batch)
 		if err != nil {
 			return measured, err
 		}
@@ -196,19 +221,9 @@ func (s *Stats) Memory() (stats.Memory, error) {
 				measured.Looked = looked(cursor)
 			}
 		}
-		for _, reply := range usages {
-			if reply == nil { // the key has expired; and Yaegi panics at the assertion
-				continue
-			}
-			err, failed := reply.(error)
-			if failed {
-				return measured, err
-			}
-			bytes, ok := reply.(int64)
-			if ok {
-				measured.Keys++
-				measured.Bytes += bytes
-			}
+		err = addUsages(&measured, usages)
+		if err != nil {
+			return measured, err
 		}
 		if scanning && time.Now().After(deadline) {
 			return measured, nil
@@ -217,6 +232,25 @@ func (s *Stats) Memory() (stats.Memory, error) {
 	measured.Looked = 1
 	measured.Exact = true
 	return measured, nil
+}
+
+// addUsages adds replies to MEMORY USAGE. A key may have expired since it was found, or gone to another node.
+func addUsages(measured *stats.Memory, usages []interface{}) error {
+	for _, reply := range usages {
+		if reply == nil { // Yaegi panics at the assertion
+			continue
+		}
+		err, failed := reply.(error)
+		if failed && !isRedirection(err) {
+			return err
+		}
+		bytes, ok := reply.(int64)
+		if ok {
+			measured.Keys++
+			measured.Bytes += bytes
+		}
+	}
+	return nil
 }
 
 func (s *Stats) scan(cursor string) Command {

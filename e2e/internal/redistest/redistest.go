@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -29,11 +30,15 @@ type Server struct {
 	Addr string    // host:port
 	Cmd  *exec.Cmd // the process that runs now, or ran last
 
-	t      testing.TB
-	path   string
-	dir    string
-	args   []string
-	exited chan struct{} // closed when Cmd is gone
+	TLSAddr string // host:port where it speaks TLS; empty: nowhere
+
+	t        testing.TB
+	path     string
+	dir      string
+	password string // that Do logs in with
+	config   string // path of a configuration file; empty: none
+	args     []string
+	exited   chan struct{} // closed when Cmd is gone
 }
 
 // Path returns where redis-server is. Without one the test is skipped, except in CI, where nothing may be skipped.
@@ -55,18 +60,35 @@ func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	s := &Server{t: t, path: Path(t), dir: t.TempDir(), args: args}
 	t.Cleanup(s.Kill)
+	s.start(func() { s.Addr = freeAddr(t) })
+	return s
+}
+
+// StartTLS is Start for a server that speaks TLS too, at TLSAddr, with a certificate for its address, and only to clients
+// with a certificate of ca.
+func StartTLS(t testing.TB, ca *Authority, args ...string) *Server {
+	t.Helper()
+	s := &Server{t: t, path: Path(t), dir: t.TempDir()}
+	t.Cleanup(s.Kill)
+	cert, key := ca.Issue("127.0.0.1")
+	s.start(func() {
+		s.Addr, s.TLSAddr = freeAddr(t), freeAddr(t)
+		_, port, _ := net.SplitHostPort(s.TLSAddr)
+		s.args = append([]string{"--tls-port", port, "--tls-ca-cert-file", ca.CertFile, "--tls-cert-file", cert, "--tls-key-file", key}, args...)
+	})
+	return s
+}
+
+// start launches the server at addresses that choose finds.
+func (s *Server) start(choose func()) {
+	s.t.Helper()
 	for range attempts {
-		addr, err := freeAddr()
-		if err != nil {
-			t.Fatalf("find a free port for redis-server: %v", err)
-		}
-		s.Addr = addr
+		choose()
 		if s.launch() {
-			return s
+			return
 		}
 	}
-	t.Fatalf("redis-server found each of %d free ports taken", attempts)
-	return nil
+	s.t.Fatalf("redis-server found each of %d free ports taken", attempts)
 }
 
 // Restart runs the server again, empty, at the address that it had before Stop or Kill.
@@ -143,7 +165,7 @@ func (s *Server) Do(args ...string) string {
 }
 
 func (s *Server) do(args ...string) (any, error) {
-	conn, err := redis.Dial("tcp", s.Addr,
+	conn, err := redis.Dial("tcp", s.Addr, redis.DialPassword(s.password),
 		redis.DialConnectTimeout(stopTimeout), redis.DialReadTimeout(stopTimeout), redis.DialWriteTimeout(stopTimeout))
 	if err != nil {
 		return nil, err
@@ -173,6 +195,9 @@ func text(reply any) string {
 	}
 }
 
+// ready is what a server and a sentinel write when they listen.
+var ready = regexp.MustCompile("eady to accept connections|Sentinel ID is")
+
 // launch runs the process and waits until it answers; false means that somebody else has the port.
 func (s *Server) launch() bool {
 	s.t.Helper()
@@ -194,8 +219,15 @@ func (s *Server) launch() bool {
 		return out
 	}
 
-	args := []string{"--port", port, "--bind", host, "--dir", s.dir, "--save", "", "--appendonly", "no"}
-	cmd := exec.Command(s.path, append(args, s.args...)...)
+	args := []string{"--port", port, "--bind", host, "--dir", s.dir}
+	if s.config == "" {
+		args = append(args, "--save", "", "--appendonly", "no")
+	}
+	args = append(args, s.args...)
+	if s.config != "" {
+		args = append([]string{s.config}, args...)
+	}
+	cmd := exec.Command(s.path, args...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	dieWithParent(cmd)
 	exited := make(chan struct{})
@@ -219,7 +251,7 @@ func (s *Server) launch() bool {
 
 	// Its own log says that the port is its own; an answer to PING could be another server's.
 	for end := time.Now().Add(startTimeout); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if bytes.Contains(log(), []byte("eady to accept connections")) && s.answers() {
+		if ready.Match(log()) && s.answers() {
 			return true
 		}
 		select {
@@ -255,14 +287,15 @@ func FreePort() (int, error) {
 }
 
 // freeAddr returns a free address whose port is low enough for a cluster bus, which listens 10000 above it.
-func freeAddr() (string, error) {
+func freeAddr(t testing.TB) string {
+	t.Helper()
 	for {
 		port, err := FreePort()
 		if err != nil {
-			return "", err
+			t.Fatalf("find a free port for redis-server: %v", err)
 		}
 		if port <= 55535 {
-			return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), nil
+			return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 		}
 	}
 }

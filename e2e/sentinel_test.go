@@ -1,0 +1,86 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/example/traefik-idem/e2e/internal/hosts"
+	"github.com/example/traefik-idem/e2e/internal/redistest"
+	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/store/storetest"
+)
+
+// behindSentinels are the settings for the group's master. One of the endpoints is of nobody.
+func behindSentinels(g *redistest.Group) map[string]any {
+	return map[string]any{
+		"endpoints": append([]string{"127.0.0.1:1"}, g.Endpoints()...),
+		"password":  redistest.GroupPassword,
+		"sentinel":  map[string]any{"masterName": redistest.MasterName, "password": redistest.SentinelPassword},
+	}
+}
+
+func TestStoreInARealRedisBehindSentinelsConforms(t *testing.T) {
+	g := redistest.StartGroup(t, 1)
+	storetest.Run(t, func(t *testing.T) storetest.Subject {
+		g.Servers[0].Do("FLUSHDB")
+		client := redisclient.New(redisclient.Options{
+			Address: strings.Join(g.Endpoints(), ","), Password: redistest.GroupPassword, DialTimeout: hour, ReadTimeout: hour, WriteTimeout: hour,
+			Sentinel: redisclient.Sentinel{MasterName: redistest.MasterName, Password: redistest.SentinelPassword}})
+		t.Cleanup(client.Close)
+		return storetest.Redis(redisclient.NewKeys(client, "idem"), g.Servers[0].Pass)
+	})
+}
+
+// changes are the ways in which a group gets another master. The old one is gone, deaf for a while, or a replica.
+var changes = map[string]func(g *redistest.Group, old *redistest.Server){
+	"killed": func(_ *redistest.Group, old *redistest.Server) { old.Kill() },
+	"paused": func(_ *redistest.Group, old *redistest.Server) { old.Pause() },
+	"asked":  func(g *redistest.Group, _ *redistest.Server) { g.Failover() },
+}
+
+// TestAnotherMaster has every record at the replicas before another master is made: not one may be missed.
+func TestAnotherMaster(t *testing.T) {
+	onEveryHost(t, func(t *testing.T, host hosts.Host) {
+		for name, change := range changes {
+			t.Run(name, func(t *testing.T) {
+				g := redistest.StartGroup(t, 2)
+				old := g.Servers[0]
+				s := overRedis(t, host, behindSentinels(g))
+				before := s.do(post("/", "before"))
+				s.want(before, 201, "first")
+				old.AwaitReplicas(2)
+				change(g, old)
+				master := g.Promoted(old)
+				promoted := time.Now()
+				for keysIn(master) < 2 { // until this one has a key that comes now
+					s.do(post("/", unusedKey()))
+				}
+				t.Logf("followed %s after the promotion", time.Since(promoted).Round(time.Millisecond))
+				s.wantReplay(before, s.do(post("/", "before")))
+				s.wantRun("after")
+				old.Resume()
+				s.wantRun("later")
+				s.awaitLog("another Redis is the master now")
+				s.noneTwice()
+			})
+		}
+	})
+}
+
+// TestADemotedMasterIsLeft has a server made a replica behind the back of the plugin's connections, and of the sentinels.
+func TestADemotedMasterIsLeft(t *testing.T) {
+	onEveryHost(t, func(t *testing.T, host hosts.Host) {
+		first, second := redistest.Start(t), redistest.Start(t)
+		detour := newFront(t, first.Addr)
+		s := overRedis(t, host, map[string]any{"endpoints": detour.addr})
+		s.wantRun("before")
+		ip, port, _ := strings.Cut(second.Addr, ":")
+		first.Do("REPLICAOF", ip, port)
+		detour.target.Store(second.Addr)
+		s.wantRun("after") // not one request fails
+		if n := second.Do("DBSIZE"); n != "1" {
+			t.Errorf("%s keys at the new master, want 1", n)
+		}
+	})
+}

@@ -1,0 +1,229 @@
+package redisclient
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/gomodule/redigo/redis"
+)
+
+// TLS says how connections to Redis are encrypted. CA, Cert and Key are the path of a file, which is read at every connect
+// so that a renewed certificate needs no restart, or PEM text.
+type TLS struct {
+	Enabled            bool
+	CA                 string // certificates that sign the server's; empty: those of the system
+	Cert, Key          string // of the client; empty: none
+	ServerName         string // that the server's certificate has to bear; empty: the host of the address
+	InsecureSkipVerify bool   // take any certificate
+}
+
+// pemBegin is what tells PEM text from the path of a file.
+const pemBegin = "-----BEGIN "
+
+// IsPEM tells whether a setting is PEM text and not a path.
+func IsPEM(value string) bool { return strings.Contains(value, pemBegin) }
+
+// errNoCertificate is the error for a CA without any.
+var errNoCertificate = errors.New("there is no PEM certificate in it")
+
+// Roots returns the certificates of t.CA, nil if it is empty.
+func (t *TLS) Roots() (*x509.CertPool, error) {
+	if t.CA == "" {
+		return nil, nil
+	}
+	data, err := pemOf(t.CA)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(data) {
+		return nil, errNoCertificate
+	}
+	return pool, nil
+}
+
+// Certificates returns the client's certificate, none if t.Cert is empty.
+func (t *TLS) Certificates() ([]tls.Certificate, error) {
+	if t.Cert == "" {
+		return nil, nil
+	}
+	cert, err := pemOf(t.Cert)
+	if err != nil {
+		return nil, err
+	}
+	key, err := pemOf(t.Key)
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, err
+	}
+	return []tls.Certificate{pair}, nil
+}
+
+func pemOf(value string) ([]byte, error) {
+	if IsPEM(value) {
+		return []byte(value), nil
+	}
+	return os.ReadFile(value)
+}
+
+// encrypt makes the TLS handshake over conn, which it closes if that fails.
+func encrypt(opts *Options, conn net.Conn, address string) (net.Conn, error) {
+	roots, err := opts.TLS.Roots()
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("CA of Redis: %w", err)
+	}
+	certificates, err := opts.TLS.Certificates()
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("client certificate for Redis: %w", err)
+	}
+	name := opts.TLS.ServerName
+	if name == "" {
+		name = hostOf(address)
+	}
+	secure := tls.Client(conn, &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		RootCAs:            roots,
+		Certificates:       certificates,
+		ServerName:         name,
+		InsecureSkipVerify: opts.TLS.InsecureSkipVerify, //nolint:gosec // as configured
+	})
+	_ = conn.SetDeadline(time.Now().Add(opts.DialTimeout))
+	err = secure.HandshakeContext(context.Background())
+	_ = conn.SetDeadline(time.Time{})
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("TLS with %s: %w", address, err)
+	}
+	return secure, nil
+}
+
+// dial connects l.
+func dial(c *Client, l *lane) error {
+	if c.master != nil {
+		return dialMaster(c, l)
+	}
+	return open(c, l, c.opts.Address)
+}
+
+// open connects l to address.
+func open(c *Client, l *lane, address string) error {
+	l.address = address
+	netConn, err := reach(&c.opts, address)
+	if err != nil {
+		return err
+	}
+	if c.master != nil && !c.master.enlist(l, netConn, address) {
+		_ = netConn.Close()
+		return errNotMaster
+	}
+	conn, err := login(&c.opts, netConn)
+	if err != nil {
+		return err
+	}
+	l.conn = conn
+	l.net = netConn
+	l.reader = bufio.NewReader(netConn)
+	return nil
+}
+
+// connect opens a connection to address that belongs to no lane.
+func connect(opts *Options, address string) (redis.Conn, error) {
+	netConn, err := reach(opts, address)
+	if err != nil {
+		return nil, err
+	}
+	return login(opts, netConn)
+}
+
+// reach opens a connection to address. redigo's own Dial is not used, since it logs in through a select statement.
+func reach(opts *Options, address string) (net.Conn, error) {
+	dialer := &net.Dialer{Timeout: opts.DialTimeout}
+	conn, err := dialer.DialContext(context.Background(), "tcp", address)
+	if err == nil && opts.TLS.Enabled {
+		return encrypt(opts, conn, address)
+	}
+	return conn, err
+}
+
+// login makes the connection one for commands. It closes it if that fails.
+func login(opts *Options, netConn net.Conn) (redis.Conn, error) {
+	conn := redis.NewConn(netConn, opts.ReadTimeout, opts.WriteTimeout)
+	err := authenticate(opts, conn)
+	if err == nil && opts.DB != 0 {
+		_, err = conn.Do("SELECT", opts.DB)
+		if err != nil {
+			err = fmt.Errorf("SELECT %d: %w", opts.DB, err)
+		}
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+var errNoPassword = errors.New("AUTH: the password file is empty")
+
+func authenticate(opts *Options, conn redis.Conn) error {
+	password := opts.Password
+	if opts.PasswordFile != "" {
+		data, err := os.ReadFile(opts.PasswordFile)
+		if err != nil {
+			return err
+		}
+		password = strings.TrimRight(string(data), "\r\n")
+		if password == "" { // not a reason to come in as somebody else
+			return errNoPassword
+		}
+	}
+	if password == "" {
+		return nil
+	}
+	args := []interface{}{password}
+	if opts.Username != "" {
+		args = []interface{}{opts.Username, password}
+	}
+	_, err := conn.Do("AUTH", args...)
+	if err != nil {
+		return fmt.Errorf("AUTH: %w", err)
+	}
+	return nil
+}
+
+// warm opens connections in advance, n at the most. A failure is left to the first command, which reports it.
+func (c *Client) warm(n int) {
+	defer recovered("opening connections to Redis")
+	for i := 0; i < n && i < c.opts.MinIdleConns; i++ {
+		c.warmOne()
+	}
+}
+
+// warmOne connects the next free lane.
+func (c *Client) warmOne() {
+	l := <-c.lanes
+	defer giveBack(c, l)
+	if l.conn == nil {
+		_ = dial(c, l)
+	}
+}
+
+// recovered ends a panic in a goroutine of the plugin, which would end Traefik.
+func recovered(doing string) {
+	if p := recover(); p != nil {
+		log.Printf("level=error msg=%q cause=%q", doing+" failed", p)
+	}
+}
