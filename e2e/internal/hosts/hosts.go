@@ -41,6 +41,11 @@ type Site struct {
 	logs func() string
 }
 
+// At returns the site called name at addr, of a host that somebody else runs.
+func At(addr, name string, logs func() string) *Site {
+	return &Site{Addr: addr, Name: name, logs: logs}
+}
+
 // URL returns the address of path on the site. It must be asked for with the site's Client.
 func (s *Site) URL(path string) string { return "http://" + s.Name + path }
 
@@ -330,8 +335,8 @@ const probeHeader = "X-Site-Probe"
 // IsProbe tells whether r only asks whether the site is there.
 func IsProbe(r *http.Request) bool { return r.Header.Get(probeHeader) != "" }
 
-// served tells whether the site answers with something else than Traefik's 404.
-func (s *Site) served() bool {
+// Served tells whether the site answers with something else than Traefik's 404.
+func (s *Site) Served() bool {
 	request, _ := http.NewRequest(http.MethodOptions, s.URL("/"), nil)
 	request.Header.Set(probeHeader, "yes")
 	client := s.Client()
