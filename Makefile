@@ -3,7 +3,7 @@ TRAEFIK_VERSION ?= 3.6.12
 GOLANGCI_VERSION := v2.12.2
 TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
 # Yaegi itself has races, and these tests have no part of their own for the compiled plugin.
-NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared
+NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared|Example
 LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
 # Its cache names files by the path of the checkout that filled it: one cache for each.
 export GOLANGCI_LINT_CACHE := $(CURDIR)/.build/lint-cache
@@ -46,10 +46,10 @@ $(LINT):
 	@mv .build/golangci-lint $@
 
 tools: ## what the tests need beyond Go; in CI nothing may be missing
-	@for tool in redis-server curl wrk chromium npm; do \
-		command -v $$tool >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-			apt-get update -q && apt-get install -y -q $$tool; } || \
-			echo "$$tool is missing and cannot be installed here: the tests that need it are skipped"; \
+	@for tool in redis-server curl wrk chromium npm $(if $(CI),dockerd=docker.io docker-compose); do \
+		command -v $${tool%=*} >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+			apt-get update -q && apt-get install -y -q $${tool#*=}; } || \
+			echo "$${tool%=*} is missing and cannot be installed here: the tests that need it are skipped"; \
 	done
 
 screenshots: tools traefik ## pictures of the statistics page for the README
