@@ -2,35 +2,44 @@
 TRAEFIK_VERSION ?= 3.6.12
 GOLANGCI_VERSION := v2.12.2
 TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
+OLDEST := .build/traefik-3.0.0
 # Yaegi itself has races, and these tests have no part of their own for the compiled plugin.
-NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared|Example
+NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared|Example|ModuleMoves
+MODULE := $(shell sed -n 's/^module //p' go.mod)
 LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
 # Its cache names files by the path of the checkout that filled it: one cache for each.
 export GOLANGCI_LINT_CACHE := $(CURDIR)/.build/lint-cache
 
-.PHONY: demo test traefik vendor lint bench bench-quick screenshots tools
+.PHONY: demo test traefik vendor module lint bench bench-quick screenshots tools
 
 demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis
 	@cd e2e && go build -o ../.build/demo ./cmd/demo && ../.build/demo -redis "$(REDIS)"
 
-test: tools traefik lint ## all tests
+test: tools traefik $(OLDEST) lint ## all tests
 	go test -race ./...
 	cd e2e && go test -race -timeout 20m -run '/^compiled' -skip '$(NOT_RACED)' .
 	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -timeout 40m ./...
+	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(OLDEST) go test -timeout 20m -run '/^traefik' -skip '$(NOT_RACED)' .
+	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) TRAEFIK_FAST_PROXY=yes go test -timeout 20m -run '/^traefik' -skip '$(NOT_RACED)' .
 
 traefik: $(TRAEFIK) ## Traefik from its module, about 5 minutes the first time
 
-$(TRAEFIK):
-	@echo "building Traefik $(TRAEFIK_VERSION) from its module: about 5 minutes the first time"
+.build/traefik-%:
+	@echo "building Traefik $* from its module: about 5 minutes the first time"
 	@mkdir -p .build
-	@dir=$$(go mod download -json github.com/traefik/traefik/v3@v$(TRAEFIK_VERSION) | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p') && \
-	cd "$$dir" && go build -v -trimpath -ldflags "-s -w -X github.com/traefik/traefik/v3/pkg/version.Version=$(TRAEFIK_VERSION)" \
+	@dir=$$(go mod download -json github.com/traefik/traefik/v3@v$* | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p') && \
+	cd "$$dir" && go build -v -trimpath -ldflags "-s -w -X github.com/traefik/traefik/v3/pkg/version.Version=$*" \
 		-o "$(CURDIR)/$@" ./cmd/traefik 2>&1 | awk '{ printf "\r%5d packages built", NR; fflush() } END { print "" }'
 	@test -x $@
 
 vendor: ## vendor/ = go mod vendor + patches/redigo.patch
 	go mod vendor
 	git apply --directory=vendor/github.com/gomodule/redigo patches/redigo.patch
+
+module: ## moves the module to the path of whoever publishes it: make module NEW=github.com/you/traefik-idem
+	@test -n "$(NEW)" || { echo "make module NEW=github.com/you/traefik-idem"; exit 1; }
+	git ls-files -z ':!vendor' | xargs -0 grep -lZF $(MODULE) | xargs -0 sed -i 's|$(MODULE)|$(NEW)|g'
+	gofmt -w $$(git ls-files '*.go' ':!vendor')
 
 lint: $(LINT)
 	@test -z "$$(gofmt -l $$(git ls-files '*.go' ':!vendor'))" || { gofmt -l $$(git ls-files '*.go' ':!vendor'); exit 1; }

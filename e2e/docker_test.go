@@ -65,9 +65,9 @@ func engine(t *testing.T) (own bool) {
 	return true
 }
 
-// image makes an image of one program of this machine, which is called as in there, and the libraries that it loads. An
+// dockerImage makes an image of one program of this machine, which is called as in there, and the libraries that it loads. An
 // image of that name that is there already stays and is used.
-func image(t *testing.T, name, program, as string, changes ...string) {
+func dockerImage(t *testing.T, name, program, as string, changes ...string) {
 	t.Helper()
 	_, err := docker(t.Context(), "image", "inspect", name)
 	if err == nil {
@@ -112,9 +112,9 @@ func exampleImages(t *testing.T) {
 	t.Helper()
 	sample := filepath.Join(t.TempDir(), "payments")
 	run(t, ".", "env", "CGO_ENABLED=0", "go", "build", "-o", sample, "./cmd/payments")
-	image(t, "traefik:v3.6", hosts.Binary(t), "traefik", `ENTRYPOINT ["traefik"]`)
-	image(t, "redis:8", redistest.Path(t), "redis-server")
-	image(t, "traefik-idem-payments", sample, "payments", `ENTRYPOINT ["payments"]`)
+	dockerImage(t, "traefik:v3.6", hosts.Binary(t), "traefik", `ENTRYPOINT ["traefik"]`)
+	dockerImage(t, "redis:8", redistest.Path(t), "redis-server")
+	dockerImage(t, "traefik-idem-payments", sample, "payments", `ENTRYPOINT ["payments"]`)
 }
 
 // override writes a file that is laid over an example's, and adds labels to its service payments: for Compose, or under

@@ -28,6 +28,7 @@ import (
 	"github.com/traefik/yaegi/stdlib"
 
 	idem "github.com/example/traefik-idem"
+	"github.com/example/traefik-idem/e2e/internal/launch"
 )
 
 // Settings are a plugin configuration as it stands in a dynamic configuration file.
@@ -264,12 +265,12 @@ func Builders(t testing.TB) map[string]Builder {
 
 // LinkPlugin puts the plugin's source under src, a GOPATH's.
 func LinkPlugin(src string) error {
-	parent := filepath.Join(src, "github.com", "example")
-	err := os.MkdirAll(parent, 0o755)
+	link := filepath.Join(src, filepath.FromSlash(launch.Module))
+	err := os.MkdirAll(filepath.Dir(link), 0o755)
 	if err != nil {
 		return err
 	}
-	return os.Symlink(Root(), filepath.Join(parent, "traefik-idem"))
+	return os.Symlink(Root(), link)
 }
 
 // Interpret loads the plugin from goPath as Traefik's pkg/plugins does.
