@@ -2,23 +2,27 @@
 TRAEFIK_VERSION ?= 3.6.12
 GOLANGCI_VERSION := v2.12.2
 TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
+OLDEST := .build/traefik-3.0.0
 # Yaegi itself has races, and these tests have no part of their own for the compiled plugin.
-NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared|Linearizable|Soak
+NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared|Linearizable|Soak|Example|ModuleMoves
 FUZZTIME ?= 30s
 SOAK ?= 10m
+MODULE := $(shell sed -n 's/^module //p' go.mod)
 LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
 # Its cache names files by the path of the checkout that filled it: one cache for each.
 export GOLANGCI_LINT_CACHE := $(CURDIR)/.build/lint-cache
 
-.PHONY: demo test fuzz soak traefik vendor lint bench bench-quick screenshots tools
+.PHONY: demo test fuzz soak traefik vendor module lint bench bench-quick screenshots tools
 
 demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis
 	@cd e2e && go build -o ../.build/demo ./cmd/demo && ../.build/demo -redis "$(REDIS)"
 
-test: tools traefik lint ## all tests, but for fuzzing and the soak
+test: tools traefik $(OLDEST) lint ## all tests, but for fuzzing and the soak
 	go test -race ./...
 	cd e2e && go test -race -timeout 20m -run '/^compiled' -skip '$(NOT_RACED)' .
 	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -timeout 40m -skip Soak ./...
+	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(OLDEST) go test -timeout 20m -run '/^traefik' -skip '$(NOT_RACED)' .
+	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) TRAEFIK_FAST_PROXY=yes go test -timeout 20m -run '/^traefik' -skip '$(NOT_RACED)' .
 
 fuzz: ## every fuzz target for FUZZTIME
 	@for module in . e2e; do \
@@ -36,17 +40,22 @@ soak: tools traefik ## mixed traffic, reloads, restarts of Redis for SOAK; what 
 
 traefik: $(TRAEFIK) ## Traefik from its module, about 5 minutes the first time
 
-$(TRAEFIK):
-	@echo "building Traefik $(TRAEFIK_VERSION) from its module: about 5 minutes the first time"
+.build/traefik-%:
+	@echo "building Traefik $* from its module: about 5 minutes the first time"
 	@mkdir -p .build
-	@dir=$$(go mod download -json github.com/traefik/traefik/v3@v$(TRAEFIK_VERSION) | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p') && \
-	cd "$$dir" && go build -v -trimpath -ldflags "-s -w -X github.com/traefik/traefik/v3/pkg/version.Version=$(TRAEFIK_VERSION)" \
+	@dir=$$(go mod download -json github.com/traefik/traefik/v3@v$* | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p') && \
+	cd "$$dir" && go build -v -trimpath -ldflags "-s -w -X github.com/traefik/traefik/v3/pkg/version.Version=$*" \
 		-o "$(CURDIR)/$@" ./cmd/traefik 2>&1 | awk '{ printf "\r%5d packages built", NR; fflush() } END { print "" }'
 	@test -x $@
 
 vendor: ## vendor/ = go mod vendor + patches/redigo.patch
 	go mod vendor
 	git apply --directory=vendor/github.com/gomodule/redigo patches/redigo.patch
+
+module: ## moves the module to the path of whoever publishes it: make module NEW=github.com/you/traefik-idem
+	@test -n "$(NEW)" || { echo "make module NEW=github.com/you/traefik-idem"; exit 1; }
+	git ls-files -z ':!vendor' | xargs -0 grep -lZF $(MODULE) | xargs -0 sed -i 's|$(MODULE)|$(NEW)|g'
+	gofmt -w $$(git ls-files '*.go' ':!vendor')
 
 lint: $(LINT)
 	@test -z "$$(gofmt -l $$(git ls-files '*.go' ':!vendor'))" || { gofmt -l $$(git ls-files '*.go' ':!vendor'); exit 1; }
@@ -62,10 +71,10 @@ $(LINT):
 	@mv .build/golangci-lint $@
 
 tools: ## what the tests need beyond Go; in CI nothing may be missing
-	@for tool in redis-server curl wrk chromium npm; do \
-		command -v $$tool >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-			apt-get update -q && apt-get install -y -q $$tool; } || \
-			echo "$$tool is missing and cannot be installed here: the tests that need it are skipped"; \
+	@for tool in redis-server curl wrk chromium npm $(if $(CI),dockerd=docker.io docker-compose); do \
+		command -v $${tool%=*} >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+			apt-get update -q && apt-get install -y -q $${tool#*=}; } || \
+			echo "$${tool%=*} is missing and cannot be installed here: the tests that need it are skipped"; \
 	done
 
 screenshots: tools traefik ## pictures of the statistics page for the README

@@ -1,20 +1,9 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
-	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"reflect"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/traefik/yaegi/interp"
-	"github.com/traefik/yaegi/stdlib"
-	"gopkg.in/yaml.v3"
 
 	"github.com/example/traefik-idem/e2e/internal/decode"
 	"github.com/example/traefik-idem/e2e/internal/hosts"
@@ -102,88 +91,4 @@ func TestTOML(t *testing.T) {
 	s.want(first, 201, "first")
 	s.wantReplay(first, s.do(post("/", "", "Idempotency-Key", "abc")))
 	s.wantProblem(s.do(post("/", "", "Idempotency-Key", "1234567890123")), 400, "invalid-key", "invalid")
-}
-
-// TestCatalog does what the Plugin Catalog's analyzer does, with the archive that a release is.
-func TestCatalog(t *testing.T) {
-	goPath := t.TempDir()
-	source := filepath.Join(goPath, "src", "github.com", "example", "traefik-idem")
-	err := os.MkdirAll(source, 0o755)
-	if err != nil {
-		t.Fatal(err)
-	}
-	unpack := exec.Command("bash", "-o", "pipefail", "-c", `git archive HEAD | tar -x -C "$0"`, source)
-	unpack.Dir = hosts.Root()
-	out, err := unpack.CombinedOutput()
-	if err != nil {
-		t.Fatalf("git archive: %v\n%s", err, out)
-	}
-	for _, name := range []string{"e2e", "docs", "patches", "Makefile", "store/storetest", "vendor/github.com/alicebob"} {
-		_, err := os.Stat(filepath.Join(source, name))
-		if err == nil {
-			t.Errorf("the release has %s, which nobody needs at run time", name)
-		}
-	}
-	module, err := os.ReadFile(filepath.Join(source, "go.mod"))
-	if err != nil || !strings.HasPrefix(string(module), "module github.com/example/traefik-idem\n") || strings.Contains(string(module), "traefik/yaegi") || strings.Contains(string(module), "traefik/traefik") {
-		t.Errorf("go.mod: %v\n%s", err, module)
-	}
-	var manifest struct {
-		DisplayName string         `yaml:"displayName"`
-		Type        string         `yaml:"type"`
-		Import      string         `yaml:"import"`
-		BasePkg     string         `yaml:"basePkg"`
-		Summary     string         `yaml:"summary"`
-		TestData    hosts.Settings `yaml:"testData"`
-	}
-	data, err := os.ReadFile(filepath.Join(source, ".traefik.yml"))
-	if err == nil {
-		err = yaml.Unmarshal(data, &manifest)
-	}
-	if err != nil || manifest.DisplayName == "" || manifest.Type != "middleware" || manifest.Import != "github.com/example/traefik-idem" || manifest.BasePkg != "idem" || manifest.Summary == "" || len(manifest.TestData) == 0 {
-		t.Fatalf("manifest: %v %+v", err, manifest)
-	}
-
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second) // the analyzer's
-	defer cancel()
-	begin := time.Now()
-	i := interp.New(interp.Options{GoPath: goPath})
-	err = i.Use(stdlib.Symbols)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = i.EvalWithContext(ctx, fmt.Sprintf("import %q", manifest.Import))
-	if err != nil {
-		t.Fatalf("import: %v", err)
-	}
-	config, err := i.EvalWithContext(ctx, manifest.BasePkg+".CreateConfig()")
-	if err != nil {
-		t.Fatalf("CreateConfig: %v", err)
-	}
-	err = decode.Settings(manifest.TestData, config.Interface())
-	if err != nil {
-		t.Fatalf("testData: %v", err)
-	}
-	fnNew, err := i.EvalWithContext(ctx, manifest.BasePkg+".New")
-	if err != nil {
-		t.Fatalf("New: %v", err)
-	}
-	kind := fnNew.Type()
-	for i, want := range []reflect.Type{reflect.TypeFor[context.Context](), reflect.TypeFor[http.Handler](), config.Type(), reflect.TypeFor[string]()} {
-		if kind.NumIn() != 4 || kind.In(i) != want {
-			t.Fatalf("New is a %v; argument %d should be a %v", kind, i, want)
-		}
-	}
-	if kind.NumOut() != 2 || kind.Out(0) != reflect.TypeFor[http.Handler]() || kind.Out(1) != reflect.TypeFor[error]() {
-		t.Fatalf("New is a %v", kind)
-	}
-	results := fnNew.Call([]reflect.Value{reflect.ValueOf(ctx), reflect.ValueOf(http.NotFoundHandler()), config, reflect.ValueOf("test")})
-	if !results[1].IsNil() {
-		t.Fatalf("New: %v", results[1])
-	}
-	_, ok := results[0].Interface().(http.Handler)
-	if !ok {
-		t.Errorf("New returns a %T", results[0].Interface())
-	}
-	t.Logf("loaded from the release in %s", time.Since(begin).Round(time.Millisecond))
 }

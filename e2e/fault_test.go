@@ -114,10 +114,13 @@ func TestAnUnknownOutcomeIsHeld(t *testing.T) {
 				return false
 			})
 			s := rawSite(t, e, b, hosts.Settings{"ttl": "50s", "retryableStatuses": "500-504"})
-			first := s.send(post("/", "k"))
+			first, calls := s.send(post("/", "k")), int64(1)
 			switch {
-			case c.status == 0 && first.err == nil:
-				t.Errorf("%s: the client sees a whole answer: %d %q", name, first.status, first.body)
+			case c.status == 0 && first.err == nil: // Traefik 3.0 ends a broken answer as if it were whole, also without the plugin
+				calls++
+				if s.send(post("/", "")).err != nil {
+					t.Errorf("%s: the client sees a whole answer: %d %q", name, first.status, first.body)
+				}
 			case c.status != 0 && (first.status != c.status || first.header.Get("Decision") != "unknown"):
 				t.Errorf("%s: first answer %d %q %v, want %d unknown", name, first.status, first.header.Get("Decision"), first.err, c.status)
 			}
@@ -128,7 +131,7 @@ func TestAnUnknownOutcomeIsHeld(t *testing.T) {
 			if seconds < 1 || seconds > 50 {
 				t.Errorf("%s: Retry-After %q with a ttl of 50 s", name, again.header.Get("Retry-After"))
 			}
-			b.calls(t, 1)
+			b.calls(t, calls)
 		}
 		b := newRawBackend(t, func(net.Conn, int64, *http.Request) bool { return false })
 		s := rawSite(t, e, b, hosts.Settings{"onUnknown": "release"})

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,8 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -267,4 +270,67 @@ func TestTrailers(t *testing.T) {
 			t.Errorf("replay %q %v", again.body, again.header)
 		}
 	})
+}
+
+// TestEntryPointsAndClients has one key from clients of every kind, at plain and at HTTPS entry points, with and without
+// experimental.fastProxy.
+func TestEntryPointsAndClients(t *testing.T) {
+	for name, experimental := range map[string]string{"proxy": "", "fastProxy": "fastProxy: {}, "} {
+		t.Run(name, func(t *testing.T) {
+			web, secure, dir := freeAddress(t), freeAddress(t), t.TempDir()
+			b := newBackend(t, created)
+			for file, text := range map[string]string{
+				"traefik.yml": fmt.Sprintf(`
+entryPoints: {web: {address: %q}, websecure: {address: %q, http: {tls: {}}}}
+providers: {file: {filename: dynamic.yml}}
+experimental: {%slocalPlugins: {idem: {moduleName: github.com/example/traefik-idem}}}
+`, web, secure, experimental),
+				"dynamic.yml": fmt.Sprintf(`
+http:
+  routers: {shop: {rule: Host("shop.test"), service: shop, middlewares: [idem]}}
+  services: {shop: {loadBalancer: {servers: [{url: %q}]}}}
+  middlewares: {idem: {plugin: {idem: {statusHeader: Decision}}}}
+`, b.URL),
+			} {
+				err := os.WriteFile(filepath.Join(dir, file), []byte(strings.ReplaceAll(text, `"shop.test"`, "`shop.test`")), 0o600)
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			plain := hosts.Run(t, dir, "traefik.yml", web, "shop.test")
+			var first answer
+			for i, kind := range []struct {
+				addr, scheme string
+				protocol     int // major version of HTTP
+			}{{web, "http", 1}, {web, "http", 2}, {secure, "https", 1}, {secure, "https", 2}} {
+				s := siteOf(t, hosts.At(kind.addr, plain.Name, plain.Logs), b)
+				transport := s.client.Transport.(*http.Transport)
+				transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
+				var protocols http.Protocols
+				protocols.SetHTTP1(kind.protocol == 1)
+				protocols.SetHTTP2(kind.protocol == 2)
+				protocols.SetUnencryptedHTTP2(kind.protocol == 2 && kind.scheme == "http")
+				transport.Protocols = &protocols
+				request := s.request(post("/", "k"))
+				request.URL.Scheme = kind.scheme
+				response, err := s.client.Do(request)
+				if err != nil {
+					t.Fatalf("%v: %v", kind, err)
+				}
+				body, err := io.ReadAll(response.Body)
+				_ = response.Body.Close()
+				if response.ProtoMajor != kind.protocol {
+					t.Errorf("%v: answered over %s", kind, response.Proto)
+				}
+				a := answer{response.StatusCode, response.Header, body, err}
+				if i == 0 {
+					first = a
+					s.want(first, 201, "first")
+				} else {
+					s.wantReplay(first, a)
+				}
+			}
+			siteOf(t, plain, b).calls(1)
+		})
+	}
 }

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"log"
@@ -14,12 +13,11 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"github.com/example/traefik-idem/e2e/internal/launch"
+	"github.com/example/traefik-idem/e2e/internal/payments"
 )
 
 func main() {
@@ -58,12 +56,11 @@ func demo(ctx context.Context, redis string) error {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 
-	payments := &backend{}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: payments.routes()}
+	server := &http.Server{Handler: payments.Handler()}
 	defer server.Close()
 	go func() { _ = server.Serve(listener) }()
 
@@ -167,63 +164,4 @@ func writeFiles(dir, root, entry, backend, redis string) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(dir, "dynamic.yml"), fmt.Appendf(nil, dynamicConfiguration, backend, redis), 0o600)
-}
-
-// backend is the payments service.
-type backend struct {
-	mu       sync.Mutex // guards everything below
-	calls    int
-	payments []payment
-}
-
-type payment struct {
-	ID      string      `json:"id"`
-	Amount  json.Number `json:"amount"`
-	Created time.Time   `json:"created"`
-}
-
-func (b *backend) routes() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", b.page)
-	mux.HandleFunc("POST /api/payments/{$}", b.pay)
-	return mux
-}
-
-// pay creates a payment, which takes a second.
-func (b *backend) pay(w http.ResponseWriter, r *http.Request) {
-	var p payment
-	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&p)
-	b.mu.Lock()
-	b.calls++
-	call := b.calls
-	b.mu.Unlock()
-	log.Printf("backend: call %d  %s %s amount %s", call, r.Method, r.URL.Path, p.Amount)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	time.Sleep(time.Second)
-	p.ID = "pay-" + strconv.Itoa(call)
-	p.Created = time.Now().Round(time.Millisecond)
-	b.mu.Lock()
-	b.payments = append(b.payments, p)
-	b.mu.Unlock()
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusCreated)
-	_ = json.NewEncoder(w).Encode(p) // a client that has gone needs no answer
-}
-
-// page tells how often the backend was really called.
-func (b *backend) page(w http.ResponseWriter, _ *http.Request) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var text strings.Builder
-	fmt.Fprintf(&text, "calls of the backend: %d\n", b.calls)
-	const shown = 10
-	for i := len(b.payments) - 1; i >= 0 && i >= len(b.payments)-shown; i-- {
-		p := b.payments[i]
-		fmt.Fprintf(&text, "%s  %s  amount %s\n", p.Created.Format(time.TimeOnly), p.ID, p.Amount)
-	}
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = w.Write([]byte(text.String())) // likewise
 }

@@ -28,6 +28,7 @@ import (
 
 	idem "github.com/example/traefik-idem"
 	"github.com/example/traefik-idem/e2e/internal/decode"
+	"github.com/example/traefik-idem/e2e/internal/launch"
 )
 
 // Settings are a plugin configuration as it stands in a dynamic configuration file.
@@ -39,6 +40,11 @@ type Site struct {
 	Name string // host name to ask for
 
 	logs func() string
+}
+
+// At returns the site called name at addr, of a host that somebody else runs.
+func At(addr, name string, logs func() string) *Site {
+	return &Site{Addr: addr, Name: name, logs: logs}
 }
 
 // URL returns the address of path on the site. It must be asked for with the site's Client.
@@ -246,12 +252,12 @@ func Builders(t testing.TB) map[string]Builder {
 
 // LinkPlugin puts the plugin's source under src, a GOPATH's.
 func LinkPlugin(src string) error {
-	parent := filepath.Join(src, "github.com", "example")
-	err := os.MkdirAll(parent, 0o755)
+	link := filepath.Join(src, filepath.FromSlash(launch.Module))
+	err := os.MkdirAll(filepath.Dir(link), 0o755)
 	if err != nil {
 		return err
 	}
-	return os.Symlink(Root(), filepath.Join(parent, "traefik-idem"))
+	return os.Symlink(Root(), link)
 }
 
 // Interpret loads the plugin from goPath as Traefik's pkg/plugins does.
@@ -317,8 +323,8 @@ const probeHeader = "X-Site-Probe"
 // IsProbe tells whether r only asks whether the site is there.
 func IsProbe(r *http.Request) bool { return r.Header.Get(probeHeader) != "" }
 
-// served tells whether the site answers with something else than Traefik's 404.
-func (s *Site) served() bool {
+// Served tells whether the site answers with something else than Traefik's 404.
+func (s *Site) Served() bool {
 	request, _ := http.NewRequest(http.MethodOptions, s.URL("/"), nil)
 	request.Header.Set(probeHeader, "yes")
 	client := s.Client()

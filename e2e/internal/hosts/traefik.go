@@ -1,6 +1,7 @@
 package hosts
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -15,6 +16,8 @@ import (
 	"time"
 
 	"gopkg.in/yaml.v3"
+
+	"github.com/example/traefik-idem/e2e/internal/launch"
 )
 
 // Traefik is the plugin in a real Traefik: one process for all tests, to which sites are added while it runs.
@@ -101,6 +104,9 @@ func Binary(t testing.TB) string {
 	return path
 }
 
+// FastProxy tells whether Traefik is to run with experimental.fastProxy: the environment variable TRAEFIK_FAST_PROXY.
+func FastProxy() bool { return os.Getenv("TRAEFIK_FAST_PROXY") != "" }
+
 // StartTraefik starts a Traefik with the plugin from this repository and stops it when the test ends.
 func StartTraefik(t testing.TB) *Process {
 	t.Helper()
@@ -130,6 +136,9 @@ func startTraefik(t testing.TB) (*Process, error) {
 		},
 		"serversTransport": map[string]any{"forwardingTimeouts": map[string]any{"responseHeaderTimeout": upstreamTimeout.String()}},
 		"experimental":     map[string]any{"localPlugins": map[string]any{"idem": map[string]any{"moduleName": "github.com/example/traefik-idem"}}},
+	}
+	if FastProxy() {
+		static["experimental"].(map[string]any)["fastProxy"] = map[string]any{}
 	}
 	data, err := yaml.Marshal(static)
 	if err != nil {
@@ -203,7 +212,7 @@ func (p *Process) Site(t testing.TB, name string) *Site {
 		t.Fatalf("Traefik refuses the site: %s", strings.Join(state.Error, "; "))
 	}
 	site := &Site{Addr: p.Addr, Name: name, logs: p.logs.String}
-	for !site.served() { // a router is listed before it is served
+	for !site.Served() { // a router is listed before it is served
 		time.Sleep(10 * time.Millisecond)
 	}
 	return site
@@ -274,6 +283,35 @@ func (p *Process) await(t testing.TB, name string) routerState {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// Run starts a Traefik in dir with the plugin and the static configuration that is called file there. It returns the
+// site called name at the entry point addr as soon as that is served, and stops Traefik when the test ends.
+func Run(t testing.TB, dir, file, addr, name string) *Site {
+	t.Helper()
+	err := LinkPlugin(filepath.Join(dir, "plugins-local", "src"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	process, err := launch.Start(context.Background(), dir, "traefik", Binary(t), "--configFile="+file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(process.Stop)
+	site := At(addr, name, func() string {
+		text, _ := os.ReadFile(process.Log) // Start made it
+		return string(text)
+	})
+	err = process.Await(context.Background(), func(context.Context) error {
+		if !site.Served() {
+			return fmt.Errorf("%s is not served", name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return site
 }
 
 func freePort(t testing.TB) string {

@@ -20,9 +20,11 @@ const (
 	// Module is the plugin's module.
 	Module = "github.com/example/traefik-idem"
 
-	traefikVersion = "3.6.12" // is built where there is no Traefik 3 on the PATH
-	startTimeout   = time.Minute
-	stopTimeout    = 10 * time.Second
+	// TraefikVersion is the version that is built where there is no Traefik 3 on the PATH, and that tests are made for.
+	TraefikVersion = "3.6.12"
+
+	startTimeout = time.Minute
+	stopTimeout  = 10 * time.Second
 )
 
 // Root returns the folder of the plugin, which is the working directory or above it.
@@ -55,12 +57,12 @@ func Traefik(ctx context.Context, root string) (string, error) {
 		}
 		fmt.Println(path, "is not a Traefik 3 and not used")
 	}
-	path = filepath.Join(root, ".build", "traefik-"+traefikVersion)
+	path = filepath.Join(root, ".build", "traefik-"+TraefikVersion)
 	_, err = os.Stat(path)
 	if err == nil {
 		return path, nil
 	}
-	build := exec.CommandContext(ctx, "make", "-C", root, "traefik", "TRAEFIK_VERSION="+traefikVersion)
+	build := exec.CommandContext(ctx, "make", "-C", root, "traefik", "TRAEFIK_VERSION="+TraefikVersion)
 	build.Cancel = func() error { return build.Process.Signal(syscall.SIGTERM) }
 	build.Stdout, build.Stderr = os.Stdout, os.Stderr
 	err = build.Run()
