@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/example/traefik-idem/e2e/internal/decode"
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 )
 
