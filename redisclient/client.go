@@ -46,6 +46,8 @@ type Options struct {
 	PoolSize       int // connections at the most, if that is less than one per CPU, or two; 0 = so many
 	MinIdleConns   int // connections opened in advance
 	MaxActiveConns int // connections at the most; 0 = PoolSize alone counts
+
+	WaitReplicas int // that must have a claim or an answer; 0 = the master alone
 }
 
 // Client sends commands to one Redis server. Commands that come while a connection is busy are sent together, in one
@@ -72,6 +74,7 @@ type lane struct {
 // batch is what goes over a lane in one write. The goroutine that began it sends it, the others wait for it.
 type batch struct {
 	commands []*command
+	wait     *command      // WAIT, which comes last; nil: none of the commands is for replicas
 	done     chan struct{} // closed when every command has its reply
 }
 
@@ -142,24 +145,6 @@ func send(c *Client, cmd *command) {
 		c.pending = b
 	}
 	b.commands = append(b.commands, cmd)
-	c.mu.Unlock()
-	if first {
-		lead(c, b)
-	} else {
-		<-b.done
-	}
-}
-
-// sendTogether carries out commands as send does, one right after the other.
-func sendTogether(c *Client, commands ...*command) {
-	c.mu.Lock()
-	b := c.pending
-	first := b == nil
-	if first {
-		b = &batch{done: make(chan struct{})}
-		c.pending = b
-	}
-	b.commands = append(b.commands, commands...)
 	c.mu.Unlock()
 	if first {
 		lead(c, b)

@@ -77,12 +77,13 @@ func bulk(s string) string {
 type Keys struct {
 	client  *Client
 	cluster *Cluster // whose nodes have the keys; nil: the client's server has them
+	plain   bool     // there is neither a cluster nor are there replicas to wait for
 	prefix  string
 }
 
 // NewKeys returns a store whose Redis keys are <keyPrefix>:req:<key>.
 func NewKeys(client *Client, keyPrefix string) *Keys {
-	return &Keys{client: client, prefix: keyPrefix + ":req:"}
+	return &Keys{client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:"}
 }
 
 // NewClusterKeys is NewKeys for a cluster.
@@ -142,10 +143,10 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command) {
 	running := store.RunningHead(l)
 	args := bulkHeads[len(key)] + key + "\r\n" + bulkHeads[len(running)] + running + "\r\n" + cmd.head
 	cmd.head = s.bySHA1 + args
-	if k.cluster == nil {
+	if k.plain {
 		send(k.client, cmd)
 	} else {
-		sendToSlot(k.cluster, key, cmd)
+		deliver(k, s, key, cmd)
 	}
 	if cmd.err != nil {
 		mend(k, s, key, args, cmd)
@@ -170,11 +171,25 @@ func mend(k *Keys, s *script, key, args string, cmd *command) {
 		default:
 			return
 		}
-		if k.cluster == nil {
-			send(k.client, cmd)
-		} else {
-			sendToSlot(k.cluster, key, cmd)
-		}
+		deliver(k, s, key, cmd)
+	}
+}
+
+// deliver sends cmd, of the script s, to where key is. Claims and finished records may be wanted at replicas too.
+func deliver(k *Keys, s *script, key string, cmd *command) {
+	wait := s == claimScript || s == finishScript
+	if k.cluster == nil {
+		sendTo(k.client, cmd, wait)
+	} else {
+		sendToSlot(k.cluster, key, cmd, wait)
+	}
+}
+
+func sendTo(c *Client, cmd *command, wait bool) {
+	if wait {
+		sendAndWait(c, cmd)
+	} else {
+		send(c, cmd)
 	}
 }
 
