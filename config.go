@@ -77,6 +77,8 @@ type RedisConfig struct {
 	PoolSize       int `json:"poolSize,omitempty"`       // idle connections kept; 0 = 10 per CPU
 	MinIdleConns   int `json:"minIdleConns,omitempty"`   // connections opened in advance
 	MaxActiveConns int `json:"maxActiveConns,omitempty"` // connections at the most; 0 = no bound
+
+	WaitReplicas int `json:"waitReplicas,omitempty"` // that must have a claim before the request runs; 0 = none
 }
 
 // TLSConfig says how connections to Redis are encrypted. They are if any of it is set, or an endpoint is rediss://.
@@ -284,6 +286,7 @@ func (c *RedisConfig) check(k *check, s *settings) {
 		PoolSize:       int(k.number("redis.poolSize", int64(c.PoolSize), 0, 10000)),
 		MinIdleConns:   int(k.number("redis.minIdleConns", int64(c.MinIdleConns), 0, 10000)),
 		MaxActiveConns: int(k.number("redis.maxActiveConns", int64(c.MaxActiveConns), 0, 10000)),
+		WaitReplicas:   int(k.number("redis.waitReplicas", int64(c.WaitReplicas), 0, 100)),
 	}
 	s.keyPrefix = c.KeyPrefix
 	if !prefixPattern.MatchString(c.KeyPrefix) {

@@ -84,6 +84,7 @@ func TestBadSettings(t *testing.T) {
 		{"redis.sentinel.passwordFile", missing, "file that can be read", func(c *Config) { c.Redis.Sentinel.PasswordFile = missing }},
 		{"redis.sentinel.masterName", "shop", "not both", func(c *Config) { c.Redis.Cluster = true; c.Redis.Sentinel.MasterName = "shop" }},
 		{"redis.db", "2", "only database of a cluster", func(c *Config) { c.Redis.Cluster = true; c.Redis.DB = 2 }},
+		{"redis.waitReplicas", "101", "0 to 100", func(c *Config) { c.Redis.WaitReplicas = 101 }},
 		{"redis.db", "-1", "whole number", func(c *Config) { c.Redis.DB = -1 }},
 		{"redis.keyPrefix", "", "1 to 100", func(c *Config) { c.Redis.KeyPrefix = "" }},
 		{"redis.keyPrefix", "a*", "1 to 100", func(c *Config) { c.Redis.KeyPrefix = "a*" }},

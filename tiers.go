@@ -2,6 +2,7 @@ package idem
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -56,15 +57,20 @@ func claimShared(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error)
 	return held, nil
 }
 
-// claimInMemory claims a key that Redis could not be asked for, if that is wanted. err is what Redis failed with.
+// claimInMemory claims a key that Redis could not be asked for, if that is wanted. err is what Redis failed with. A claim
+// that too few replicas have goes on in Redis as well, or is given back.
 func claimInMemory(t *tiers, l *store.Lease, err error) (*store.Held, error) {
+	scarce := errors.Is(err, redisclient.ErrReplicas)
 	if !t.fallback {
+		if scarce {
+			_, _ = redisclient.Release(t.redis, l) // else it ends with the lease
+		}
 		return nil, err
 	}
-	l.Degraded = true
+	l.Degraded = !scarce
 	held := store.Claim(t.memory, l, store.Endless)
 	if held != nil {
-		held.Degraded = true
+		held.Degraded = l.Degraded
 	}
 	return held, nil
 }

@@ -175,3 +175,22 @@ func TestSlots(t *testing.T) {
 		}
 	}
 }
+
+// TestANodeIsLostUnderTraffic kills a master, whose slots are refused until its replica has it for a replica of its own.
+func TestANodeIsLostUnderTraffic(t *testing.T) {
+	for _, host := range []hosts.Host{hosts.Compiled, hosts.Traefik} {
+		t.Run(host.String(), func(t *testing.T) {
+			c := redistest.StartCluster(t, 3)
+			redis := inCluster(c)
+			redis["waitReplicas"] = 1
+			s := serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "lease": "2s", "redis": redis})
+			l := startLedger(s, 6)
+			l.await(100)
+			c.Masters[1].Kill()
+			c.AwaitMaster(c.Replicas[1])
+			c.Masters[1].Restart() // as a replica
+			l.await(l.runs.Load() + 300)
+			l.end()
+		})
+	}
+}

@@ -68,8 +68,8 @@ func TestREADMESnippets(t *testing.T) {
 		settings := config["http"].(map[string]any)["middlewares"].(map[string]any)["idem"].(map[string]any)["plugin"].(map[string]any)["idem"].(map[string]any)
 		accept(settings)
 	}
-	if accepted != 8 {
-		t.Errorf("%d dynamic configurations, want YAML, TOML and labels in the README and 5 in docs/redis.md", accepted)
+	if accepted != 9 {
+		t.Errorf("%d dynamic configurations, want YAML, TOML and labels in the README and 6 in docs/redis.md", accepted)
 	}
 }
 

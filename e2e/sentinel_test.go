@@ -84,3 +84,72 @@ func TestADemotedMasterIsLeft(t *testing.T) {
 		}
 	})
 }
+
+// pair is a server with one replica, both of this test alone.
+func pair(t *testing.T) (master, replica *redistest.Server) {
+	t.Helper()
+	master = redistest.Start(t, "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+	host, port, _ := strings.Cut(master.Addr, ":")
+	replica = redistest.Start(t, "--replicaof", host, port)
+	master.AwaitReplicas(1)
+	return master, replica
+}
+
+func TestClaimsWaitForReplicas(t *testing.T) {
+	onEveryHost(t, func(t *testing.T, host hosts.Host) {
+		master, replica := pair(t)
+		on := func(onStoreError, dialTimeout string) *site {
+			return serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "onStoreError": onStoreError, "localCacheBytes": 0, "scope": []any{"Authorization"},
+				"redis": map[string]any{"endpoints": master.Addr, "waitReplicas": "1", "dialTimeout": dialTimeout, "keyPrefix": onStoreError}})
+		}
+		reject, pass, degrade, another := on("reject", "9s"), on("pass", "9s"), on("degrade", "9s"), on("degrade", "8s")
+		for _, s := range []*site{reject, pass, degrade} {
+			s.wantRun("before")
+			if n := keysIn(replica); n == 0 {
+				t.Error("the replica has no key when the request has its answer")
+			}
+		}
+		replica.Pause()
+		reject.wantUnavailable("k", "too few replicas have it: 0 of 1")
+		pass.want(pass.do(post("/", "k")), 201, "first;degraded")
+		pass.want(pass.do(post("/", "k")), 201, "first;degraded")
+		first := degrade.do(post("/", "k"))
+		degrade.want(first, 201, "first")
+		another.wantReplay(first, another.do(post("/", "k"))) // the master has it: this is not a Traefik on its own
+		another.calls(0)
+		replica.Resume()
+		master.AwaitReplicas(1)
+		reject.wantRun("k") // nothing was left behind
+		degrade.wantRun("after")
+		reject.noneTwice()
+		degrade.noneTwice()
+	})
+}
+
+// TestAMasterChangesUnderTraffic has clients try each key until it was answered, and then twice more, while the master is
+// lost or replaced. Whatever happens, no key may run twice: claims wait for replicas.
+func TestAMasterChangesUnderTraffic(t *testing.T) {
+	for _, host := range []hosts.Host{hosts.Compiled, hosts.Traefik} {
+		for _, c := range []struct {
+			name     string
+			replicas int // that claims wait for: one survives a crash, but may be the wrong one where the master is well
+		}{{"killed", 1}, {"paused", 1}, {"asked", 2}} {
+			t.Run(host.String()+"/"+c.name, func(t *testing.T) {
+				g := redistest.StartGroup(t, 2)
+				old := g.Servers[0]
+				redis := behindSentinels(g)
+				redis["waitReplicas"] = c.replicas
+				redis["keyPrefix"] = "traffic"
+				s := serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "lease": "2s", "redis": redis})
+				l := startLedger(s, 6)
+				l.await(100)
+				changes[c.name](g, old)
+				g.Promoted(old)
+				l.await(l.runs.Load() + 200)
+				old.Resume()
+				l.await(l.runs.Load() + 200)
+				l.end()
+			})
+		}
+	}
+}

@@ -27,8 +27,8 @@ const (
 	soakWarmUp  = 25 * time.Second // in which each of these happens more than once
 )
 
-// ledger is what the backend executed, and what was answered wrongly.
-type ledger struct {
+// soakLedger is what the backend executed, and what was answered wrongly.
+type soakLedger struct {
 	begin time.Time
 	stop  chan struct{}
 
@@ -48,14 +48,14 @@ type execution struct {
 	free  bool          // its key was freed afterwards, for the client was asked to come again
 }
 
-func (l *ledger) mistake(format string, args ...any) {
+func (l *soakLedger) mistake(format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.wrong = append(l.wrong, fmt.Sprintf(format, args...))
 }
 
 // serve is the backend. What it does stands before the first - of the key.
-func (l *ledger) serve(w http.ResponseWriter, r *http.Request) {
+func (l *soakLedger) serve(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(io.Discard, r.Body)
 	key := r.Header.Get("X-Request-ID")
 	kind, _, _ := strings.Cut(key, "-")
@@ -102,7 +102,7 @@ func (l *ledger) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 // executed tells whether body is the answer of an execution under key.
-func (l *ledger) executed(id, body string) bool {
+func (l *soakLedger) executed(id, body string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.ContainsFunc(l.runs[id], func(r *execution) bool { return r.body == body })
@@ -111,7 +111,7 @@ func (l *ledger) executed(id, body string) bool {
 // visitor sends the requests of one scenario.
 type visitor struct {
 	*site
-	*ledger
+	*soakLedger
 }
 
 // ask sends c and checks that it is answered as one of wants: status and decision. A 201 has to be an answer that the
@@ -222,7 +222,7 @@ type soak struct {
 	redis   *redistest.Server
 	backend *backend
 	sites   []*site
-	ledger  *ledger
+	ledger  *soakLedger
 	write   func(round int)
 	number  atomic.Int64
 	round   int
@@ -316,7 +316,7 @@ func TestSoak(t *testing.T) {
 			t.Fatalf("SOAK: %v", err)
 		}
 	}
-	l := &ledger{begin: time.Now(), runs: map[string][]*execution{}, answers: map[string]int{}}
+	l := &soakLedger{begin: time.Now(), runs: map[string][]*execution{}, answers: map[string]int{}}
 	s := &soak{t: t, traefik: hosts.StartTraefik(t), redis: redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always"), backend: newBackend(t, l.serve), ledger: l}
 	settings := []hosts.Settings{(&env{redis: s.redis}).settings(nil), (&env{}).settings(nil)}
 	s.write = func(round int) {

@@ -48,6 +48,8 @@ type Options struct {
 	PoolSize       int // connections at the most, if that is less than one per CPU, or two; 0 = so many
 	MinIdleConns   int // connections opened in advance
 	MaxActiveConns int // connections at the most; 0 = PoolSize alone counts
+
+	WaitReplicas int // that must have a claim or an answer; 0 = the master alone
 }
 
 // Client sends commands to one Redis server. Commands that come while a connection is busy are sent together, in one
@@ -75,6 +77,7 @@ type lane struct {
 type batch struct {
 	out      []byte
 	commands []*command
+	wait     *command      // WAIT, which is put behind the rest; nil: none of the commands is for replicas
 	done     chan struct{} // closed when every command has its reply
 }
 
@@ -153,26 +156,6 @@ func send(c *Client, cmd *command) {
 	}
 }
 
-// sendAsking carries out cmd as send does, on a node of a cluster that is about to take over its key.
-func sendAsking(c *Client, cmd *command) {
-	asked := &command{wire: asking}
-	c.mu.Lock()
-	b := c.pending
-	first := b == nil
-	if first {
-		b = &batch{done: make(chan struct{})}
-		c.pending = b
-	}
-	b.commands = append(b.commands, asked, cmd)
-	b.out = append(b.out, asked.wire+cmd.wire...)
-	c.mu.Unlock()
-	if first {
-		lead(c, b)
-	} else {
-		<-b.done
-	}
-}
-
 // lead waits for a lane, closes the batch and carries it out.
 func lead(c *Client, b *batch) {
 	l := <-c.lanes
@@ -180,6 +163,10 @@ func lead(c *Client, b *batch) {
 	c.mu.Lock()
 	c.pending = nil
 	c.mu.Unlock()
+	if b.wait != nil {
+		b.commands = append(b.commands, b.wait)
+		b.out = append(b.out, b.wait.wire...)
+	}
 	reused := l.conn != nil
 	err := exchange(c, l, b)
 	if err != nil && worthAnother(c, l, reused, err) {

@@ -60,15 +60,15 @@ func (c *Cluster) Close() {
 	}
 }
 
-// sendToSlot carries out cmd, which is about key, where the slot of key is.
-func sendToSlot(c *Cluster, key string, cmd *command) {
+// sendToSlot carries out cmd, which is about key, where the slot of key is, and may wait for replicas.
+func sendToSlot(c *Cluster, key string, cmd *command, wait bool) {
 	slot := Slot(key)
 	node, err := c.owner(slot)
 	if err != nil {
 		cmd.err = err
 		return
 	}
-	send(node, cmd)
+	sendTo(node, cmd, wait)
 	for attempt := 0; cmd.err != nil && attempt < maxRedirects; attempt++ {
 		next, ask := c.next(slot, node, cmd.err)
 		if next == nil {
@@ -76,9 +76,9 @@ func sendToSlot(c *Cluster, key string, cmd *command) {
 		}
 		node = next
 		if ask {
-			sendAsking(node, cmd)
+			sendAndWait(node, &command{wire: asking}, cmd)
 		} else {
-			send(node, cmd)
+			sendTo(node, cmd, wait)
 		}
 	}
 }

@@ -73,6 +73,7 @@ const (
 type Keys struct {
 	client  *Client
 	cluster *Cluster // whose nodes have the keys; nil: the client's server has them
+	plain   bool     // there is neither a cluster nor are there replicas to wait for
 	prefix  string
 	times   map[time.Duration]string // as arguments in Redis' protocol
 }
@@ -80,7 +81,7 @@ type Keys struct {
 // NewKeys returns a store whose Redis keys are <keyPrefix>:req:<key>. Steps with one of the times as their argument are
 // quicker than others.
 func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
-	k := &Keys{client: client, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
+	k := &Keys{client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
 	for _, d := range times {
 		k.times[d] = milliseconds(k, d)
 	}
@@ -91,6 +92,7 @@ func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
 func NewClusterKeys(cluster *Cluster, keyPrefix string, times ...time.Duration) *Keys {
 	k := NewKeys(cluster.front, keyPrefix, times...)
 	k.cluster = cluster
+	k.plain = false
 	return k
 }
 
@@ -149,10 +151,10 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 		l.Wire = wire(k, l)
 	}
 	cmd.wire = s.bySHA1 + l.Wire + args
-	if k.cluster == nil {
+	if k.plain {
 		send(k.client, cmd)
 	} else {
-		sendToSlot(k.cluster, k.prefix+l.Key, cmd)
+		deliver(k, s, l, cmd)
 	}
 	if cmd.err != nil || cmd.line[0] != s.reply {
 		mend(k, s, l, cmd, args)
@@ -177,17 +179,31 @@ func mend(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 			attempt = 2
 			continue
 		}
-		if k.cluster == nil {
-			send(k.client, cmd)
-		} else {
-			sendToSlot(k.cluster, k.prefix+l.Key, cmd)
-		}
+		deliver(k, s, l, cmd)
 	}
 	if cmd.err == nil && cmd.line[0] != s.reply {
 		cmd.err = errProtocol
 	}
 	if cmd.err != nil {
 		cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, cmd.err)
+	}
+}
+
+// deliver sends cmd, of the script s, to where the key of l is. Claims and finished records may be wanted at replicas too.
+func deliver(k *Keys, s *script, l *store.Lease, cmd *command) {
+	wait := s == claimScript || s == finishScript
+	if k.cluster == nil {
+		sendTo(k.client, cmd, wait)
+	} else {
+		sendToSlot(k.cluster, k.prefix+l.Key, cmd, wait)
+	}
+}
+
+func sendTo(c *Client, cmd *command, wait bool) {
+	if wait {
+		sendAndWait(c, cmd)
+	} else {
+		send(c, cmd)
 	}
 }
 

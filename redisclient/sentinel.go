@@ -285,8 +285,8 @@ func elements(reply interface{}) []interface{} {
 	return all
 }
 
-// isReplica tells by an error reply that a server is not the master any more. In Redis 6 and before, an error in a script
-// stands in the middle of its reply.
+// isReplica tells by an error reply that a server is not the master any more, or ceased to be while the command waited for
+// replicas. In Redis 6 and before, an error in a script stands in the middle of its reply.
 func isReplica(reply error) bool {
-	return strings.Contains(reply.Error(), "READONLY ")
+	return strings.Contains(reply.Error(), "READONLY ") || strings.HasPrefix(reply.Error(), "UNBLOCKED ")
 }
