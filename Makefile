@@ -16,7 +16,7 @@ export GOLANGCI_LINT_CACHE := $(CURDIR)/.build/lint-cache
 demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis
 	@cd e2e && go build -o ../.build/demo ./cmd/demo && ../.build/demo -redis "$(REDIS)"
 
-test: tools traefik $(OLDEST) $(NEW_REDIS)/redis-server lint ## all tests
+test: tools traefik $(OLDEST) $(if $(CI),$(NEW_REDIS)/redis-server) lint ## all tests
 	go test -race ./...
 	cd e2e && go test -race -timeout 20m -run '/^compiled' -skip '$(NOT_RACED)' .
 	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -timeout 40m ./...
