@@ -3,6 +3,7 @@ TRAEFIK_VERSION ?= 3.6.12
 GOLANGCI_VERSION := v2.12.2
 TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
 OLDEST := .build/traefik-3.0.0
+NEW_REDIS := $(CURDIR)/.build/redis-of-debian
 # Yaegi itself has races, and these tests have no part of their own for the compiled plugin.
 NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared|Linearizable|Soak|Example|ModuleMoves
 FUZZTIME ?= 30s
@@ -12,17 +13,16 @@ LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
 # Its cache names files by the path of the checkout that filled it: one cache for each.
 export GOLANGCI_LINT_CACHE := $(CURDIR)/.build/lint-cache
 
-.PHONY: demo test fuzz soak traefik vendor module lint bench bench-quick screenshots tools
+.PHONY: demo test fuzz soak traefik redis vendor module lint bench bench-quick screenshots tools
 
 demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis
 	@cd e2e && go build -o ../.build/demo ./cmd/demo && ../.build/demo -redis "$(REDIS)"
 
-test: tools traefik $(OLDEST) lint ## all tests, but for fuzzing and the soak
+test: tools traefik $(OLDEST) $(if $(CI),$(NEW_REDIS)/redis-server) lint ## all tests, but for fuzzing and the soak
 	go test -race ./...
 	cd e2e && go test -race -timeout 20m -run '/^compiled' -skip '$(NOT_RACED)' .
 	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -timeout 40m -skip Soak ./...
-	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(OLDEST) go test -timeout 20m -run '/^traefik' -skip '$(NOT_RACED)' .
-	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) TRAEFIK_FAST_PROXY=yes go test -timeout 20m -run '/^traefik' -skip '$(NOT_RACED)' .
+	cd e2e && PATH=$(NEW_REDIS):$$PATH TRAEFIK_BIN=$(CURDIR)/$(OLDEST) go test -timeout 20m -run '/^traefik' -skip '$(NOT_RACED)' .
 
 fuzz: ## every fuzz target for FUZZTIME
 	@for module in . e2e; do \
@@ -47,6 +47,22 @@ traefik: $(TRAEFIK) ## Traefik from its module, about 5 minutes the first time
 	cd "$$dir" && go build -v -trimpath -ldflags "-s -w -X github.com/traefik/traefik/v3/pkg/version.Version=$*" \
 		-o "$(CURDIR)/$@" ./cmd/traefik 2>&1 | awk '{ printf "\r%5d packages built", NR; fflush() } END { print "" }'
 	@test -x $@
+
+redis: $(NEW_REDIS)/redis-server ## the newest Redis of Debian, with the libraries that it needs
+
+# It runs beside an older system: with a loader and a C library of its own. Needs a Debian with apt.
+$(NEW_REDIS)/redis-server: APT = -o Dir::Etc::sourcelist=$(NEW_REDIS)/sources.list -o Dir::Etc::sourceparts=- \
+	-o Dir::State::lists=$(NEW_REDIS)/lists -o Dir::Cache=$(NEW_REDIS)/cache
+$(NEW_REDIS)/redis-server:
+	@mkdir -p $(NEW_REDIS)/lists/partial $(NEW_REDIS)/cache/archives/partial
+	@echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian sid main' >$(NEW_REDIS)/sources.list
+	apt-get $(APT) -q update
+	cd $(NEW_REDIS) && apt-get $(APT) -q -o APT::Sandbox::User=root download redis-server redis-tools libc6 libatomic1 libgcc-s1 libjemalloc2 \
+		liblzf1 libssl3t64 libstdc++6 libsystemd0 libcap2 libzstd1 zlib1g
+	cd $(NEW_REDIS) && for deb in *.deb; do dpkg -x $$deb root; done
+	@printf '#!/bin/sh\nexec %s --library-path %s %s "$$@"\n' $(NEW_REDIS)/root/usr/lib64/ld-linux-x86-64.so.2 \
+		$(NEW_REDIS)/root/usr/lib/x86_64-linux-gnu $(NEW_REDIS)/root/usr/bin/redis-server >$@
+	@chmod +x $@ && $@ --version
 
 vendor: ## vendor/ = go mod vendor + patches/redigo.patch
 	go mod vendor

@@ -104,9 +104,6 @@ func Binary(t testing.TB) string {
 	return path
 }
 
-// FastProxy tells whether Traefik is to run with experimental.fastProxy: the environment variable TRAEFIK_FAST_PROXY.
-func FastProxy() bool { return os.Getenv("TRAEFIK_FAST_PROXY") != "" }
-
 // StartTraefik starts a Traefik with the plugin from this repository and stops it when the test ends.
 func StartTraefik(t testing.TB) *Process {
 	t.Helper()
@@ -136,9 +133,6 @@ func startTraefik(t testing.TB) (*Process, error) {
 		},
 		"serversTransport": map[string]any{"forwardingTimeouts": map[string]any{"responseHeaderTimeout": upstreamTimeout.String()}},
 		"experimental":     map[string]any{"localPlugins": map[string]any{"idem": map[string]any{"moduleName": "github.com/example/traefik-idem"}}},
-	}
-	if FastProxy() {
-		static["experimental"].(map[string]any)["fastProxy"] = map[string]any{}
 	}
 	data, err := yaml.Marshal(static)
 	if err != nil {
