@@ -70,7 +70,7 @@ func (x *execution) WriteHeader(status int) {
 		return
 	}
 	x.status = status
-	header := x.ResponseWriter.Header()
+	header := x.Header()
 	declare(x, header, header["Content-Length"])
 	if x.h.judged[status] {
 		judge(x, header)

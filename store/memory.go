@@ -149,7 +149,7 @@ func describe(m *Memory, l *Lease) *Held {
 		return nil
 	}
 	if held.Record != "" {
-		readRecord(held) // it is one, so there is no error
+		_ = readRecord(held) // it is one, so there is no error
 	}
 	return held
 }
