@@ -221,7 +221,7 @@ func flush(x *execution) {
 
 // judge tells from the status and the trace what kind of answer this is, if it is not simply the backend's. Traefik
 // answers for a backend that it could not reach or that broke off with 500, 502, 504 or 499 (the client has gone), and
-// without any header.
+// without any header. Its fast proxy reports nothing: then nobody knows what the backend saw.
 func judge(x *execution, header http.Header) {
 	sought, wrote, got := x.sought.Value() != "", happened(&x.wrote), happened(&x.answered)
 	gateway := x.status == http.StatusBadGateway || x.status == http.StatusServiceUnavailable || x.status == http.StatusGatewayTimeout
@@ -230,7 +230,7 @@ func judge(x *execution, header http.Header) {
 	switch {
 	case failure && sought && !wrote && (gateway || own):
 		x.outcome = neverSent
-	case failure && wrote && (!got || own):
+	case failure && own && (wrote || !sought), failure && wrote && !got:
 		x.outcome = unknown
 	case x.h.retryable[x.status]:
 		x.outcome = askedAgain

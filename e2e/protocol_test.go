@@ -272,32 +272,60 @@ func TestTrailers(t *testing.T) {
 	})
 }
 
+// startExperimental starts a Traefik with experimental settings, a plain entry point and an HTTPS one at the address secure,
+// and a middleware with these settings in front of url.
+func startExperimental(t *testing.T, experimental, secure, url, settings string) *hosts.Site {
+	t.Helper()
+	web, dir := freeAddress(t), t.TempDir()
+	for file, text := range map[string]string{
+		"traefik.yml": fmt.Sprintf(`
+entryPoints: {web: {address: %q}, websecure: {address: %q, http: {tls: {}}}}
+providers: {file: {filename: dynamic.yml}}
+experimental: {%slocalPlugins: {idem: {moduleName: github.com/example/traefik-idem}}}
+`, web, secure, experimental),
+		"dynamic.yml": fmt.Sprintf(`
+http:
+  routers: {shop: {rule: Host("shop.test"), service: shop, middlewares: [idem]}}
+  services: {shop: {loadBalancer: {servers: [{url: %q}]}}}
+  middlewares: {idem: {plugin: {idem: {%s}}}}
+`, url, settings),
+	} {
+		err := os.WriteFile(filepath.Join(dir, file), []byte(strings.ReplaceAll(text, `"shop.test"`, "`shop.test`")), 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return hosts.Run(t, dir, "traefik.yml", web, "shop.test")
+}
+
+// TestFastProxyHoldsWhatBroke has calls that break after the backend had them, where Traefik reports nothing of its
+// connections and answers with a status that frees keys.
+func TestFastProxyHoldsWhatBroke(t *testing.T) {
+	for name, broken := range map[string]string{"reset": "", "garbage": "this is not HTTP\r\n\r\n", "hints": "HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n"} {
+		t.Run(name, func(t *testing.T) {
+			b := newRawBackend(t, func(conn net.Conn, _ int64, _ *http.Request) bool {
+				fmt.Fprint(conn, broken)
+				return false
+			})
+			s := siteOf(t, startExperimental(t, "fastProxy: {}, ", freeAddress(t), b.URL, `statusHeader: Decision, retryableStatuses: "500-504"`), nil)
+			first := s.do(post("/", "k"))
+			if first.status < 500 || first.header.Get("Decision") != "unknown" {
+				t.Errorf("first answer %d %q, want Traefik's own, unknown", first.status, first.header.Get("Decision"))
+			}
+			s.wantProblem(s.do(post("/", "k")), 409, "outcome-unknown", "unknown")
+			b.calls(t, 1)
+		})
+	}
+}
+
 // TestEntryPointsAndClients has one key from clients of every kind, at plain and at HTTPS entry points, with and without
 // experimental.fastProxy.
 func TestEntryPointsAndClients(t *testing.T) {
 	for name, experimental := range map[string]string{"proxy": "", "fastProxy": "fastProxy: {}, "} {
 		t.Run(name, func(t *testing.T) {
-			web, secure, dir := freeAddress(t), freeAddress(t), t.TempDir()
-			b := newBackend(t, created)
-			for file, text := range map[string]string{
-				"traefik.yml": fmt.Sprintf(`
-entryPoints: {web: {address: %q}, websecure: {address: %q, http: {tls: {}}}}
-providers: {file: {filename: dynamic.yml}}
-experimental: {%slocalPlugins: {idem: {moduleName: github.com/example/traefik-idem}}}
-`, web, secure, experimental),
-				"dynamic.yml": fmt.Sprintf(`
-http:
-  routers: {shop: {rule: Host("shop.test"), service: shop, middlewares: [idem]}}
-  services: {shop: {loadBalancer: {servers: [{url: %q}]}}}
-  middlewares: {idem: {plugin: {idem: {statusHeader: Decision}}}}
-`, b.URL),
-			} {
-				err := os.WriteFile(filepath.Join(dir, file), []byte(strings.ReplaceAll(text, `"shop.test"`, "`shop.test`")), 0o600)
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
-			plain := hosts.Run(t, dir, "traefik.yml", web, "shop.test")
+			secure, b := freeAddress(t), newBackend(t, created)
+			plain := startExperimental(t, experimental, secure, b.URL, "statusHeader: Decision")
+			web := plain.Addr
 			var first answer
 			for i, kind := range []struct {
 				addr, scheme string
