@@ -10,6 +10,7 @@ package idem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -33,6 +34,7 @@ type handler struct {
 	care  *care // of the requests that run
 
 	observing atomic.Int64 // requests that are being observed
+	outage    atomic.Int64 // of Redis, that was last told of
 }
 
 // New builds the middleware. Redis need not be up: it is connected to when the first key comes. What handlers share,
@@ -144,7 +146,7 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case err != nil:
-		withoutStore(h, w, r, lease)
+		withoutStore(h, w, r, lease, err)
 	case held.State == store.Claimed:
 		h.stats.Counts[stats.First].Add(1)
 		run(h, w, r, lease, rest)
@@ -244,11 +246,14 @@ func refuseDuplicate(h *handler, w http.ResponseWriter, r *http.Request, held st
 	}
 }
 
-// withoutStore serves a request whose key could not be claimed.
-func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease) {
+// withoutStore serves a request whose key could not be claimed, for err. A claim of which only the reply was lost is given
+// back.
+func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, err error) {
+	if !errors.Is(err, redisclient.ErrDown) {
+		redisclient.Later(h.keys.redis, lease, nil, h.lease)
+	}
 	if h.onStoreError == "reject" {
 		h.stats.Counts[stats.Unavailable].Add(1)
-		go giveUp(h, lease)
 		refuse(h, w, storeUnavailable(), true)
 		return
 	}
@@ -257,16 +262,16 @@ func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *sto
 	h.next.ServeHTTP(w, inside(r.Context(), r))
 }
 
-// giveUp frees a key that was claimed if only the reply was lost.
-func giveUp(h *handler, lease *store.Lease) {
-	defer recovered("giving up a claim")
-	_, _ = releaseKey(h.keys, lease) // Redis is known to fail; then the lease ends by itself
-}
-
-// storeFailed counts and logs a step that the store did not take.
+// storeFailed counts and logs a step that the store did not take. Of an outage each handler tells once.
 func storeFailed(h *handler, msg string, cause error) {
 	h.stats.Counts[stats.StoreErrors].Add(1)
-	h.log.seldom(levelError, msg, cause)
+	outage := h.keys.redis.Outage()
+	switch {
+	case outage == 0:
+		h.log.seldom(levelError, msg, cause)
+	case h.outage.Swap(outage) != outage:
+		h.log.print(levelError, msg, cause)
+	}
 }
 
 // replay answers with what the first request was answered.

@@ -2,7 +2,7 @@ package idem
 
 import (
 	"context"
-	"sync/atomic"
+	"errors"
 	"time"
 
 	"github.com/example/traefik-idem/redisclient"
@@ -18,8 +18,6 @@ type tiers struct {
 
 	cache    bool // keep finished records of Redis in memory
 	fallback bool // claim in memory while Redis fails, instead of returning its error
-
-	down atomic.Bool // the last step in Redis failed
 }
 
 // endless is the lease of a claim in memory, which cannot outlive its owner: both are this process. So no pause of the
@@ -38,13 +36,10 @@ func claimKey(t *tiers, l *store.Lease, d time.Duration) (store.Held, error) {
 func claimShared(t *tiers, l *store.Lease, d time.Duration) (store.Held, error) {
 	held := store.Lookup(t.memory, l)
 	if held.State != store.Free {
-		held.Degraded = t.down.Load()
+		held.Degraded = t.redis.Trouble.Load() != 0
 		return held, nil
 	}
 	held, err := redisclient.Claim(t.redis, l, d)
-	if err != nil || t.down.Load() {
-		t.down.Store(err != nil)
-	}
 	if err == nil && held.State == store.Claimed {
 		l.Degraded = false
 		store.Claim(t.memory, l, endless)
@@ -60,28 +55,42 @@ func claimInMemory(t *tiers, l *store.Lease, err error) (store.Held, error) {
 		return store.Held{}, err
 	}
 	l.Degraded = true
+	l.Doubtful = !errors.Is(err, redisclient.ErrDown)
 	held := store.Claim(t.memory, l, endless)
 	held.Degraded = true
 	return held, nil
 }
 
-// renewKey makes the lease last d from now; false if it is lost.
+// renewKey makes the lease last d from now; false if it is lost. A key that was claimed in memory while Redis was away is
+// claimed there as soon as it is back.
 func renewKey(t *tiers, l *store.Lease, d time.Duration) (bool, error) {
-	if t.redis == nil || l.Degraded {
+	if t.redis == nil {
 		return true, nil
 	}
 	kept, err := redisclient.Renew(t.redis, l, d)
-	t.down.Store(err != nil)
-	return kept, err
+	if !l.Degraded || kept {
+		return kept, err
+	}
+	if err == nil {
+		_, err = redisclient.Claim(t.redis, l, d)
+	}
+	if errors.Is(err, redisclient.ErrDown) { // which is why the lease is in memory
+		err = nil
+	}
+	return true, err
 }
 
 // finishKey replaces the lease by rec for ttl; false if the lease is lost. What Redis could not take is kept in memory,
-// so that this process at least answers its duplicates right.
+// so that this process at least answers its duplicates right, and written to Redis when that is back.
 func finishKey(t *tiers, l *store.Lease, rec *store.Record, ttl time.Duration) (bool, error) {
 	if t.redis != nil && !l.Degraded {
 		return finishShared(t, l, rec, ttl)
 	}
-	return store.Finish(t.memory, l, rec, ttl, true), nil
+	kept := store.Finish(t.memory, l, rec, ttl, true)
+	if t.redis != nil {
+		redisclient.Later(t.redis, l, rec, ttl)
+	}
+	return kept, nil
 }
 
 // finishShared is finishKey for a lease in Redis.
@@ -92,17 +101,35 @@ func finishShared(t *tiers, l *store.Lease, rec *store.Record, ttl time.Duration
 	} else {
 		store.Release(t.memory, l)
 	}
+	if err != nil {
+		redisclient.Later(t.redis, l, rec, ttl)
+	}
 	return kept, err
 }
 
 // releaseKey makes the key free; false if the lease is lost.
 func releaseKey(t *tiers, l *store.Lease) (bool, error) {
-	if t.redis == nil || l.Degraded {
+	if t.redis == nil {
 		return store.Release(t.memory, l), nil
+	}
+	if l.Degraded {
+		return releaseDegraded(t, l), nil
 	}
 	free, err := redisclient.Release(t.redis, l)
 	store.Release(t.memory, l)
+	if err != nil {
+		redisclient.Later(t.redis, l, nil, longestLease)
+	}
 	return free, err
+}
+
+// releaseDegraded is releaseKey for a lease that was taken in memory while Redis was away. Redis may have it all the same:
+// since only the reply was lost, or since it was renewed there.
+func releaseDegraded(t *tiers, l *store.Lease) bool {
+	if l.Doubtful || t.redis.Trouble.Load() == 0 {
+		redisclient.Later(t.redis, l, nil, longestLease)
+	}
+	return store.Release(t.memory, l)
 }
 
 // waitForKey returns when it is worth while to claim a running key again, or when ctx is over. attempt counts the calls

@@ -3,6 +3,7 @@ package redisclient
 
 import (
 	"bufio"
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -52,6 +53,9 @@ type Client struct {
 	opts  Options
 	lanes chan *lane // those that nobody uses now; receiving one is the permission to use it
 
+	breaker breaker
+	backlog backlog
+
 	mu      sync.Mutex // guards everything below
 	pending *batch     // what the next free lane takes; nil if nobody waits for one
 	closed  bool
@@ -93,6 +97,7 @@ func New(opts Options) *Client {
 		}
 	}
 	c := &Client{opts: opts, lanes: make(chan *lane, n)}
+	c.backlog.debts = list.New()
 	for i := 0; i < n; i++ {
 		c.lanes <- &lane{}
 	}
@@ -141,6 +146,10 @@ func lead(c *Client, b *batch) {
 	c.mu.Lock()
 	c.pending = nil
 	c.mu.Unlock()
+	if c.breaker.state.Load() == down { // it was found so while this batch waited for a lane
+		fail(b, notSent(c))
+		return
+	}
 	reused := l.conn != nil
 	err := exchange(c, l, b)
 	if err != nil && reused && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -148,6 +157,7 @@ func lead(c *Client, b *batch) {
 		err = exchange(c, l, b)
 	}
 	if err != nil {
+		trip(c, down, err)
 		fail(b, err)
 	}
 }

@@ -8,27 +8,34 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/example/traefik-idem/store"
 )
 
 // Each script is one step of a key's life and touches that key alone. Each can be sent twice with the same arguments:
-// the second time it finds its own work and answers as if it did it then.
+// the second time it finds its own work and answers as if it did it then. They read before they write: what Redis has is
+// known also while it refuses to write.
 var (
 	// claim: ARGV = the running record, the lease in ms. Nil if the key is ours now, else for how many ms it is held, a
 	// space, and its record.
 	claimScript = newScript(2, `
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return false end
 local v = redis.call('GET', KEYS[1])
+if not v then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return false end
 if v == ARGV[1] then return false end
 return redis.call('PTTL', KEYS[1]) .. ' ' .. v`)
 
 	// finish: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody else has
-	// the key, 2 if nobody has.
+	// the key, 2 if nobody has. If there is no room for it, the claim stays for as long, so that nobody else runs the
+	// request again.
 	finishScript = newScript(3, `
 local v = redis.call('GET', KEYS[1])
-if v == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) return 1 end
+if v == ARGV[1] then
+  local r = redis.pcall('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+  if r.err then redis.call('PEXPIRE', KEYS[1], ARGV[3]) return r end
+  return 1
+end
 if v == ARGV[2] then return 1 end
 return v and 0 or 2`)
 
@@ -75,13 +82,27 @@ func bulk(s string) string {
 
 // Keys is a store of idempotency keys in Redis; see package store for what its functions do.
 type Keys struct {
+	// Trouble is 0 while Redis does what keys need, as far as is known.
+	Trouble *atomic.Int32
+
 	client *Client
 	prefix string
 }
 
 // NewKeys returns a store whose Redis keys are <keyPrefix>:req:<key>.
 func NewKeys(client *Client, keyPrefix string) *Keys {
-	return &Keys{client: client, prefix: keyPrefix + ":req:"}
+	client.breaker.mu.Lock()
+	client.breaker.key = keyPrefix + ":probe"
+	client.breaker.mu.Unlock()
+	return &Keys{client: client, prefix: keyPrefix + ":req:", Trouble: &client.breaker.state}
+}
+
+// Outage returns the number of the outage that Redis is in, counted from 1; 0 if it does what keys need.
+func (k *Keys) Outage() int64 {
+	if k.Trouble.Load() == fine {
+		return 0
+	}
+	return k.client.breaker.outages.Load()
 }
 
 // Claim gives the key to the lease for d if nobody holds it, and else tells who does. A value that is no record is an
@@ -132,6 +153,10 @@ func Release(k *Keys, l *store.Lease) (bool, error) {
 // step runs s by its digest, and by its source when Redis has forgotten it. In front of what is in cmd come the key and
 // the running record, by which the owner of the lease is known.
 func step(k *Keys, s *script, l *store.Lease, cmd *command) {
+	if k.client.breaker.state.Load() == down {
+		cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, notSent(k.client))
+		return
+	}
 	key := k.prefix + l.Key
 	running := store.RunningHead(l)
 	args := bulkHeads[len(key)] + key + "\r\n" + bulkHeads[len(running)] + running + "\r\n" + cmd.head
@@ -145,6 +170,7 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command) {
 		cmd.err = errProtocol
 	}
 	if cmd.err != nil {
+		trip(k.client, stateBy(cmd.err), cmd.err)
 		cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, cmd.err)
 	}
 }

@@ -53,8 +53,8 @@ type Lease struct {
 	Fingerprint string // FingerprintSize bytes
 	Owner       string // fencing token, unique to this claim
 
-	// Degraded is set while the shared store could not be reached and the lease is held in this process's memory alone.
-	Degraded bool
+	Degraded bool // the shared store could not be reached, and the lease is held in this process's memory
+	Doubtful bool // with Degraded: the shared store may have taken the claim all the same; its reply was lost
 }
 
 // Held is the result of a claim.

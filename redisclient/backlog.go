@@ -1,0 +1,172 @@
+package redisclient
+
+import (
+	"container/list"
+	"log"
+	"sync"
+	"time"
+
+	"github.com/example/traefik-idem/store"
+)
+
+// What is kept for a server that is out of reach takes at most backlogBytes, each piece debtBytes beside its key and
+// answer. Answers are shared with this process's memory store as long as they are there too.
+const (
+	backlogBytes = 32 << 20
+	debtBytes    = 512
+)
+
+// writeBackScript: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody
+// else has the key. The running record is there if its claim reached Redis and the reply was lost.
+var writeBackScript = newScript(3, `
+local v = redis.call('GET', KEYS[1])
+if v and v ~= ARGV[1] and v ~= ARGV[2] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1`)
+
+// debt is what Redis is to be told about a key.
+type debt struct {
+	keys    *Keys
+	lease   *store.Lease
+	rec     *store.Record // nil: the key is free
+	expires time.Time
+	size    int64
+}
+
+// backlog is what happened to keys while the server could not be told. When there is no room, the oldest goes first.
+type backlog struct {
+	mu       sync.Mutex // guards everything below
+	debts    *list.List // of *debt, oldest first
+	bytes    int64
+	settling bool // a goroutine is at it
+
+	written, held, dropped int   // records settled, found in other hands, given up: since that was last logged
+	reported               int64 // outages up to then
+}
+
+// Later has Redis told that the request of l ended with rec, which is good for ttl, or without anything to keep if rec is
+// nil: now, in the background, or as soon as Redis is back. Nothing changes there if somebody else has the key by then.
+func Later(k *Keys, l *store.Lease, rec *store.Record, ttl time.Duration) {
+	d := &debt{keys: k, lease: l, rec: rec, expires: time.Now().Add(ttl), size: int64(debtBytes + len(l.Key))}
+	if rec != nil && rec.Answer != nil {
+		d.size += int64(rec.Answer.HeaderSize + cap(rec.Answer.Body))
+	}
+	b := &k.client.backlog
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.debts.PushBack(d)
+	b.bytes += d.size
+	for oldest := b.debts.Front(); oldest != nil; oldest = b.debts.Front() {
+		first, _ := oldest.Value.(*debt)
+		expired := time.Now().After(first.expires)
+		if !expired && b.bytes <= backlogBytes {
+			break
+		}
+		if !expired && first.rec != nil {
+			b.dropped++
+		}
+		strike(b, oldest)
+	}
+	if !b.settling && k.client.breaker.state.Load() == fine {
+		go settle(k.client)
+	}
+}
+
+// strike takes a debt off the list, if it is still there. The caller holds the lock.
+func strike(b *backlog, place *list.Element) {
+	before := b.debts.Len()
+	d, _ := b.debts.Remove(place).(*debt)
+	if b.debts.Len() < before {
+		b.bytes -= d.size
+	}
+}
+
+// settle tells Redis one thing after the other until nothing is left, or Redis fails again.
+func settle(c *Client) {
+	defer endSettle(&c.backlog)
+	b := &c.backlog
+	b.mu.Lock()
+	busy := b.settling
+	b.settling = true
+	b.mu.Unlock()
+	if busy {
+		return
+	}
+	for settleOldest(c) {
+	}
+}
+
+// endSettle lets others try what ended with a panic.
+func endSettle(b *backlog) {
+	if p := recover(); p != nil {
+		log.Printf("level=error msg=\"telling Redis what happened without it failed\" cause=%q", p)
+		b.mu.Lock()
+		b.settling = false
+		b.mu.Unlock()
+	}
+}
+
+// settleOldest settles one debt, and tells whether to go on. If not, settling has ended.
+func settleOldest(c *Client) bool {
+	b := &c.backlog
+	b.mu.Lock()
+	place := b.debts.Front()
+	if place == nil {
+		b.settling = false
+		report(c)
+	}
+	b.mu.Unlock()
+	if place == nil {
+		return false
+	}
+	outages := c.breaker.outages.Load()
+	d, _ := place.Value.(*debt)
+	kept, err := pay(d)
+	failed := err != nil && (c.breaker.state.Load() != fine || c.breaker.outages.Load() != outages)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case failed: // it stays for whoever settles next. If Redis is fine already, that must be now: its watch found us at it
+		b.settling = c.breaker.state.Load() == fine
+		return b.settling
+	case d.rec == nil:
+	case err != nil: // something is wrong with this key
+		b.dropped++
+	case kept:
+		b.written++
+	default:
+		b.held++
+	}
+	strike(b, place)
+	return true
+}
+
+// report logs once after each outage what became of the records since the last. The caller holds the lock.
+func report(c *Client) {
+	b := &c.backlog
+	outages := c.breaker.outages.Load()
+	if b.reported == outages {
+		return
+	}
+	log.Printf("level=warn msg=\"answers of the outage were written to Redis\" redis=%q written=%d held=%d dropped=%d", c.opts.Address, b.written, b.held, b.dropped)
+	b.reported = outages
+	b.written = 0
+	b.held = 0
+	b.dropped = 0
+}
+
+// pay tells Redis what d says; false if somebody else has the key.
+func pay(d *debt) (bool, error) {
+	left := time.Until(d.expires)
+	if d.rec == nil || left < time.Millisecond {
+		_, err := Release(d.keys, d.lease)
+		return true, err
+	}
+	finished := store.Head(d.rec)
+	if d.rec.State == store.Done {
+		finished += string(d.rec.Answer.Body)
+	}
+	cmd := &command{head: bulk(finished) + milliseconds(left)}
+	step(d.keys, writeBackScript, d.lease, cmd)
+	return cmd.number == 1, cmd.err
+}

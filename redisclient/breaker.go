@@ -1,0 +1,181 @@
+package redisclient
+
+import (
+	"errors"
+	"fmt"
+	"log"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrDown is wrapped by the error for a command that was not sent, since the server did not answer the last time and no
+// probe has found it since.
+var ErrDown = errors.New("no answer from redis")
+
+// States of a server.
+const (
+	fine     int32 = iota // it does what keys need
+	refusing              // it answers, and refuses to write, for instance for want of memory: it is asked all the same, since it still reads
+	down                  // it does not answer, or lets nobody in: nothing is sent but probes
+)
+
+// refusals are words of error replies that tell of the server and not of one key. In Redis 6 and before, an error in a
+// script stands in the middle of its reply.
+var refusals = map[string]int32{
+	"OOM ":         refusing,
+	"READONLY ":    refusing,
+	"LOADING ":     refusing,
+	"MASTERDOWN ":  refusing,
+	"MISCONF ":     refusing,
+	"NOREPLICAS ":  refusing,
+	"CLUSTERDOWN ": refusing,
+	"BUSY ":        refusing,
+	"NOAUTH ":      down,
+	"WRONGPASS ":   down,
+
+	"max number of clients reached": down,
+}
+
+// probePause is between two probes of a server that is not fine.
+const probePause = 200 * time.Millisecond
+
+// probeScript does what keys need: run a script, and write. What it writes is gone after a second.
+var probeScript = newScript(0, `redis.call('SET', KEYS[1], '', 'PX', 1000) return 1`)
+
+// breaker is what is known of how a server is. The first command that fails opens it; from then on no request waits for
+// the server, until a probe in the background finds it fine.
+type breaker struct {
+	state   atomic.Int32
+	outages atomic.Int64 // that have begun
+
+	mu    sync.Mutex // guards everything below, and changes of what is above
+	cause error      // why it is not fine
+	since time.Time  // when it was last fine
+	key   string     // that probes may write
+}
+
+// Trouble returns why the server does not do what keys need, as far as is known; nil if it does.
+func (c *Client) Trouble() error {
+	c.breaker.mu.Lock()
+	defer c.breaker.mu.Unlock()
+	return c.breaker.cause
+}
+
+// notSent is the error for a command while the server is down.
+func notSent(c *Client) error {
+	cause := c.Trouble()
+	if cause == nil { // it has just been found again
+		return ErrDown
+	}
+	return fmt.Errorf("%w: %w", ErrDown, cause)
+}
+
+// stateBy tells from an error reply how the server is.
+func stateBy(reply error) int32 {
+	for words, state := range refusals {
+		if strings.Contains(reply.Error(), words) {
+			return state
+		}
+	}
+	return fine
+}
+
+// trip notes that a command failed, if the server has not been found as bad before, and has it probed.
+func trip(c *Client, state int32, cause error) {
+	b := &c.breaker
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	before := b.state.Load()
+	if state <= before {
+		return
+	}
+	turn(c, state, cause)
+	if before == fine {
+		b.since = time.Now()
+		b.outages.Add(1)
+		go watch(c)
+	}
+}
+
+// turn changes the state and says so. The caller holds the lock.
+func turn(c *Client, state int32, cause error) {
+	b := &c.breaker
+	b.state.Store(state)
+	b.cause = cause
+	switch state {
+	case fine:
+		log.Printf("level=warn msg=\"Redis is back\" redis=%q after=%q", c.opts.Address, time.Since(b.since).Round(time.Millisecond))
+	case refusing:
+		log.Printf("level=error msg=\"Redis refuses to write\" redis=%q cause=%q", c.opts.Address, cause)
+	default:
+		log.Printf("level=error msg=\"Redis is out of reach\" redis=%q cause=%q", c.opts.Address, cause)
+	}
+}
+
+// watch probes the server until it is fine, and then writes there what could not be written meanwhile.
+func watch(c *Client) {
+	defer endWatch(c)
+	for !found(c) {
+		time.Sleep(probePause)
+	}
+	settle(c)
+}
+
+// endWatch has the next failure start a new watch if this one ended with a panic.
+func endWatch(c *Client) {
+	if p := recover(); p != nil {
+		log.Printf("level=error msg=\"probing Redis failed\" cause=%q", p)
+		c.breaker.state.Store(fine)
+	}
+}
+
+// found probes the server, and tells whether it is fine. Of a client that nobody uses any more it says so too: whoever
+// still has something to send finds out by himself.
+func found(c *Client) bool {
+	state, cause := probe(c)
+	c.mu.Lock()
+	closed := c.closed
+	c.mu.Unlock()
+	b := &c.breaker
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case closed:
+		b.state.Store(fine)
+		b.cause = nil
+		return true
+	case state != b.state.Load():
+		turn(c, state, cause)
+	}
+	return state == fine
+}
+
+// probe does what keys need over a new connection, and returns how the server is.
+func probe(c *Client) (int32, error) {
+	l := <-c.lanes
+	defer giveBack(c, l)
+	disconnect(l)
+	c.breaker.mu.Lock()
+	cmd := &command{head: probeScript.bySource + bulk(c.breaker.key)}
+	c.breaker.mu.Unlock()
+	err := exchange(c, l, &batch{commands: []*command{cmd}})
+	if err != nil {
+		return down, err
+	}
+	state := fine
+	if cmd.err != nil {
+		state = stateBy(cmd.err)
+	}
+	if state != fine {
+		return state, cmd.err
+	}
+	// Other connections may lead to what the server was before.
+	for i := len(c.lanes); i > 0; i-- {
+		idle := <-c.lanes
+		disconnect(idle)
+		c.lanes <- idle
+	}
+	return fine, nil
+}
