@@ -197,9 +197,13 @@ func persist(ctx context.Context, h *handler, lease *store.Lease, held store.Hel
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.inFlightTimeout)
 	defer cancel()
+	lost := false // the reply to the last claim
 	for attempt := 0; held.State == store.Running && !mismatch(h, held, lease); attempt++ {
 		waitForKey(ctx, h.keys, lease.Key, attempt)
 		if ctx.Err() != nil { // waited long enough, or the client has gone: nothing may be claimed any more
+			if lost {
+				redisclient.Later(h.keys.redis, lease, nil, h.lease)
+			}
 			return held, nil
 		}
 		again, err := claimKey(h.keys, lease, h.lease)
@@ -209,6 +213,7 @@ func persist(ctx context.Context, h *handler, lease *store.Lease, held store.Hel
 				return again, err
 			}
 		}
+		lost = err != nil && (lost || !errors.Is(err, redisclient.ErrDown))
 		if err == nil {
 			held = again
 		} // else Redis cannot tell how the request goes that runs at another Traefik: as far as is known, it runs

@@ -42,7 +42,11 @@ func claimShared(t *tiers, l *store.Lease, d time.Duration) (store.Held, error) 
 	held, err := redisclient.Claim(t.redis, l, d)
 	if err == nil && held.State == store.Claimed {
 		l.Degraded = false
-		store.Claim(t.memory, l, endless)
+		here := store.Claim(t.memory, l, endless)
+		if here.State != store.Claimed { // by a request that could not ask Redis at the same time
+			redisclient.Later(t.redis, l, nil, d)
+			return here, nil
+		}
 	} else if err == nil && held.State != store.Running && t.cache && held.Left > 0 {
 		store.Remember(t.memory, l, &held.Record, held.Left)
 	}
@@ -58,6 +62,9 @@ func claimInMemory(t *tiers, l *store.Lease, err error) (store.Held, error) {
 	l.Doubtful = !errors.Is(err, redisclient.ErrDown)
 	held := store.Claim(t.memory, l, endless)
 	held.Degraded = true
+	if held.State != store.Claimed && l.Doubtful {
+		redisclient.Later(t.redis, l, nil, longestLease)
+	}
 	return held, nil
 }
 

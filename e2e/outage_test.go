@@ -7,10 +7,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -329,12 +332,12 @@ func TestAnOutageCostsOneTimeOut(t *testing.T) {
 
 // redisKeys counts the records in server that begin with head.
 func redisKeys(server *redistest.Server, head string) int {
-	n := 0
-	for _, key := range strings.Fields(server.Do("KEYS", "*:req:*")) {
-		if strings.HasPrefix(server.Do("GET", key), head) {
-			n++
-		}
-	}
+	n, _ := strconv.Atoi(server.Do("EVAL", `
+local n = 0
+for _, key in ipairs(redis.call('KEYS', '*:req:*')) do
+  if string.find(redis.call('GET', key), ARGV[1], 1, true) == 1 then n = n + 1 end
+end
+return n`, "0", head))
 	return n
 }
 
@@ -433,4 +436,46 @@ func (s *site) unless409(c call) answer {
 		a = s.do(c)
 	}
 	return a
+}
+
+// TestOneOfTwoFindsRedisOutOfReach has two requests with one key ask Redis at the same time. One gets no reply and runs
+// from memory; then the other gets the key from Redis.
+func TestOneOfTwoFindsRedisOutOfReach(t *testing.T) {
+	onEveryHost(t, func(t *testing.T, host hosts.Host) {
+		asked, reply := make(chan struct{}), make(chan struct{})
+		var connections atomic.Int64
+		addr := listen(t, func(conn net.Conn) {
+			if connections.Add(1) > 1 {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 64<<10))
+			close(asked)
+			<-reply
+			fmt.Fprint(conn, "$-1\r\n")
+			_, _ = io.Copy(io.Discard, conn)
+		})
+		arrived, proceed := make(chan struct{}, 5), make(chan struct{})
+		s := serve(t, host, gated(arrived, proceed), hosts.Settings{"statusHeader": "Decision", "stats": map[string]any{"path": ""},
+			"redis": map[string]any{"endpoints": addr, "readTimeout": "1m"}})
+		answers := make(chan answer, 2)
+		send := func() { answers <- s.send(post("/", "k")) }
+		go send()
+		<-asked
+		go send()
+		<-arrived
+		close(reply)
+		go func() {
+			for a := range arrived {
+				t.Error("both reached the backend", a)
+			}
+		}()
+		time.Sleep(200 * time.Millisecond) // the other gets the key now; if it does not, the test sees less
+		close(proceed)
+		first, again := <-answers, <-answers
+		close(arrived)
+		if !bytes.Equal(first.body, again.body) || first.status != 201 || again.status != 201 {
+			t.Errorf("answers %d %q and %d %q", first.status, first.body, again.status, again.body)
+		}
+		s.calls(1)
+	})
 }

@@ -16,11 +16,13 @@ const (
 	debtBytes    = 512
 )
 
-// writeBackScript: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody
-// else has the key. The running record is there if its claim reached Redis and the reply was lost.
+// writeBackScript: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody else
+// has the key. A running record of this process is not in the way: it was claimed for this request, or for a duplicate of
+// it, and the reply was lost. An owner's token is that of its process, a hyphen and a number.
 var writeBackScript = newScript(3, `
 local v = redis.call('GET', KEYS[1])
-if v and v ~= ARGV[1] and v ~= ARGV[2] then return 0 end
+local own = string.match(ARGV[1], '^.*%-')
+if v and v ~= ARGV[2] and string.sub(v, 1, #own) ~= own then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1`)
 
@@ -119,14 +121,12 @@ func settleOldest(c *Client) bool {
 	if place == nil {
 		return false
 	}
-	outages := c.breaker.outages.Load()
 	d, _ := place.Value.(*debt)
 	kept, err := pay(d)
-	failed := err != nil && (c.breaker.state.Load() != fine || c.breaker.outages.Load() != outages)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case failed: // it stays for whoever settles next. If Redis is fine already, that must be now: its watch found us at it
+	case err != nil && ofServer(err): // the watch goes on with it, or found us at it if Redis is fine already
 		b.settling = c.breaker.state.Load() == fine
 		return b.settling
 	case d.rec == nil:

@@ -14,6 +14,9 @@ import (
 // probe has found it since.
 var ErrDown = errors.New("no answer from redis")
 
+// errNoReply is wrapped by the error for a command that was sent, perhaps, and had no reply.
+var errNoReply = errors.New("no reply")
+
 // States of a server.
 const (
 	fine     int32 = iota // it does what keys need
@@ -38,7 +41,8 @@ var refusals = map[string]int32{
 	"max number of clients reached": down,
 }
 
-// probePause is between two probes of a server that is not fine.
+// probePause is between two probes of a server that is not fine, and before the first if it has been fine for less than
+// that: so a server that comes and goes is not found fine, and logged, all the time.
 const probePause = 200 * time.Millisecond
 
 // probeScript does what keys need: run a script, and write. What it writes is gone after a second.
@@ -52,7 +56,8 @@ type breaker struct {
 
 	mu    sync.Mutex // guards everything below, and changes of what is above
 	cause error      // why it is not fine
-	since time.Time  // when it was last fine
+	since time.Time  // the last outage began
+	back  time.Time  // the last outage ended
 	key   string     // that probes may write
 }
 
@@ -82,6 +87,11 @@ func stateBy(reply error) int32 {
 	return fine
 }
 
+// ofServer tells an error of the server or the way there from one of a command.
+func ofServer(err error) bool {
+	return errors.Is(err, ErrDown) || errors.Is(err, errNoReply) || stateBy(err) != fine
+}
+
 // trip notes that a command failed, if the server has not been found as bad before, and has it probed.
 func trip(c *Client, state int32, cause error) {
 	b := &c.breaker
@@ -106,6 +116,7 @@ func turn(c *Client, state int32, cause error) {
 	b.cause = cause
 	switch state {
 	case fine:
+		b.back = time.Now()
 		log.Printf("level=warn msg=\"Redis is back\" redis=%q after=%q", c.opts.Address, time.Since(b.since).Round(time.Millisecond))
 	case refusing:
 		log.Printf("level=error msg=\"Redis refuses to write\" redis=%q cause=%q", c.opts.Address, cause)
@@ -117,6 +128,12 @@ func turn(c *Client, state int32, cause error) {
 // watch probes the server until it is fine, and then writes there what could not be written meanwhile.
 func watch(c *Client) {
 	defer endWatch(c)
+	c.breaker.mu.Lock()
+	flaps := c.breaker.since.Sub(c.breaker.back) < probePause
+	c.breaker.mu.Unlock()
+	if flaps {
+		time.Sleep(probePause)
+	}
 	for !found(c) {
 		time.Sleep(probePause)
 	}

@@ -158,7 +158,7 @@ func lead(c *Client, b *batch) {
 	}
 	if err != nil {
 		trip(c, down, err)
-		fail(b, err)
+		fail(b, fmt.Errorf("%w: %w", errNoReply, err))
 	}
 }
 
