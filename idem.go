@@ -186,6 +186,13 @@ func withoutBody(h *handler, w http.ResponseWriter, r *http.Request) {
 	refuse(h, w, incompleteBody(), false)
 }
 
+// mostWaiting is how many duplicates wait in this process at the same time, each with its connection and its body. So a
+// flood of duplicates of slow requests cannot exhaust Traefik.
+const mostWaiting = 512
+
+// waiting is how many do.
+var waiting atomic.Int64
+
 // persist goes on where a claim brought no decision. It claims in memory if Redis cannot be asked, and waits for a running
 // request with the same key to end. Of many that wait, the one whose claim comes first after a release runs.
 func persist(ctx context.Context, h *handler, lease *store.Lease, held store.Held, err error) (store.Held, error) {
@@ -195,6 +202,12 @@ func persist(ctx context.Context, h *handler, lease *store.Lease, held store.Hel
 	if err != nil || held.State != store.Running || !h.wait {
 		return held, err
 	}
+	if waiting.Add(1) > mostWaiting {
+		waiting.Add(-1)
+		h.log.seldom(levelWarn, "too many duplicates wait for requests that run; further ones get 409", nil)
+		return held, nil
+	}
+	defer waiting.Add(-1)
 	ctx, cancel := context.WithTimeout(ctx, h.inFlightTimeout)
 	defer cancel()
 	lost := false // the reply to the last claim
