@@ -151,6 +151,7 @@ var ErrConfig = errors.New("invalid configuration")
 const (
 	defaultLocalBytes = 32 << 20
 	maxTTL            = 168 * time.Hour
+	longestLease      = time.Hour
 	maxBodyBytes      = 1 << 30
 	maxLocalBytes     = 64 << 30
 )
@@ -225,7 +226,7 @@ func (c *Config) settings() (*settings, string, error) {
 		rejectMismatch:  k.oneOf("onMismatch", c.OnMismatch, "reject", "replay") == "reject",
 		wait:            k.oneOf("inFlight", c.InFlight, "wait", "reject") == "wait",
 		inFlightTimeout: k.duration("inFlightTimeout", c.InFlightTimeout, time.Millisecond, time.Hour),
-		lease:           k.duration("lease", c.Lease, 100*time.Millisecond, time.Hour),
+		lease:           k.duration("lease", c.Lease, 100*time.Millisecond, longestLease),
 		detach:          c.Detach,
 		detachTimeout:   k.duration("detachTimeout", c.DetachTimeout, time.Millisecond, 24*time.Hour),
 		holdUnknown:     k.oneOf("onUnknown", c.OnUnknown, "hold", "release") == "hold",

@@ -10,6 +10,7 @@ package idem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -39,6 +40,7 @@ type handler struct {
 	awake func() bool // of care. Yaegi finds a function in a field in half the time that a method takes
 
 	observing atomic.Int64 // requests that are being observed
+	outage    atomic.Int64 // of Redis, that was last told of
 }
 
 // New builds the middleware. Redis need not be up: it is connected to when the first key comes. What handlers share,
@@ -180,7 +182,7 @@ func serveDuplicate(h *handler, w http.ResponseWriter, r *http.Request, lease *s
 	}
 	switch {
 	case err != nil:
-		withoutStore(h, w, r, lease)
+		withoutStore(h, w, r, lease, err)
 	case held == nil:
 		h.stats.Counts[stats.First].Add(1)
 		run(h, w, r, lease, rest)
@@ -221,6 +223,13 @@ func withoutBody(h *handler, w http.ResponseWriter, r *http.Request) {
 	refuse(h, w, incompleteBody(), false)
 }
 
+// mostWaiting is how many duplicates wait in this process at the same time, each with its connection and its body. So a
+// flood of duplicates of slow requests cannot exhaust Traefik.
+const mostWaiting = 512
+
+// waiting is how many do.
+var waiting atomic.Int64
+
 // persist goes on where a claim brought no decision. It claims in memory if Redis cannot be asked, and waits for a running
 // request with the same key to end. Of many that wait, the one whose claim comes first after a release runs.
 func persist(ctx context.Context, h *handler, lease *store.Lease, held *store.Held, err error) (*store.Held, error) {
@@ -230,11 +239,21 @@ func persist(ctx context.Context, h *handler, lease *store.Lease, held *store.He
 	if err != nil || held == nil || held.State != store.Running || !h.wait {
 		return held, err
 	}
+	if waiting.Add(1) > mostWaiting {
+		waiting.Add(-1)
+		h.log.seldom(levelWarn, "too many duplicates wait for requests that run; further ones get 409", nil)
+		return held, nil
+	}
+	defer waiting.Add(-1)
 	ctx, cancel := context.WithTimeout(ctx, h.inFlightTimeout)
 	defer cancel()
+	lost := false // the reply to the last claim
 	for attempt := 0; held != nil && held.State == store.Running && !mismatch(h, held, lease); attempt++ {
 		waitForKey(ctx, h.keys, lease.Key, attempt)
 		if ctx.Err() != nil { // waited long enough, or the client has gone: nothing may be claimed any more
+			if lost {
+				redisclient.Later(h.keys.redis, lease, "", h.lease)
+			}
 			return held, nil
 		}
 		again, err := claimKey(h.keys, lease, h.lease)
@@ -244,6 +263,7 @@ func persist(ctx context.Context, h *handler, lease *store.Lease, held *store.He
 				return again, err
 			}
 		}
+		lost = err != nil && (lost || !errors.Is(err, redisclient.ErrDown))
 		if err == nil {
 			held = again
 		} // else Redis cannot tell how the request goes that runs at another Traefik: as far as is known, it runs
@@ -281,11 +301,14 @@ func refuseDuplicate(h *handler, w http.ResponseWriter, r *http.Request, held *s
 	}
 }
 
-// withoutStore serves a request whose key could not be claimed.
-func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease) {
+// withoutStore serves a request whose key could not be claimed, for err. A claim of which only the reply was lost is given
+// back.
+func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, err error) {
+	if !errors.Is(err, redisclient.ErrDown) {
+		redisclient.Later(h.keys.redis, lease, "", h.lease)
+	}
 	if h.onStoreError == "reject" {
 		h.stats.Counts[stats.Unavailable].Add(1)
-		go giveUp(h, lease)
 		refuse(h, w, storeUnavailable(), true)
 		return
 	}
@@ -294,16 +317,16 @@ func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *sto
 	h.next.ServeHTTP(w, inside(r.Context(), r))
 }
 
-// giveUp frees a key that was claimed if only the reply was lost.
-func giveUp(h *handler, lease *store.Lease) {
-	defer recovered("giving up a claim")
-	_, _ = releaseKey(h.keys, lease) // Redis is known to fail; then the lease ends by itself
-}
-
-// storeFailed counts and logs a step that the store did not take.
+// storeFailed counts and logs a step that the store did not take. Of an outage each handler tells once.
 func storeFailed(h *handler, msg string, cause error) {
 	h.stats.Counts[stats.StoreErrors].Add(1)
-	h.log.seldom(levelError, msg, cause)
+	outage := h.keys.redis.Outage()
+	switch {
+	case outage == 0:
+		h.log.seldom(levelError, msg, cause)
+	case h.outage.Swap(outage) != outage:
+		h.log.print(levelError, msg, cause)
+	}
 }
 
 // replay answers with what the first request was answered.

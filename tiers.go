@@ -3,7 +3,6 @@ package idem
 import (
 	"context"
 	"errors"
-	"sync/atomic"
 	"time"
 
 	"github.com/example/traefik-idem/redisclient"
@@ -19,8 +18,6 @@ type tiers struct {
 
 	cache    bool // keep finished records of Redis in memory
 	fallback bool // claim in memory while Redis fails, instead of returning its error
-
-	down atomic.Bool // the last step in Redis failed
 }
 
 // claimKey gives the key to the lease for d and returns nil if nobody holds it, and else tells who does. In memory the
@@ -37,20 +34,19 @@ func claimKey(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error) {
 func claimShared(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error) {
 	held := store.Lookup(t.memory, l)
 	if held != nil {
-		held.Degraded = t.down.Load()
+		held.Degraded = t.redis.Trouble.Load() != 0
 		return held, nil
 	}
 	held, err := redisclient.Claim(t.redis, l, d)
-	if err != nil || t.down.Load() {
-		t.down.Store(err != nil)
-	}
 	if err != nil {
 		return nil, err
 	}
 	if held == nil {
 		l.Degraded = false
-		// Another request may have come first here, without Redis. The lease there then ends by itself.
 		held = store.Claim(t.memory, l, store.Endless)
+		if held != nil { // a request that could not ask Redis at the same time
+			redisclient.Later(t.redis, l, "", d)
+		}
 	} else if t.cache && held.State != store.Running && held.Left > 0 {
 		store.Remember(t.memory, l.Key, held)
 	}
@@ -58,61 +54,94 @@ func claimShared(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error)
 }
 
 // claimInMemory claims a key that Redis could not be asked for, if that is wanted. err is what Redis failed with. A claim
-// that too few replicas have goes on in Redis as well, or is given back.
+// that too few replicas have goes on in Redis as well.
 func claimInMemory(t *tiers, l *store.Lease, err error) (*store.Held, error) {
-	scarce := errors.Is(err, redisclient.ErrReplicas)
 	if !t.fallback {
-		if scarce {
-			_, _ = redisclient.Release(t.redis, l) // else it ends with the lease
-		}
 		return nil, err
 	}
-	l.Degraded = !scarce
+	sent := !errors.Is(err, redisclient.ErrDown)
+	l.Degraded = !errors.Is(err, redisclient.ErrReplicas)
+	l.Doubtful = l.Degraded && sent
 	held := store.Claim(t.memory, l, store.Endless)
-	if held != nil {
-		held.Degraded = l.Degraded
+	if held == nil {
+		return nil, nil
+	}
+	held.Degraded = true
+	if sent {
+		redisclient.Later(t.redis, l, "", longestLease)
 	}
 	return held, nil
 }
 
-// renewKey makes the lease last d from now; false if it is lost.
+// renewKey makes the lease last d from now; false if it is lost. A key that was claimed in memory while Redis was away is
+// claimed there as soon as it is back.
 func renewKey(t *tiers, l *store.Lease, d time.Duration) (bool, error) {
-	if t.redis == nil || l.Degraded {
+	if t.redis == nil {
 		return true, nil
 	}
 	kept, err := redisclient.Renew(t.redis, l, d)
-	t.down.Store(err != nil)
-	return kept, err
+	if !l.Degraded || kept {
+		return kept, err
+	}
+	if err == nil {
+		_, err = redisclient.Claim(t.redis, l, d)
+	}
+	if errors.Is(err, redisclient.ErrDown) { // which is why the lease is in memory
+		err = nil
+	}
+	return true, err
 }
 
 // finishKey replaces the lease by a finished record for ttl; false if the lease is lost.
 func finishKey(t *tiers, l *store.Lease, record string, ttl time.Duration) (bool, error) {
-	if t.redis != nil && !l.Degraded {
+	if t.redis != nil {
 		return finishShared(t, l, record, ttl)
 	}
 	return store.Finish(t.memory, l, record, ttl, true), nil
 }
 
-// finishShared is finishKey for a lease in Redis. What Redis could not take is kept in memory, so that this process at
-// least answers its duplicates right.
+// finishShared is finishKey where keys live in Redis. What Redis could not take is kept in memory, so that this process at
+// least answers its duplicates right, and written to Redis when that is back.
 func finishShared(t *tiers, l *store.Lease, record string, ttl time.Duration) (bool, error) {
+	if l.Degraded {
+		redisclient.Later(t.redis, l, record, ttl)
+		return store.Finish(t.memory, l, record, ttl, true), nil
+	}
 	kept, err := redisclient.Finish(t.redis, l, record, ttl)
 	if err != nil || (kept && t.cache) {
 		store.Finish(t.memory, l, record, ttl, err != nil)
 	} else {
 		store.Release(t.memory, l)
 	}
+	if err != nil && !errors.Is(err, redisclient.ErrGone) { // who has lost a lease changes nothing there
+		redisclient.Later(t.redis, l, record, ttl)
+	}
 	return kept, err
 }
 
 // releaseKey makes the key free; false if the lease is lost.
 func releaseKey(t *tiers, l *store.Lease) (bool, error) {
-	if t.redis == nil || l.Degraded {
+	if t.redis == nil {
 		return store.Release(t.memory, l), nil
+	}
+	if l.Degraded {
+		return releaseDegraded(t, l), nil
 	}
 	free, err := redisclient.Release(t.redis, l)
 	store.Release(t.memory, l)
+	if err != nil {
+		redisclient.Later(t.redis, l, "", longestLease)
+	}
 	return free, err
+}
+
+// releaseDegraded is releaseKey for a lease that was taken in memory while Redis was away. Redis may have it all the same:
+// since only the reply was lost, or since it was renewed there.
+func releaseDegraded(t *tiers, l *store.Lease) bool {
+	if l.Doubtful || t.redis.Trouble.Load() == 0 {
+		redisclient.Later(t.redis, l, "", longestLease)
+	}
+	return store.Release(t.memory, l)
 }
 
 // waitForKey returns when it is worth while to claim a running key again, or when ctx is over. attempt counts the calls

@@ -128,6 +128,7 @@ func TestAClaimAfterAnOutageIsFinishedInRedis(t *testing.T) {
 		<-arrived
 		time.Sleep(1500 * time.Millisecond) // by now the other has found Redis out of reach as well
 		f.swallow.Store(false)
+		one.awaitRedis()
 		close(proceed)
 		a, c := <-answers, <-answers
 		if a.status == 503 {

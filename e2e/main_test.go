@@ -210,6 +210,14 @@ func (s *site) awaitLog(text string) {
 	}
 }
 
+// awaitRedis returns when requests are decided with Redis again. One that never is ends in the test's time-out.
+func (s *site) awaitRedis() {
+	s.t.Helper()
+	for strings.HasSuffix(s.do(post("/back", fmt.Sprintf("back-%d", unique.Add(1)))).header.Get("Decision"), ";degraded") {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // want checks status and decision of an answer.
 func (s *site) want(a answer, status int, decision string) {
 	s.t.Helper()

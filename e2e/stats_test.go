@@ -310,7 +310,7 @@ func TestStatsOfAnOutage(t *testing.T) {
 			if (f.Store.Error == "") != healthy {
 				t.Errorf("store %+v", f.Store)
 			}
-			if page := string(s.do(read("/_idem/")).body); strings.Contains(page, "Redis does not answer") == healthy {
+			if page := string(s.do(read("/_idem/")).body); strings.Contains(page, "Redis cannot be used") == healthy {
 				t.Errorf("healthy: %t, and the page\n%s", healthy, page)
 			}
 			grows()
@@ -416,7 +416,9 @@ func TestObservedDuplicatesAreCounted(t *testing.T) {
 func TestObservingIsBounded(t *testing.T) {
 	onEveryHost(t, func(t *testing.T, host hosts.Host) {
 		e, server := restartable(t, host)
-		s := e.serve(t, hosts.Settings{"mode": "observe", "stats": open["stats"]}, created)
+		settings := e.settings(hosts.Settings{"mode": "observe", "stats": open["stats"]})
+		settings["redis"].(map[string]any)["readTimeout"] = "1m" // the first that has waited for so long would let the others go
+		s := serve(t, host, created, settings)
 		server.Pause()
 		for i := range 200 {
 			s.want(s.do(post("/pay", strconv.Itoa(i))), 201, "observed")

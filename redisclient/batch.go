@@ -10,10 +10,14 @@ type Command struct {
 
 // Batch sends commands in one go and returns their replies in the same order; an error reply stands as an error in its
 // place. An error means that the commands may or may not have been carried out. If the connection turns out to be
-// broken all are sent once more over a new one: so only commands that can be repeated may be sent.
+// broken all are sent once more over a new one: so only commands that can be repeated may be sent. ErrDown is wrapped if
+// nothing was sent.
 func (c *Client) Batch(commands []Command) ([]interface{}, error) {
 	l := <-c.lanes
 	defer giveBack(c, l)
+	if c.state() == down {
+		return nil, fmt.Errorf("redis %s: %w", c.opts.Address, notSent(c))
+	}
 	reused := l.conn != nil
 	replies, err := exchangeAny(c, l, commands)
 	if err != nil && worthAnother(c, l, reused, err) {
@@ -21,6 +25,7 @@ func (c *Client) Batch(commands []Command) ([]interface{}, error) {
 		replies, err = exchangeAny(c, l, commands)
 	}
 	if err != nil {
+		trip(c, down, err)
 		return nil, fmt.Errorf("redis %s: %w: %w", c.opts.Address, errUnreachable, err)
 	}
 	return replies, nil

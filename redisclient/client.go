@@ -17,7 +17,8 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-var errUnreachable = errors.New("out of reach")
+// errUnreachable is wrapped by the error for a command that was sent, perhaps, and had no reply.
+var errUnreachable = errors.New("no reply")
 
 var errProtocol = errors.New("the reply is not one that Redis gives")
 
@@ -59,6 +60,10 @@ type Client struct {
 	lanes  chan *lane // those that nobody uses now; receiving one is the permission to use it
 	master *master    // whom the sentinels name; nil: the server is at opts.Address
 
+	breaker breaker
+	state   func() int32 // of the breaker. Yaegi finds a function in a field in half the time that a method takes
+	plight  *plight      // shared by the nodes of a cluster
+
 	mu      sync.Mutex // guards everything below
 	pending *batch     // what the next free lane takes; nil if nobody waits for one
 	closed  bool
@@ -85,9 +90,10 @@ type batch struct {
 type command struct {
 	wire string // as Redis' protocol has it
 
-	line  string // the first line of the reply
-	reply []byte // a bulk string
-	err   error  // an error reply, or why there is no reply
+	line  string  // the first line of the reply
+	reply []byte  // a bulk string
+	err   error   // an error reply, or why there is no reply
+	from  *Client // who has the error
 }
 
 // New returns a client. It connects when there is something to send, not before; Close frees it.
@@ -102,6 +108,8 @@ func New(opts Options) *Client {
 		}
 	}
 	c := &Client{opts: opts, lanes: make(chan *lane, n)}
+	c.state = c.breaker.state.Load
+	c.plight = newPlight()
 	for i := 0; i < n; i++ {
 		c.lanes <- &lane{}
 	}
@@ -139,6 +147,10 @@ func (c *Client) closeIdle() {
 // closed it for idleness) all its commands are sent once more over a new one: so it may only be used for commands
 // that can be repeated.
 func send(c *Client, cmd *command) {
+	if c.state() == down {
+		cmd.err = notSent(c)
+		return
+	}
 	c.mu.Lock()
 	b := c.pending
 	first := b == nil
@@ -154,6 +166,9 @@ func send(c *Client, cmd *command) {
 	} else {
 		<-b.done
 	}
+	if cmd.err != nil {
+		cmd.from = c
+	}
 }
 
 // lead waits for a lane, closes the batch and carries it out.
@@ -163,6 +178,10 @@ func lead(c *Client, b *batch) {
 	c.mu.Lock()
 	c.pending = nil
 	c.mu.Unlock()
+	if c.state() == down { // it was found so while this batch waited for a lane
+		fail(b, notSent(c))
+		return
+	}
 	if b.wait != nil {
 		b.commands = append(b.commands, b.wait)
 		b.out = append(b.out, b.wait.wire...)
@@ -174,7 +193,8 @@ func lead(c *Client, b *batch) {
 		err = exchange(c, l, b)
 	}
 	if err != nil {
-		fail(b, err)
+		trip(c, down, err)
+		fail(b, fmt.Errorf("%w: %w", errUnreachable, err))
 	}
 }
 
@@ -205,7 +225,6 @@ func giveBack(c *Client, l *lane) {
 }
 
 func fail(b *batch, err error) {
-	err = fmt.Errorf("%w: %w", errUnreachable, err)
 	for _, cmd := range b.commands {
 		cmd.err = err
 	}

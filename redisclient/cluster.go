@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"log"
 	"math/bits"
 	"net"
 	"strconv"
@@ -129,8 +130,12 @@ func (c *Cluster) next(slot int, node *Client, err error) (*Client, bool) {
 			return c.nodeAt(address), true
 		}
 		return c.moved(slot, address), false
-	case errors.Is(err, errUnreachable) || strings.HasPrefix(err.Error(), "CLUSTERDOWN "):
-		_ = c.refresh("", node.opts.Address) // then the cause is err
+	case errors.Is(err, errUnreachable) || errors.Is(err, ErrDown) || strings.HasPrefix(err.Error(), "CLUSTERDOWN "):
+		if errors.Is(err, ErrDown) { // known before: nobody waits again
+			go c.refreshLater(node.opts.Address)
+		} else {
+			_ = c.refresh("", node.opts.Address) // then the cause is err
+		}
 		c.mu.RLock()
 		defer c.mu.RUnlock()
 		if c.slots[slot] != node {
@@ -195,6 +200,7 @@ func (c *Cluster) nodeLocked(address string) *Client {
 		opts := c.opts
 		opts.Address = address
 		node = New(opts)
+		node.plight = c.front.plight
 		if c.closed {
 			node.Close()
 		}
@@ -234,6 +240,16 @@ func (c *Cluster) refresh(first, not string) error {
 	}
 	c.refreshed = time.Now()
 	return err
+}
+
+// refreshLater is refresh beside the requests.
+func (c *Cluster) refreshLater(not string) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.Printf("level=error msg=\"looking for the nodes of a cluster failed\" cause=%q", p)
+		}
+	}()
+	_ = c.refresh("", not) // whoever asks next tries again
 }
 
 // candidates are the addresses where the map may be had.

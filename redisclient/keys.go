@@ -7,27 +7,34 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/example/traefik-idem/store"
 )
 
 // Each script is one step of a key's life and touches that key alone. Each can be sent twice with the same arguments:
-// the second time it finds its own work and answers as if it did it then.
+// the second time it finds its own work and answers as if it did it then. They read before they write: what Redis has is
+// known also while it refuses to write.
 var (
 	// claim: ARGV = the running record, the lease in ms. Nil if the key is ours now, else for how many ms it is held, a
 	// space, and its record.
 	claimScript = newScript('$', 2, `
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return false end
 local v = redis.call('GET', KEYS[1])
+if not v then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return false end
 if v == ARGV[1] then return false end
 return redis.call('PTTL', KEYS[1]) .. ' ' .. v`)
 
 	// finish: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody else has
-	// the key, 2 if nobody has.
+	// the key, 2 if nobody has. If there is no room for it, the claim stays for as long, so that nobody else runs the
+	// request again.
 	finishScript = newScript(':', 3, `
 local v = redis.call('GET', KEYS[1])
-if v == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) return 1 end
+if v == ARGV[1] then
+  local r = redis.pcall('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+  if r.err then redis.call('PEXPIRE', KEYS[1], ARGV[3]) return r end
+  return 1
+end
 if v == ARGV[2] then return 1 end
 return v and 0 or 2`)
 
@@ -71,6 +78,9 @@ const (
 
 // Keys is a store of idempotency keys in Redis; see package store for what its functions do.
 type Keys struct {
+	// Trouble is 0 while Redis does what keys need, as far as is known.
+	Trouble *atomic.Int32
+
 	client  *Client
 	cluster *Cluster // whose nodes have the keys; nil: the client's server has them
 	plain   bool     // there is neither a cluster nor are there replicas to wait for
@@ -81,11 +91,20 @@ type Keys struct {
 // NewKeys returns a store whose Redis keys are <keyPrefix>:req:<key>. Steps with one of the times as their argument are
 // quicker than others.
 func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
-	k := &Keys{client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
+	client.plight.setProbe(keyPrefix + ":probe")
+	k := &Keys{Trouble: &client.plight.servers, client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
 	for _, d := range times {
 		k.times[d] = milliseconds(k, d)
 	}
 	return k
+}
+
+// Outage returns the number of the outage that Redis is in, counted from 1; 0 if it does what keys need.
+func (k *Keys) Outage() int64 {
+	if k.Trouble.Load() == 0 {
+		return 0
+	}
+	return k.client.plight.outages.Load()
 }
 
 // NewClusterKeys is NewKeys for a cluster.
@@ -184,9 +203,13 @@ func mend(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	if cmd.err == nil && cmd.line[0] != s.reply {
 		cmd.err = errProtocol
 	}
-	if cmd.err != nil {
-		cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, cmd.err)
+	if cmd.err == nil {
+		return
 	}
+	if cmd.from != nil {
+		trip(cmd.from, stateBy(cmd.err), cmd.err)
+	}
+	cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, cmd.err)
 }
 
 // deliver sends cmd, of the script s, to where the key of l is. Claims and finished records may be wanted at replicas too.

@@ -14,6 +14,11 @@ var ErrReplicas = errors.New("too few replicas have it")
 // if it has written something and not enough replicas have that within half of the time for a reply. It does not wait if
 // Options.WaitReplicas is 0.
 func sendAndWait(c *Client, commands ...*command) {
+	last := commands[len(commands)-1]
+	if c.state() == down {
+		last.err = notSent(c)
+		return
+	}
 	c.mu.Lock()
 	b := c.pending
 	first := b == nil
@@ -36,7 +41,10 @@ func sendAndWait(c *Client, commands ...*command) {
 		<-b.done
 	}
 	if b.wait != nil {
-		judge(c, b.wait, commands[len(commands)-1])
+		judge(c, b.wait, last)
+	}
+	if last.err != nil {
+		last.from = c
 	}
 }
 

@@ -92,6 +92,9 @@ func NewClusterStats(cluster *Cluster, keyPrefix string) *Stats {
 // Kind implements stats.Store.
 func (s *Stats) Kind() string { return "redis" }
 
+// Trouble implements stats.Store.
+func (s *Stats) Trouble() error { return s.client.Trouble() }
+
 // Add implements stats.Store.
 func (s *Stats) Add(process string, sequence, now int64, numbers *stats.Numbers, limits stats.Limits) error {
 	var fields, endpoints []interface{}

@@ -49,6 +49,9 @@ type Store interface {
 	// Load returns all numbers.
 	Load() (*Numbers, error)
 
+	// Trouble tells why requests cannot be decided with this store now, as far as is known; nil if they can.
+	Trouble() error
+
 	// Memory measures the plugin's records.
 	Memory() (Memory, error)
 }
@@ -298,7 +301,11 @@ func (c *Collector) Read() Snapshot {
 	}
 	numbers.Add(c.waiting, limits.MaxEndpoints)
 	numbers.Prune(now.Unix(), limits.TTL)
-	return Snapshot{Now: now, Numbers: numbers, Lost: c.lost.copy(), Kind: c.store.Kind(), Err: c.err, Memory: c.memory, Measured: c.measured, Unmeasured: c.unmeasured}
+	trouble := c.err
+	if trouble == nil {
+		trouble = c.store.Trouble()
+	}
+	return Snapshot{Now: now, Numbers: numbers, Lost: c.lost.copy(), Kind: c.store.Kind(), Err: trouble, Memory: c.memory, Measured: c.measured, Unmeasured: c.unmeasured}
 }
 
 // ask flushes, loads all numbers, and measures the memory if the last measurement is old.

@@ -31,6 +31,9 @@ func (p *Process) Load() (*Numbers, error) {
 	return p.numbers.copy(), nil
 }
 
+// Trouble implements Store. There is none.
+func (p *Process) Trouble() error { return nil }
+
 // Memory implements Store. It never fails.
 func (p *Process) Memory() (Memory, error) {
 	records, bytes, _ := p.records.Usage()

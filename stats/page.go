@@ -106,7 +106,7 @@ func (v *view) health(s Snapshot) {
 	switch {
 	case s.Err != nil:
 		v.Health = "bad"
-		v.HealthText = "Redis does not answer"
+		v.HealthText = "Redis cannot be used"
 		v.Trouble = s.Err.Error()
 	case s.Kind == "redis":
 		v.Health = "good"

@@ -42,8 +42,8 @@ type Lease struct {
 	Fingerprint string // FingerprintSize bytes
 	Owner       string // fencing token, unique to this claim
 
-	// Degraded is set while the shared store could not be reached and the lease is held in this process's memory alone.
-	Degraded bool
+	Degraded bool // the shared store could not be reached, and the lease is held in this process's memory
+	Doubtful bool // with Degraded: the shared store may have taken the claim all the same; its reply was lost
 
 	// Wire is a shared store's: the key and the running record as it sends them, once it has done so.
 	Wire string
