@@ -8,6 +8,7 @@ import (
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 	"github.com/example/traefik-idem/e2e/internal/redistest"
 	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/store"
 	"github.com/example/traefik-idem/store/storetest"
 )
 
@@ -152,4 +153,71 @@ func TestAMasterChangesUnderTraffic(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestTheNewestConfigurationCounts has one sentinel that names a master of its own, of an older configuration. Then an
+// administrator has all of them begin anew with that one.
+func TestTheNewestConfigurationCounts(t *testing.T) {
+	onEveryHost(t, func(t *testing.T, host hosts.Host) {
+		g := redistest.StartGroup(t, 1)
+		g.Failover()
+		second := g.Promoted(g.Servers[0])
+		third := redistest.Start(t)
+		third.Do("CONFIG", "SET", "requirepass", redistest.GroupPassword)
+		third.Password = redistest.GroupPassword
+		redis := behindSentinels(g)
+		redis["endpoints"] = append(g.Endpoints(), redistest.StartSentinel(t, third).Addr)
+		s := overRedis(t, host, redis)
+		for keysIn(second) == 0 { // the sentinels come to know of it one by one
+			s.do(post("/", unusedKey()))
+		}
+		strayed := keysIn(third)
+		for range 20 {
+			s.wantRun(unusedKey())
+			time.Sleep(50 * time.Millisecond) // meanwhile all sentinels are asked some times
+		}
+		if n := keysIn(third); n != strayed {
+			t.Errorf("a sentinel with an older configuration was followed: %d keys and then %d", strayed, n)
+		}
+		g.Rename(third)
+		s.awaitLog(`master="` + third.Addr + `" before="` + second.Addr)
+		s.wantRun("after")
+		s.noneTwice()
+	})
+}
+
+// TestNothingIsLeftOpen closes clients, and looks for their connections.
+func TestNothingIsLeftOpen(t *testing.T) {
+	g, c := redistest.StartGroup(t, 1), redistest.StartCluster(t, 1)
+	before := map[*redistest.Server]int{}
+	servers := append(append(append([]*redistest.Server{}, g.Servers...), g.Sentinels...), c.Nodes()...)
+	for _, server := range servers {
+		before[server] = unnamed(server)
+	}
+	options := redisclient.Options{Address: strings.Join(g.Endpoints(), ","), Password: redistest.GroupPassword, DialTimeout: hour, ReadTimeout: hour, WriteTimeout: hour,
+		Sentinel: redisclient.Sentinel{MasterName: redistest.MasterName, Password: redistest.SentinelPassword}}
+	client := redisclient.New(options)
+	cluster := redisclient.NewCluster(redisclient.Options{Address: c.Masters[0].Addr, Cluster: true, DialTimeout: hour, ReadTimeout: hour, WriteTimeout: hour})
+	claim := func(k *redisclient.Keys) {
+		held, err := redisclient.Claim(k, &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o"}, hour)
+		if err != nil || held.State != store.Claimed {
+			t.Fatalf("claim: %+v, %v", held, err)
+		}
+	}
+	for range 2 { // and once more by those who outlive their configuration
+		claim(redisclient.NewKeys(client, "idem"))
+		claim(redisclient.NewClusterKeys(cluster, "idem"))
+		client.Close()
+		cluster.Close()
+		for _, server := range servers {
+			for unnamed(server) > before[server] { // a connection that is left ends in the test's time-out
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+	}
+}
+
+// unnamed counts the clients of server that have no name, as sentinels have, and are no replicas.
+func unnamed(server *redistest.Server) int {
+	return strings.Count(server.Do("CLIENT", "LIST", "TYPE", "NORMAL"), " name= ")
 }

@@ -30,15 +30,15 @@ type Server struct {
 	Addr string    // host:port
 	Cmd  *exec.Cmd // the process that runs now, or ran last
 
-	TLSAddr string // host:port where it speaks TLS; empty: nowhere
+	TLSAddr  string // host:port where it speaks TLS; empty: nowhere
+	Password string // that Do logs in with; empty: none
 
-	t        testing.TB
-	path     string
-	dir      string
-	password string // that Do logs in with
-	config   string // path of a configuration file; empty: none
-	args     []string
-	exited   chan struct{} // closed when Cmd is gone
+	t      testing.TB
+	path   string
+	dir    string
+	config string // path of a configuration file; empty: none
+	args   []string
+	exited chan struct{} // closed when Cmd is gone
 }
 
 // Path returns where redis-server is. Without one the test is skipped, except in CI, where nothing may be skipped.
@@ -165,7 +165,7 @@ func (s *Server) Do(args ...string) string {
 }
 
 func (s *Server) do(args ...string) (any, error) {
-	conn, err := redis.Dial("tcp", s.Addr, redis.DialPassword(s.password),
+	conn, err := redis.Dial("tcp", s.Addr, redis.DialPassword(s.Password),
 		redis.DialConnectTimeout(stopTimeout), redis.DialReadTimeout(stopTimeout), redis.DialWriteTimeout(stopTimeout))
 	if err != nil {
 		return nil, err

@@ -39,11 +39,11 @@ func StartGroup(t testing.TB, replicas int) *Group {
 			args = append(args, "--replicaof", host, port)
 		}
 		s := Start(t, args...)
-		s.password = GroupPassword
+		s.Password = GroupPassword
 		g.Servers = append(g.Servers, s)
 	}
 	for range 3 {
-		g.Sentinels = append(g.Sentinels, g.startSentinel())
+		g.Sentinels = append(g.Sentinels, StartSentinel(t, g.Servers[0]))
 	}
 	for _, s := range g.Sentinels {
 		await(g.t, "the sentinels and replicas do not find each other", func() bool {
@@ -56,11 +56,12 @@ func StartGroup(t testing.TB, replicas int) *Group {
 	return g
 }
 
-func (g *Group) startSentinel() *Server {
-	g.t.Helper()
-	s := &Server{t: g.t, path: Path(g.t), dir: g.t.TempDir(), args: []string{"--sentinel"}}
+// StartSentinel starts a sentinel that watches master, for a quorum of two.
+func StartSentinel(t testing.TB, master *Server) *Server {
+	t.Helper()
+	s := &Server{t: t, path: Path(t), dir: t.TempDir(), args: []string{"--sentinel"}}
 	s.config = filepath.Join(s.dir, "sentinel.conf")
-	host, port, _ := net.SplitHostPort(g.Servers[0].Addr)
+	host, port, _ := net.SplitHostPort(master.Addr)
 	lines := []string{
 		"requirepass " + SentinelPassword,
 		"sentinel sentinel-pass " + SentinelPassword,
@@ -72,11 +73,11 @@ func (g *Group) startSentinel() *Server {
 	}
 	err := os.WriteFile(s.config, []byte(strings.Join(lines, "\n")+"\n"), 0o600)
 	if err != nil {
-		g.t.Fatal(err)
+		t.Fatal(err)
 	}
-	s.password = SentinelPassword
-	g.t.Cleanup(s.Kill)
-	s.start(func() { s.Addr = freeAddr(g.t) })
+	s.Password = SentinelPassword
+	t.Cleanup(s.Kill)
+	s.start(func() { s.Addr = freeAddr(t) })
 	return s
 }
 
@@ -129,6 +130,19 @@ func (g *Group) Failover() {
 		reply, _ := g.Sentinels[0].do("SENTINEL", "FAILOVER", MasterName)
 		return text(reply) == "OK"
 	})
+}
+
+// Rename has all sentinels forget their master and what they know of it, and watch another one instead.
+func (g *Group) Rename(master *Server) {
+	g.t.Helper()
+	host, port, _ := net.SplitHostPort(master.Addr)
+	for _, sentinel := range g.Sentinels { // one that still knows would tell the others
+		sentinel.Do("SENTINEL", "REMOVE", MasterName)
+	}
+	for _, sentinel := range g.Sentinels {
+		sentinel.Do("SENTINEL", "MONITOR", MasterName, host, port, "2")
+		sentinel.Do("SENTINEL", "SET", MasterName, "auth-pass", GroupPassword)
+	}
 }
 
 // await waits for what servers do among themselves.
