@@ -2,12 +2,15 @@ package e2e
 
 import (
 	"fmt"
+	"go/ast"
 	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/BurntSushi/toml"
 	"gopkg.in/yaml.v3"
@@ -78,9 +81,11 @@ func withFiles(t *testing.T, text string) string {
 	t.Helper()
 	password := filepath.Join(t.TempDir(), "password")
 	writeFile(t, password, "secret")
+	users := filepath.Join(t.TempDir(), "users")
+	writeFile(t, users, "ops:secret")
 	ca := redistest.NewAuthority(t)
 	cert, key := ca.Issue("client")
-	return strings.NewReplacer("/run/secrets/redis-password", password, "/run/secrets/sentinel-password", password,
+	return strings.NewReplacer("/etc/traefik/idem-users", users, "/run/secrets/redis-password", password, "/run/secrets/sentinel-password", password,
 		"/etc/traefik/redis-ca.pem", ca.CertFile, "/etc/traefik/redis-client.pem", cert, "/etc/traefik/redis-client-key.pem", key).Replace(text)
 }
 
@@ -101,44 +106,196 @@ func TestTheACLInTheDocsIsEnough(t *testing.T) {
 	})
 }
 
-var row = regexp.MustCompile("(?m)^\\| `([A-Za-z.]+)` \\| ([^|]+) \\|")
-
-// TestREADMESettings compares the table of settings with the struct.
+// TestREADMESettings compares the README's table of settings with the struct.
 func TestREADMESettings(t *testing.T) {
 	_, table, _ := strings.Cut(readRoot(t, "README.md"), "\n## Settings\n")
 	table, _, _ = strings.Cut(table, "\n## ")
 	documented := map[string]string{}
-	for _, found := range row.FindAllStringSubmatch(table, -1) {
-		documented[found[1]] = strings.Trim(found[2], "`")
+	for _, cells := range settingRows(table) {
+		documented[cells[0]] = cells[1]
 	}
-	lists := map[string]string{"methods": "POST, PUT, PATCH, DELETE", "endpoints": "all paths", "scope": "Host, Authorization",
-		"retryableStatuses": "429, 503", "omitHeaders": "Set-Cookie", "redis.endpoints": "none", "stats.users": "none"}
-	var compare func(prefix string, config reflect.Value)
-	compare = func(prefix string, config reflect.Value) {
-		for i := range config.NumField() {
-			name, _, _ := strings.Cut(config.Type().Field(i).Tag.Get("json"), ",")
-			name = prefix + name
-			field := config.Field(i)
-			if field.Kind() == reflect.Struct {
-				compare(name+".", field)
-				continue
+	wantDefaults(t, "README.md", documented)
+}
+
+// TestConfigurationPage compares docs/configuration.md with the struct, and with what the plugin allows: bounds are tried
+// out, and so are values from a list and all examples.
+func TestConfigurationPage(t *testing.T) {
+	page := withFiles(t, readRoot(t, "docs/configuration.md"))
+	kinds := map[string]string{}
+	describe(reflect.ValueOf(idem.CreateConfig()).Elem(), "", func(name, _ string, field reflect.Value) {
+		kinds[name] = map[reflect.Kind]string{reflect.Bool: "boolean", reflect.Int: "integer", reflect.Int64: "integer", reflect.Slice: "list", reflect.String: "string"}[field.Kind()]
+	})
+	documented, examples := map[string]string{}, map[string]string{}
+	rows := settingRows(page)
+	for _, cells := range rows {
+		if len(cells) != 6 {
+			t.Fatalf("want setting, type, default, allowed, example, meaning: %q", cells)
+		}
+		documented[cells[0]] = cells[2]
+		examples[cells[0]] = cells[4]
+	}
+	wantDefaults(t, "docs/configuration.md", documented)
+	for _, cells := range rows {
+		name, kind, allowed, example := cells[0], cells[1], cells[3], cells[4]
+		refusal := func(value string) string {
+			settings := map[string]string{name: value}
+			if companion, ok := companions[name]; ok {
+				settings[companion] = examples[companion]
 			}
-			want := fmt.Sprint(field.Interface())
-			if field.Kind() == reflect.Slice {
-				want = lists[name]
-			} else if want == "" {
-				want = "none"
+			return hosts.Compiled.Refusal(t, nested(settings))
+		}
+		accepted := func(value string) {
+			if r := refusal(value); r != "" {
+				t.Errorf("%s: %q is refused: %s", name, value, r)
 			}
-			if got, ok := documented[name]; !ok || got != want {
-				t.Errorf("%s: the README says %q, the default is %q", name, got, want)
+		}
+		accepted(example)
+		said := refusal("-1") // which nearly nothing is
+		if strings.Contains(said, "a duration such as") {
+			kinds[name] = "duration"
+		}
+		if kind != kinds[name] {
+			t.Errorf("%s: the page says %s, it is a %s", name, kind, kinds[name])
+		}
+		switch kind {
+		case "duration", "integer":
+			least, most, _ := strings.Cut(allowed, " to ")
+			for bound, step := range map[string]int{least: -1, most: +1} {
+				accepted(bound)
+				if refusal(beyond(t, bound, step)) == "" {
+					t.Errorf("%s: more is allowed than %s", name, allowed)
+				}
 			}
-			delete(documented, name)
+		case "string":
+			_, want, _ := strings.Cut(said, "; allowed: ")
+			got := strings.ReplaceAll(allowed, "`", "")
+			if (enumeration.MatchString(want) || enumeration.MatchString(got)) && got != want {
+				t.Errorf("%s: the page allows %s, the plugin: %s", name, got, want)
+			}
 		}
 	}
-	compare("", reflect.ValueOf(idem.CreateConfig()).Elem())
-	for name := range documented {
-		t.Errorf("the README has a setting %s that there is not", name)
+}
+
+var enumeration = regexp.MustCompile("^[a-z]+(, [a-z]+)+$")
+
+// beyond is the number or duration that is one step further than bound.
+func beyond(t *testing.T, bound string, step int) string {
+	t.Helper()
+	n, err := strconv.Atoi(bound)
+	if err == nil {
+		return strconv.Itoa(n + step)
 	}
+	d, err := time.ParseDuration(bound)
+	if err != nil {
+		t.Error(err)
+	}
+	return (d + time.Duration(step)).String()
+}
+
+// companions are what some settings cannot be without.
+var companions = map[string]string{
+	"redis.username": "redis.password", "redis.sentinel.username": "redis.sentinel.password",
+	"redis.tls.cert": "redis.tls.key", "redis.tls.key": "redis.tls.cert",
+}
+
+// nested is flat, whose names have dots, as Traefik has it.
+func nested(flat map[string]string) hosts.Settings {
+	root := map[string]any{}
+	for name, value := range flat {
+		node := root
+		path := strings.Split(name, ".")
+		for _, part := range path[:len(path)-1] {
+			if node[part] == nil {
+				node[part] = map[string]any{}
+			}
+			node = node[part].(map[string]any)
+		}
+		node[path[len(path)-1]] = value
+	}
+	return root
+}
+
+// settingRows are the cells of all table rows that begin with a setting, without the marks of code around a whole cell.
+func settingRows(text string) [][]string {
+	var rows [][]string
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, "| `") {
+			continue
+		}
+		cells := strings.Split(strings.Trim(line, "| \n"), "|")
+		for i, cell := range cells {
+			cell = strings.TrimSpace(cell)
+			if strings.Count(cell, "`") == 2 {
+				cell = strings.Trim(cell, "`")
+			}
+			cells[i] = cell
+		}
+		rows = append(rows, cells)
+	}
+	return rows
+}
+
+// wantDefaults compares documented, which has the default of each setting as a page shows it, with the code.
+func wantDefaults(t *testing.T, page string, documented map[string]string) {
+	t.Helper()
+	lists := listDefaults(t)
+	describe(reflect.ValueOf(idem.CreateConfig()).Elem(), "", func(name, place string, field reflect.Value) {
+		want := fmt.Sprint(field.Interface())
+		if field.Kind() == reflect.Slice {
+			want = lists[place]
+		}
+		if want == "" {
+			want = "none"
+		}
+		if got, ok := documented[name]; !ok || got != want {
+			t.Errorf("%s: %s says %q, the default is %q", name, page, got, want)
+		}
+		delete(documented, name)
+	})
+	for name := range documented {
+		t.Errorf("%s has a setting %s that there is not", page, name)
+	}
+}
+
+// describe calls do for each setting of config, with its name, and with the type and name of its field.
+func describe(config reflect.Value, prefix string, do func(name, place string, field reflect.Value)) {
+	for i := range config.NumField() {
+		field := config.Type().Field(i)
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		if field.Type.Kind() == reflect.Struct {
+			describe(config.Field(i), prefix+name+".", do)
+		} else {
+			do(prefix+name, config.Type().Name()+"."+field.Name, config.Field(i))
+		}
+	}
+}
+
+// listDefaults are the defaults of lists, which settings() has: in its methods' calls of list, by type and name of the field.
+func listDefaults(t *testing.T) map[string]string {
+	t.Helper()
+	defaults := map[string]string{}
+	for _, file := range sources(t) {
+		for _, declaration := range file.Decls {
+			f, ok := declaration.(*ast.FuncDecl)
+			if !ok || f.Recv == nil {
+				continue
+			}
+			ast.Inspect(f, func(n ast.Node) bool {
+				call, ok := n.(*ast.CallExpr)
+				if !ok || nameOf(call.Fun) != "list" {
+					return true
+				}
+				var values []string
+				for _, value := range call.Args[1:] {
+					values = append(values, textOf(value, nil))
+				}
+				receiver := f.Recv.List[0].Type.(*ast.StarExpr).X
+				defaults[nameOf(receiver)+strings.TrimPrefix(nameOf(call.Args[0]), "c")] = strings.Join(values, ", ")
+				return true
+			})
+		}
+	}
+	return defaults
 }
 
 // TestREADMEProblems finds every answer of the plugin's own in the README.
