@@ -32,7 +32,7 @@ func readRoot(t *testing.T, name string) string {
 
 var snippet = regexp.MustCompile("(?s)```([a-z]*)\n(.*?)```")
 
-// TestREADMESnippets builds the middleware from every configuration in the README.
+// TestREADMESnippets builds the middleware from every configuration in the README and the docs.
 func TestREADMESnippets(t *testing.T) {
 	accepted := 0
 	accept := func(settings hosts.Settings) {
@@ -44,7 +44,8 @@ func TestREADMESnippets(t *testing.T) {
 			}
 		}
 	}
-	for _, found := range snippet.FindAllStringSubmatch(readRoot(t, "README.md")+withFiles(t, readRoot(t, "docs/redis.md")), -1) {
+	pages := readRoot(t, "README.md") + readRoot(t, "docs/redis.md") + readRoot(t, "docs/drf-idem.md") + readRoot(t, "docs/production.md")
+	for _, found := range snippet.FindAllStringSubmatch(withFiles(t, pages), -1) {
 		kind, text := found[1], found[2]
 		var config map[string]any
 		var err error
@@ -71,8 +72,8 @@ func TestREADMESnippets(t *testing.T) {
 		settings := config["http"].(map[string]any)["middlewares"].(map[string]any)["idem"].(map[string]any)["plugin"].(map[string]any)["idem"].(map[string]any)
 		accept(settings)
 	}
-	if accepted != 9 {
-		t.Errorf("%d dynamic configurations, want YAML, TOML and labels in the README and 6 in docs/redis.md", accepted)
+	if accepted != 11 {
+		t.Errorf("%d dynamic configurations, want YAML, TOML and labels in the README, 6 in docs/redis.md and one each in docs/drf-idem.md and docs/production.md", accepted)
 	}
 }
 
