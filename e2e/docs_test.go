@@ -312,3 +312,48 @@ func TestREADMEProblems(t *testing.T) {
 		}
 	}
 }
+
+// TestWorkflows finds the targets that GitHub runs in the Makefile, and nothing else run there.
+func TestWorkflows(t *testing.T) {
+	makefile := readRoot(t, "Makefile")
+	files, _ := filepath.Glob(filepath.Join(hosts.Root(), ".github", "workflows", "*.yml"))
+	commands := 0
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var workflow struct {
+			Jobs map[string]struct {
+				Strategy struct{ Matrix struct{ Target []string } }
+				Steps    []struct{ Run string }
+			}
+		}
+		err = yaml.Unmarshal(data, &workflow)
+		if err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+		for _, job := range workflow.Jobs {
+			targets := job.Strategy.Matrix.Target
+			for _, step := range job.Steps {
+				switch {
+				case step.Run == ".ci/run":
+					commands++
+				case step.Run == "make ${{ matrix.target }}" && len(targets) > 0:
+					commands++
+				case step.Run != "" && !strings.HasPrefix(step.Run, "git config "):
+					t.Errorf("%s runs %q, which is no target", file, step.Run)
+				}
+			}
+			for _, target := range targets {
+				name, _, _ := strings.Cut(target, " ")
+				if !strings.Contains(makefile, "\n"+name+":") {
+					t.Errorf("%s: no target %s in the Makefile", file, name)
+				}
+			}
+		}
+	}
+	if commands < 2 {
+		t.Errorf("%d commands in %q", commands, files)
+	}
+}
