@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -107,15 +108,83 @@ func TestTheACLInTheDocsIsEnough(t *testing.T) {
 	})
 }
 
-// TestREADMESettings compares the README's table of settings with the struct.
+// TestREADMESettings compares the README's table of settings with the struct, in both languages.
 func TestREADMESettings(t *testing.T) {
-	_, table, _ := strings.Cut(readRoot(t, "README.md"), "\n## Settings\n")
-	table, _, _ = strings.Cut(table, "\n## ")
-	documented := map[string]string{}
-	for _, cells := range settingRows(table) {
-		documented[cells[0]] = cells[1]
+	for page, words := range map[string]struct{ heading, none string }{"README.md": {"Settings", "none"}, "README.ru.md": {"Настройки", "нет"}} {
+		documented := map[string]string{}
+		for _, s := range sections(t, page) {
+			if s.heading != words.heading {
+				continue
+			}
+			for _, cells := range settingRows(s.text) {
+				documented[cells[0]] = cells[1]
+				if cells[1] == words.none {
+					documented[cells[0]] = "none"
+				}
+			}
+		}
+		wantDefaults(t, page, documented)
 	}
-	wantDefaults(t, "README.md", documented)
+}
+
+// section is the part of a page from one heading to the next.
+type section struct {
+	level   int
+	heading string
+	text    string
+}
+
+var fence = regexp.MustCompile("(?s)\n```.*?\n```")
+
+// sections are those of a page after its title. A line of a snippet that begins with # is no heading.
+func sections(t *testing.T, page string) []section {
+	t.Helper()
+	text := readRoot(t, page)
+	plain := fence.ReplaceAllStringFunc(text, func(s string) string { return strings.ReplaceAll(s, "\n#", "\n ") })
+	headings := regexp.MustCompile("(?m)^(##+) (.*)$").FindAllStringSubmatchIndex(plain, -1)
+	all := []section{{1, "", text[:headings[0][0]]}}
+	for i, h := range headings {
+		end := len(text)
+		if i+1 < len(headings) {
+			end = headings[i+1][0]
+		}
+		all = append(all, section{h[3] - h[2], text[h[4]:h[5]], text[h[1]:end]})
+	}
+	return all
+}
+
+// TestREADMEInRussian has the same headings, snippets, code and links in both languages. The text in diagrams is translated.
+func TestREADMEInRussian(t *testing.T) {
+	english, russian := sections(t, "README.md"), sections(t, "README.ru.md")
+	if len(english) != len(russian) {
+		t.Fatalf("%d and %d sections", len(english), len(russian))
+	}
+	quoted, edge := regexp.MustCompile(`"[^"]*"`), regexp.MustCompile(`-- [^>\n]+ -->`)
+	code := regexp.MustCompile("`[^`\n]+`|\\]\\([^)]+\\)")
+	for i, e := range english {
+		r := russian[i]
+		if e.level != r.level {
+			t.Errorf("%q has level %d, %q %d", e.heading, e.level, r.heading, r.level)
+		}
+		var snippets, spans [2][]string
+		for language, text := range []string{e.text, r.text} {
+			for _, s := range snippet.FindAllStringSubmatch(text, -1) {
+				if s[1] == "mermaid" {
+					s[0] = edge.ReplaceAllString(quoted.ReplaceAllString(s[0], `""`), "-->")
+				}
+				snippets[language] = append(snippets[language], s[0])
+			}
+			text = strings.NewReplacer("(README.ru.md)", "(other)", "(README.md)", "(other)").Replace(fence.ReplaceAllString(text, ""))
+			spans[language] = code.FindAllString(text, -1)
+			slices.Sort(spans[language])
+		}
+		if !slices.Equal(snippets[0], snippets[1]) {
+			t.Errorf("snippets of %q:\n%s\nof %q:\n%s", e.heading, snippets[0], r.heading, snippets[1])
+		}
+		if !slices.Equal(spans[0], spans[1]) {
+			t.Errorf("code and links of %q:\n%s\nof %q:\n%s", e.heading, spans[0], r.heading, spans[1])
+		}
+	}
 }
 
 // TestConfigurationPage compares docs/configuration.md with the struct, and with what the plugin allows: bounds are tried
@@ -297,6 +366,59 @@ func listDefaults(t *testing.T) map[string]string {
 		}
 	}
 	return defaults
+}
+
+// TestREADMELinks follows every link from a page of the repository to a file in it, and to a heading.
+func TestREADMELinks(t *testing.T) {
+	pages, _ := filepath.Glob(filepath.Join(hosts.Root(), "*.md"))
+	for _, pattern := range []string{"docs/*.md", "examples/*.md", "examples/*/*.md"} {
+		more, _ := filepath.Glob(filepath.Join(hosts.Root(), pattern))
+		pages = append(pages, more...)
+	}
+	followed := 0
+	for _, page := range pages {
+		data, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, link := range regexp.MustCompile(`(?:\]\(|src="|srcset=")([^)"\s]+)`).FindAllStringSubmatch(fence.ReplaceAllString(string(data), ""), -1) {
+			if strings.Contains(link[1], "://") {
+				continue
+			}
+			followed++
+			file, anchor, _ := strings.Cut(link[1], "#")
+			target := filepath.Join(filepath.Dir(page), file)
+			if file == "" {
+				target = page
+			}
+			_, err := os.Stat(target)
+			if err != nil {
+				t.Errorf("%s: %v", page, err)
+				continue
+			}
+			if anchor != "" && !slices.Contains(anchors(t, target), anchor) {
+				t.Errorf("%s: no heading %q in %s", page, anchor, target)
+			}
+		}
+	}
+	if followed < 50 {
+		t.Errorf("%d links", followed)
+	}
+}
+
+// anchors are the names that GitHub gives to the headings of a page.
+func anchors(t *testing.T, page string) []string {
+	t.Helper()
+	name, err := filepath.Rel(hosts.Root(), page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, s := range sections(t, name) {
+		plain := regexp.MustCompile(`[^\pL\pN _-]`).ReplaceAllString(strings.ToLower(s.heading), "")
+		names = append(names, strings.ReplaceAll(plain, " ", "-"))
+	}
+	return names
 }
 
 // TestREADMEProblems finds every answer of the plugin's own in the README.
