@@ -561,6 +561,19 @@ func TestTwoRoutersDiffer(t *testing.T) {
 	})
 }
 
+// TestAStartIsLogged wants one line with the settings as they are in force.
+func TestAStartIsLogged(t *testing.T) {
+	everywhere(t, func(t *testing.T, e *env) {
+		s := e.serve(t, hosts.Settings{"logLevel": "info", "ttl": "17s", "methods": "POST,put", "stats": map[string]any{"users": "ann:private"}}, created)
+		s.awaitLog(`msg="ready"`)
+		for line := range strings.Lines(strings.ReplaceAll(s.Logs(), `\"`, `"`)) {
+			if strings.Contains(line, `msg="ready"`) && (!strings.Contains(line, ` ttl="17s" methods="POST, PUT" `) || strings.Contains(line, "private")) {
+				t.Errorf("start: %s", line)
+			}
+		}
+	})
+}
+
 func TestNoKeyTokenOrBodyInTheLogs(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
 		s := e.serve(t, hosts.Settings{"logLevel": "debug"}, created)
