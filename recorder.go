@@ -238,7 +238,9 @@ func judge(x *execution, header http.Header) {
 	switch {
 	case failure && sought && !wrote && (gateway || own):
 		x.outcome = neverSent
-	case failure && own && (wrote || !sought), failure && wrote && !got:
+	case failure && wrote && (!got || own):
+		x.outcome = unknown
+	case failure && own && !sought && x.h.retryable[x.status]: // it may have been sent: its key must not be freed
 		x.outcome = unknown
 	case x.h.retryable[x.status]:
 		x.outcome = askedAgain
