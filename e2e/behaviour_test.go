@@ -565,9 +565,10 @@ func TestTwoRoutersDiffer(t *testing.T) {
 func TestAStartIsLogged(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
 		s := e.serve(t, hosts.Settings{"logLevel": "info", "ttl": "17s", "methods": "POST,put", "stats": map[string]any{"users": "ann:private"}}, created)
-		s.awaitLog(`msg="ready"`)
-		for line := range strings.Lines(strings.ReplaceAll(s.Logs(), `\"`, `"`)) {
-			if strings.Contains(line, `msg="ready"`) && (!strings.Contains(line, ` ttl="17s" methods="POST, PUT" `) || strings.Contains(line, "private")) {
+		want := `mode="enforce" ttl="17s" methods="POST, PUT" endpoints="all paths"`
+		s.awaitLog(want)
+		for line := range strings.Lines(s.Logs()) {
+			if strings.Contains(line, want) && (!strings.Contains(line, `level=info msg="ready" middleware="`) || strings.Contains(line, "private")) {
 				t.Errorf("start: %s", line)
 			}
 		}
