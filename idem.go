@@ -57,6 +57,7 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	h.openShared(ctx)
 	h.care = newCare(h)
 	h.awake = h.care.awake.Load
+	h.log.started(h.effective())
 	return h, nil
 }
 
@@ -105,10 +106,22 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if (r.Header[h.header] != nil || h.required) && protects(h, r) {
+		if r.ContentLength < 0 || r.ContentLength > smallBody {
+			serveLarge(h, w, r)
+			return
+		}
 		serve(h, w, r)
 		return
 	}
 	h.next.ServeHTTP(w, r)
+}
+
+// serveLarge is serve for a body that is, or may be, large enough to be counted.
+func serveLarge(h *handler, w http.ResponseWriter, r *http.Request) {
+	c := &charge{}
+	defer refund(c)
+	r.Body = &countedBody{ReadCloser: r.Body, charge: c, left: h.maxRequestBody + 1}
+	serve(h, w, r)
 }
 
 // protects tells whether r is one of those that the configuration names, and can be recorded and replayed at all.
@@ -156,7 +169,7 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 	}
 	lease, rest, err := newLease(h, r, key, types)
 	if err != nil {
-		withoutBody(h, w, r)
+		withoutBody(h, w, r, err)
 		return
 	}
 	if h.observe {
@@ -213,14 +226,24 @@ func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, types []stri
 	}
 }
 
-// withoutBody serves a request whose body broke off.
-func withoutBody(h *handler, w http.ResponseWriter, r *http.Request) {
-	h.stats.Counts[stats.Invalid].Add(1)
-	if h.observe { // whoever reads on finds the body broken
+// withoutBody serves a request whose body broke off, or found no room.
+func withoutBody(h *handler, w http.ResponseWriter, r *http.Request, err error) {
+	busy := errors.Is(err, errBusy)
+	switch {
+	case busy && h.observe:
+		h.stats.Counts[stats.Unobserved].Add(1)
 		h.next.ServeHTTP(w, r)
-		return
+	case busy:
+		h.stats.Counts[stats.Unavailable].Add(1)
+		h.log.seldom(levelWarn, "requests under way hold too much memory; further large ones get 503", nil)
+		refuse(h, w, overloaded(), false)
+	case h.observe: // whoever reads on finds the body broken
+		h.stats.Counts[stats.Invalid].Add(1)
+		h.next.ServeHTTP(w, r)
+	default:
+		h.stats.Counts[stats.Invalid].Add(1)
+		refuse(h, w, incompleteBody(), false)
 	}
-	refuse(h, w, incompleteBody(), false)
 }
 
 // mostWaiting is how many duplicates wait in this process at the same time, each with its connection and its body. So a

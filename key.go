@@ -65,7 +65,7 @@ var errIncompleteBody = errors.New("the request body did not arrive whole")
 // declared length stands for the rest, which streams; that body is returned too, and nil for one that was read whole.
 func takeBody(h *handler, r *http.Request) ([]byte, *streamedBody, error) {
 	size := r.ContentLength
-	if size <= 0 || size > h.maxRequestBody {
+	if size <= 0 || size > smallBody || size > h.maxRequestBody {
 		return takeOddBody(h, r)
 	}
 	body := make([]byte, size)
@@ -77,13 +77,17 @@ func takeBody(h *handler, r *http.Request) ([]byte, *streamedBody, error) {
 	return body, nil, nil
 }
 
-// takeOddBody is takeBody where there is none, or it does not tell its length, or is too long to be compared whole.
+// takeOddBody is takeBody where there is none, or it does not tell its length, or is long. Room for it is made as it comes.
 func takeOddBody(h *handler, r *http.Request) ([]byte, *streamedBody, error) {
 	if r.ContentLength == 0 {
 		return nil, nil, nil
 	}
 	most := h.maxRequestBody
 	data, err := io.ReadAll(io.LimitReader(r.Body, most+1))
+	if errors.Is(err, errBusy) {
+		r.Body = &streamedBody{reader: io.MultiReader(bytes.NewReader(data), r.Body), body: r.Body}
+		return nil, nil, errBusy
+	}
 	if err != nil {
 		return nil, nil, errIncompleteBody
 	}

@@ -5,6 +5,8 @@ import (
 	"log"
 	"sync"
 	"time"
+
+	"github.com/example/traefik-idem/stats"
 )
 
 // quietTime is for how long a message about requests is not repeated.
@@ -51,6 +53,18 @@ func (l *logger) print(level int, msg string, cause error) {
 	if level <= levelWarn {
 		log.Print(line)
 		return
+	}
+	fmt.Println(line)
+}
+
+// started writes the one line of a handler's start, with its settings.
+func (l *logger) started(settings []stats.Setting) {
+	if levelInfo > l.level {
+		return
+	}
+	line := `level=info msg="ready"`
+	for _, s := range settings {
+		line += fmt.Sprintf(" %s=%q", s.Name, s.Value)
 	}
 	fmt.Println(line)
 }

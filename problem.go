@@ -71,6 +71,12 @@ func storeUnavailable() refusal {
 	return f
 }
 
+func overloaded() refusal {
+	f := newRefusal(http.StatusServiceUnavailable, "overloaded", "too many large requests are under way; nothing was done", "unavailable")
+	f.retryAfter = time.Second
+	return f
+}
+
 // refuse answers with f.
 func refuse(h *handler, w http.ResponseWriter, f refusal, degraded bool) {
 	body, _ := json.Marshal(f.problem) // strings and numbers always marshal

@@ -52,6 +52,7 @@ type execution struct {
 	outcome  outcome
 	header   bytes.Buffer // of the answer as it is to be kept, in its wire format
 	body     bytes.Buffer // so far, if it comes in more than one piece
+	charge   charge       // for body
 	length   int          // of the body so far
 	declared int          // Content-Length, or -1
 	single   int          // the length of a Write that is the whole answer, which is to be kept; -1 if none is
@@ -186,12 +187,8 @@ func writePart(x *execution, p []byte) (int, error) {
 	}
 	x.single = -1
 	x.length += len(p)
-	if x.outcome == answered && x.length > x.h.maxResponseBody {
-		x.outcome = tooLarge
-		x.body = bytes.Buffer{}
-	}
 	if x.outcome == answered && !x.kept {
-		x.body.Write(p)
+		record(x, p)
 	}
 	if x.length == x.declared && x.outcome == answered && !x.kept {
 		keepAnswer(x, x.body.Bytes())
@@ -208,6 +205,17 @@ func writePart(x *execution, p []byte) (int, error) {
 		flush(x)
 	}
 	return n, err
+}
+
+// record keeps p behind what has come before, unless the answer is too long or there is no room for it now.
+func record(x *execution, p []byte) {
+	if x.length <= x.h.maxResponseBody && pay(&x.charge, len(p)) {
+		x.body.Write(p)
+		return
+	}
+	x.outcome = tooLarge
+	x.body = bytes.Buffer{}
+	refund(&x.charge)
 }
 
 // Unwrap lets http.ResponseController reach the writer below, where the execution is compiled.
@@ -230,7 +238,9 @@ func judge(x *execution, header http.Header) {
 	switch {
 	case failure && sought && !wrote && (gateway || own):
 		x.outcome = neverSent
-	case failure && own && (wrote || !sought), failure && wrote && !got:
+	case failure && wrote && (!got || own):
+		x.outcome = unknown
+	case failure && own && !sought && x.h.retryable[x.status]: // it may have been sent: its key must not be freed
 		x.outcome = unknown
 	case x.h.retryable[x.status]:
 		x.outcome = askedAgain

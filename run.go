@@ -60,6 +60,9 @@ func end(x *execution) {
 	if x.cancel != nil {
 		x.cancel()
 	}
+	if x.charge.bytes != 0 {
+		refund(&x.charge)
+	}
 }
 
 // settle does with the key what the outcome asks for.

@@ -113,7 +113,9 @@ func finishShared(t *tiers, l *store.Lease, record string, ttl time.Duration) (b
 	} else {
 		store.Release(t.memory, l)
 	}
-	if err != nil && !errors.Is(err, redisclient.ErrGone) { // who has lost a lease changes nothing there
+	// A key may be gone because Redis could not be told in time that its request goes on. Else its lease has ended, and who
+	// has lost a lease changes nothing.
+	if err != nil && (!errors.Is(err, redisclient.ErrGone) || t.redis.Failed()) {
 		redisclient.Later(t.redis, l, record, ttl)
 	}
 	return kept, err

@@ -561,6 +561,20 @@ func TestTwoRoutersDiffer(t *testing.T) {
 	})
 }
 
+// TestAStartIsLogged wants one line with the settings as they are in force.
+func TestAStartIsLogged(t *testing.T) {
+	everywhere(t, func(t *testing.T, e *env) {
+		s := e.serve(t, hosts.Settings{"logLevel": "info", "ttl": "17s", "methods": "POST,put", "stats": map[string]any{"users": "ann:private"}}, created)
+		want := `mode="enforce" ttl="17s" methods="POST, PUT" endpoints="all paths"`
+		s.awaitLog(want)
+		for line := range strings.Lines(s.Logs()) {
+			if strings.Contains(line, want) && (!strings.Contains(line, `level=info msg="ready" middleware="`) || strings.Contains(line, "private")) {
+				t.Errorf("start: %s", line)
+			}
+		}
+	})
+}
+
 func TestNoKeyTokenOrBodyInTheLogs(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
 		s := e.serve(t, hosts.Settings{"logLevel": "debug"}, created)

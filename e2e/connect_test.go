@@ -106,6 +106,7 @@ func TestARenewedCertificateIsTaken(t *testing.T) {
 		s := overRedis(t, host, map[string]any{"endpoints": server.TLSAddr, "tls": map[string]any{"ca": ca.CertFile, "cert": dir + "/cert.pem", "key": dir + "/key.pem"}})
 		s.wantUnavailable("k", "redis "+server.TLSAddr)
 		install(ca)
+		s.awaitStore()
 		s.wantRun("k")
 	})
 }
@@ -124,6 +125,7 @@ func TestThePasswordIsReadAgain(t *testing.T) {
 		server.Do("CLIENT", "KILL", "USER", "shop")
 		s.wantUnavailable("old-file", "AUTH: WRONGPASS")
 		writeFile(t, file, "new-secret\n")
+		s.awaitStore()
 		s.wantRun("after")
 		writeFile(t, file, "")
 		server.Do("CLIENT", "KILL", "USER", "shop")

@@ -210,6 +210,14 @@ func (s *site) awaitLog(text string) {
 	}
 }
 
+// awaitStore is awaitRedis for a middleware that rejects meanwhile.
+func (s *site) awaitStore() {
+	s.t.Helper()
+	for s.do(post("/back", fmt.Sprintf("back-%d", unique.Add(1)))).status == 503 {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // awaitRedis returns when requests are decided with Redis again. One that never is ends in the test's time-out.
 func (s *site) awaitRedis() {
 	s.t.Helper()

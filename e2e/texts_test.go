@@ -56,7 +56,7 @@ func TestCommonErrors(t *testing.T) {
 // speakers are the functions that say something to whoever runs the plugin or sends requests, and which of their
 // arguments are texts.
 var speakers = map[string][]int{
-	"errors.New": {0}, "fmt.Errorf": {0}, "panic": {0}, "log.Printf": {0}, "recovered": {0},
+	"errors.New": {0}, "fmt.Errorf": {0}, "panic": {0}, "recovered": {0},
 	"h.log.print": {1}, "h.log.seldom": {1}, "storeFailed": {1},
 	"newRefusal": {1, 2}, "h.answer": {2}, "k.fail": {2},
 }
@@ -83,7 +83,7 @@ func said(t *testing.T) map[string]map[string]bool {
 			return true
 		})
 	}
-	all := map[string]map[string]bool{"warning": {}}
+	all := map[string]map[string]bool{"warning": {}, "log": {}}
 	for speaker := range speakers {
 		all[speaker] = map[string]bool{}
 	}
@@ -104,6 +104,10 @@ func said(t *testing.T) map[string]map[string]bool {
 			case *ast.AssignStmt:
 				if nameOf(n.Lhs[0]) == "warning" {
 					say("warning", n.Rhs[0])
+				}
+			case *ast.BasicLit:
+				if logged.MatchString(textOf(n, nil)) {
+					say("log", n)
 				}
 			case *ast.CallExpr:
 				for _, place := range speakers[nameOf(n.Fun)] {

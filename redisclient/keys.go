@@ -107,6 +107,11 @@ func (k *Keys) Outage() int64 {
 	return k.client.plight.outages.Load()
 }
 
+// Failed tells whether there has been an outage.
+func (k *Keys) Failed() bool {
+	return k.client.plight.outages.Load() > 0
+}
+
 // NewClusterKeys is NewKeys for a cluster.
 func NewClusterKeys(cluster *Cluster, keyPrefix string, times ...time.Duration) *Keys {
 	k := NewKeys(cluster.front, keyPrefix, times...)

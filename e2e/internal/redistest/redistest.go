@@ -22,6 +22,7 @@ import (
 const (
 	startTimeout = 20 * time.Second
 	stopTimeout  = 5 * time.Second
+	replyTimeout = time.Minute
 	attempts     = 10 // ports tried before giving up
 )
 
@@ -166,7 +167,7 @@ func (s *Server) Do(args ...string) string {
 
 func (s *Server) do(args ...string) (any, error) {
 	conn, err := redis.Dial("tcp", s.Addr, redis.DialPassword(s.Password),
-		redis.DialConnectTimeout(stopTimeout), redis.DialReadTimeout(stopTimeout), redis.DialWriteTimeout(stopTimeout))
+		redis.DialConnectTimeout(replyTimeout), redis.DialReadTimeout(replyTimeout), redis.DialWriteTimeout(replyTimeout))
 	if err != nil {
 		return nil, err
 	}
