@@ -208,7 +208,8 @@ func TestConfigurationPage(t *testing.T) {
 	for _, cells := range rows {
 		name, kind, allowed, example := cells[0], cells[1], cells[3], cells[4]
 		refusal := func(value string) string {
-			settings := map[string]string{name: value}
+			settings := map[string]string{"logLevel": "error"}
+			settings[name] = value
 			if companion, ok := companions[name]; ok {
 				settings[companion] = examples[companion]
 			}
