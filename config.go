@@ -74,9 +74,9 @@ type RedisConfig struct {
 	ReadTimeout  string `json:"readTimeout,omitempty"`
 	WriteTimeout string `json:"writeTimeout,omitempty"`
 
-	PoolSize       int `json:"poolSize,omitempty"`       // idle connections kept; 0 = 10 per CPU
+	PoolSize       int `json:"poolSize,omitempty"`       // connections at the most, if less than one per CPU, or two; 0 = so many
 	MinIdleConns   int `json:"minIdleConns,omitempty"`   // connections opened in advance
-	MaxActiveConns int `json:"maxActiveConns,omitempty"` // connections at the most; 0 = no bound
+	MaxActiveConns int `json:"maxActiveConns,omitempty"` // connections at the most; 0 = poolSize alone counts
 
 	WaitReplicas int `json:"waitReplicas,omitempty"` // that must have a claim before the request runs; 0 = none
 }

@@ -123,6 +123,11 @@ func settleOldest(c *Client) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
+	case err != nil && ofServer(err) && c.plight.closed.Load(): // nobody probes for those who have gone
+		b.debts.Init()
+		b.bytes = 0
+		b.settling = false
+		return false
 	case err != nil && ofServer(err): // the watch goes on with it, or found us at it if Redis is fine already
 		b.settling = c.plight.servers.Load() == 0
 		return b.settling

@@ -59,6 +59,7 @@ type breaker struct {
 
 // plight is what all servers that have keys of one store share: the one, or the nodes of a cluster.
 type plight struct {
+	closed  atomic.Bool  // nobody uses them any more
 	servers atomic.Int32 // that are not fine
 	outages atomic.Int64 // that have begun
 	backlog backlog

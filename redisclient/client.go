@@ -63,6 +63,7 @@ type Client struct {
 	breaker breaker
 	state   func() int32 // of the breaker. Yaegi finds a function in a field in half the time that a method takes
 	plight  *plight      // shared by the nodes of a cluster
+	node    bool         // it is one of those
 
 	mu      sync.Mutex // guards everything below
 	pending *batch     // what the next free lane takes; nil if nobody waits for one
@@ -128,6 +129,9 @@ func (c *Client) Close() {
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
+	if !c.node {
+		c.plight.closed.Store(true)
+	}
 	if c.master != nil {
 		c.master.close()
 	}

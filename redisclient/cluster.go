@@ -56,6 +56,7 @@ func (c *Cluster) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
+	c.front.Close()
 	for _, node := range c.nodes {
 		node.Close()
 	}
@@ -201,6 +202,7 @@ func (c *Cluster) nodeLocked(address string) *Client {
 		opts.Address = address
 		node = New(opts)
 		node.plight = c.front.plight
+		node.node = true
 		if c.closed {
 			node.Close()
 		}
