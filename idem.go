@@ -360,17 +360,16 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held
 	}
 	stats.Duplicate(h.stats, total, r)
 	header, answer := w.Header(), held.Answer
-	for _, name := range h.omitHeaders { // another middleware on the same Redis may have kept it
-		delete(answer.Header, name)
-	}
 	if answer.Header["Content-Type"] == nil {
 		header["Content-Type"] = nil // the answer had none, and net/http must not guess one
 	}
 	if answer.Header["Content-Length"] == nil && r.Method != http.MethodHead && !bodiless(answer.Status) {
 		header["Content-Length"] = []string{strconv.Itoa(len(answer.Body))}
 	}
-	for name, values := range answer.Header {
-		header[name] = values
+	for name, values := range answer.Header.Clone() { // the slices are shared by all replays
+		if !h.omit[name] { // another middleware on the same Redis may have kept it
+			header[name] = values
+		}
 	}
 	if h.replayHeader != "" {
 		header[h.replayHeader] = []string{"true"}

@@ -12,6 +12,9 @@ import (
 // a queue.
 const entryBytes = 832
 
+// headerBytes is what a name or a value in an answer's header costs beside its text.
+const headerBytes = 64
+
 // Endless is the lease of a claim that ends only when its owner says so.
 const Endless = time.Duration(math.MaxInt64)
 
@@ -138,20 +141,47 @@ func describe(m *Memory, l *Lease) *Held {
 		drop(m, e)
 		e = nil
 	}
-	if e != nil {
-		held.Fingerprint = e.Fingerprint
-		held.Owner = e.Owner
-		held.Left = e.expires - now
+	if e == nil {
+		m.unlock()
+		return nil
+	}
+	held.Fingerprint = e.Fingerprint
+	held.Owner = e.Owner
+	held.Left = e.expires - now
+	held.Answer = e.answer
+	if e.record != "" {
+		held.State = State(e.record[len(magic)])
 		held.Record = e.record
 	}
 	m.unlock()
-	if e == nil {
-		return nil
-	}
-	if held.Record != "" {
+	if held.Answer == nil && held.Record != "" {
 		_ = readRecord(held) // it is one, so there is no error
+		remember(m, e, held)
 	}
 	return held
+}
+
+// remember keeps what was read from the record of e, which is as good as that: duplicates seldom come alone.
+func remember(m *Memory, e *Lease, held *Held) {
+	if held.Answer == nil {
+		return
+	}
+	size := 0
+	for name, values := range held.Answer.Header {
+		size += headerBytes + len(name)
+		for _, value := range values {
+			size += headerBytes + len(value)
+		}
+	}
+	m.lock()
+	defer m.unlock()
+	if m.entries[e.Key] != e || e.answer != nil || e.record != held.Record {
+		return
+	}
+	e.answer = held.Answer
+	e.read = size
+	m.bytes += size
+	evict(m)
 }
 
 // Finish replaces the lease by record, which is finished, for ttl; false, and nothing is changed, if the lease is lost.
@@ -311,7 +341,9 @@ func pop(m *Memory, q *queue) *Lease {
 	if len(q.due) == 0 {
 		q.first = Endless
 	}
-	m.bytes -= entryBytes + len(e.record)
+	m.bytes -= entryBytes + len(e.record) + e.read
+	e.answer = nil
+	e.read = 0
 	if q == m.bare {
 		m.bareBytes -= entryBytes + len(e.record)
 	}
@@ -403,15 +435,38 @@ func (m *Memory) Sweep() {
 	}
 }
 
-// sweepSome frees up to sweepChunk entries of q from seconds that were over at now, and tells whether there may be more.
+// sweepSome frees up to sweepChunk entries of q from a second that was over at now, and tells whether there may be more. It
+// does what pop does in one loop, since there are as many entries as requests.
 func sweepSome(m *Memory, q *queue, now time.Duration) bool {
 	m.lock()
 	defer m.unlock()
-	for i := 0; i < sweepChunk; i++ {
-		if len(q.due) == 0 || earliest(q) >= now/time.Second {
-			return false
+	if len(q.due) == 0 || earliest(q) >= now/time.Second {
+		return false
+	}
+	list, size := q.due[q.first], 0
+	chunk := len(list)
+	if chunk > sweepChunk {
+		chunk = sweepChunk
+	}
+	for i, e := range list[:chunk] {
+		list[i] = nil // the array lives on
+		size += entryBytes + len(e.record)
+		m.bytes -= e.read
+		if m.entries[e.Key] == e {
+			delete(m.entries, e.Key)
 		}
-		forget(m, pop(m, q))
+	}
+	m.bytes -= size
+	if q == m.bare {
+		m.bareBytes -= size
+	}
+	if chunk < len(list) {
+		q.due[q.first] = list[chunk:]
+		return true
+	}
+	delete(q.due, q.first)
+	if len(q.due) == 0 {
+		q.first = Endless
 	}
 	return true
 }

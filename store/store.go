@@ -29,7 +29,8 @@ const (
 	Unkept  State = 'K' // it was answered, but the answer was too large to keep
 )
 
-// Answer is a backend's answer as it is replayed. For an Unkept record only Status is set.
+// Answer is a backend's answer as it is replayed. For an Unkept record only Status is set. It is shared by all who replay
+// it and never changed.
 type Answer struct {
 	Status int
 	Header http.Header
@@ -53,6 +54,8 @@ type Lease struct {
 	expires time.Duration // on the Memory's clock; 0 = never
 	done    chan struct{} // running: closed at its end; nil while nobody waits for it
 	sole    bool          // finished: no other store has it
+	answer  *Answer       // finished: what was read from record, once a duplicate has come; never changed
+	read    int           // bytes that answer counts
 }
 
 // Held tells who has a key that could not be claimed.

@@ -99,10 +99,11 @@ func repeated(s storetest.Subject, times int) storetest.Subject {
 
 var fingerprint = strings.Repeat("f", store.FingerprintSize)
 
+// finished has a header, so that there is something to be read.
 func finished(m *store.Memory, key string, size int, ttl time.Duration, sole bool) {
 	l := &store.Lease{Key: key, Fingerprint: fingerprint, Owner: "o"}
 	store.Claim(m, l, store.Endless)
-	store.Finish(m, l, storetest.Record(fingerprint, &store.Answer{Status: 200, Body: strings.Repeat("x", size)}), ttl, sole)
+	store.Finish(m, l, storetest.Record(fingerprint, &store.Answer{Status: 200, Header: http.Header{"A": {"b"}}, Body: strings.Repeat("x", size)}), ttl, sole)
 }
 
 // stateOf is what the store says of a key.
@@ -133,6 +134,28 @@ func TestMemoryIsBoundedAndDropsTheOldestFirst(t *testing.T) {
 		if ok != (i >= 1000-records) {
 			t.Fatalf("answer %d kept: %t, with the youngest %d kept", i, ok, records)
 		}
+	}
+}
+
+// TestWhatIsReadFromARecordCounts has a duplicate of every request, so that the store keeps what it has read.
+func TestWhatIsReadFromARecordCounts(t *testing.T) {
+	const limit = 100 << 10
+	m, c := newMemory(t, limit)
+	for i := 0; i < 300; i++ {
+		finished(m, fmt.Sprint(i), 1000, time.Minute, i%2 == 0)
+		_, before, _ := m.Usage()
+		l := &store.Lease{Key: fmt.Sprint(i)}
+		first, second := store.Lookup(m, l), store.Lookup(m, l)
+		_, used, _ := m.Usage()
+		if used > limit || (used <= before && before < limit/2) || first.Answer != second.Answer {
+			t.Fatalf("%d bytes and then %d, limit %d; one answer for both duplicates: %t", before, used, limit, first.Answer == second.Answer)
+		}
+	}
+	c.Pass(2 * time.Minute)
+	m.Sweep()
+	records, used, _ := m.Usage()
+	if records != 0 || used != 0 {
+		t.Errorf("%d records and %d bytes after all expired", records, used)
 	}
 }
 
