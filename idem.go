@@ -106,11 +106,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if (r.Header[h.header] != nil || h.required) && protects(h, r) {
-		if r.ContentLength < 0 || r.ContentLength > smallBody {
-			serveLarge(h, w, r)
-			return
-		}
-		serve(h, w, r)
+		serve(h, w, r, nil)
 		return
 	}
 	h.next.ServeHTTP(w, r)
@@ -121,7 +117,7 @@ func serveLarge(h *handler, w http.ResponseWriter, r *http.Request) {
 	c := &charge{}
 	defer refund(c)
 	r.Body = &countedBody{ReadCloser: r.Body, charge: c, left: h.maxRequestBody + 1}
-	serve(h, w, r)
+	serve(h, w, r, c)
 }
 
 // protects tells whether r is one of those that the configuration names, and can be recorded and replayed at all.
@@ -159,8 +155,12 @@ func isUpgrade(r *http.Request) bool {
 	return false
 }
 
-// serve is the way of a protected request.
-func serve(h *handler, w http.ResponseWriter, r *http.Request) {
+// serve is the way of a protected request. What its body holds goes to the account c; nil as long as it has none.
+func serve(h *handler, w http.ResponseWriter, r *http.Request, c *charge) {
+	if c == nil && (r.ContentLength < 0 || r.ContentLength > smallBody) {
+		serveLarge(h, w, r)
+		return
+	}
 	key := parseKey(r.Header[h.header], h.maxKeyLength)
 	types := r.Header["Content-Type"]
 	if key == "" || (types != nil && strings.HasPrefix(types[0], "application/grpc")) {
