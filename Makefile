@@ -59,9 +59,9 @@ $(NEW_REDIS)/redis-server:
 	apt-get $(APT) -q update
 	cd $(NEW_REDIS) && apt-get $(APT) -q -o APT::Sandbox::User=root download redis-server redis-tools libc6 libatomic1 libgcc-s1 libjemalloc2 \
 		liblzf1 libssl3t64 libstdc++6 libsystemd0 libcap2 libzstd1 zlib1g
-	cd $(NEW_REDIS) && for deb in *.deb; do dpkg -x $$deb root; done
-	@printf '#!/bin/sh\nexec %s --library-path %s %s "$$@"\n' $(NEW_REDIS)/root/usr/lib64/ld-linux-x86-64.so.2 \
-		$(NEW_REDIS)/root/usr/lib/x86_64-linux-gnu $(NEW_REDIS)/root/usr/bin/redis-server >$@
+	cd $(NEW_REDIS) && for deb in *.deb; do dpkg -x $$deb unpacked; done
+	@printf '#!/bin/sh\nexec %s --library-path %s %s "$$@"\n' $(NEW_REDIS)/unpacked/usr/lib64/ld-linux-x86-64.so.2 \
+		$(NEW_REDIS)/unpacked/usr/lib/x86_64-linux-gnu $(NEW_REDIS)/unpacked/usr/bin/redis-server >$@
 	@chmod +x $@ && $@ --version
 
 vendor: ## vendor/ = go mod vendor + patches/redigo.patch
