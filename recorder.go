@@ -22,7 +22,7 @@ const (
 	askedAgain                // its status asks the client to come again
 	neverSent                 // the backend never saw the request
 	unknown                   // it was sent, and no whole answer came back
-	tooLarge                  // it was answered, longer than maxResponseBodyBytes
+	tooLarge                  // it was answered, longer than maxResponseBodyBytes, or than there is room for (see mostInFlight)
 )
 
 // execution is one call of the backend under a lease. It is the ResponseWriter of that call: it streams to the client and
