@@ -50,7 +50,8 @@ func At(addr, name string, logs func() string) *Site {
 // URL returns the address of path on the site. It must be asked for with the site's Client.
 func (s *Site) URL(path string) string { return "http://" + s.Name + path }
 
-// Logs returns what the host has logged so far, also for other sites.
+// Logs returns what the host has logged since the site was asked for, also for other sites. What came before can be about
+// other servers at the same ports.
 func (s *Site) Logs() string { return s.logs() }
 
 // Client returns a client that finds the site, and follows no redirects.
@@ -101,7 +102,7 @@ func (h *inProcess) String() string { return h.name }
 
 func (h *inProcess) Serve(t testing.TB, backend string, chain ...Settings) *Site {
 	t.Helper()
-	name := newName()
+	name, logs := newName(), h.logs.fromHere()
 	build := h.load(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
@@ -118,7 +119,7 @@ func (h *inProcess) Serve(t testing.TB, backend string, chain ...Settings) *Site
 	server.Config.ErrorLog = log.New(io.Discard, "", 0) // net/http reports each answer that was broken off
 	server.Start()
 	t.Cleanup(server.Close)
-	return &Site{Addr: server.Listener.Addr().String(), Name: name, logs: h.logs.String}
+	return &Site{Addr: server.Listener.Addr().String(), Name: name, logs: logs}
 }
 
 func (h *inProcess) Refusal(t testing.TB, settings Settings) string {
@@ -315,6 +316,14 @@ func (b *Buffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buffer.String()
+}
+
+// fromHere returns a function that returns what is written from now on.
+func (b *Buffer) fromHere() func() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	from := b.buffer.Len()
+	return func() string { return b.String()[from:] }
 }
 
 // probeHeader marks requests that only ask whether a site is there. Backends in tests do not count them.

@@ -192,10 +192,12 @@ func (p *Process) Logs() string { return p.logs.String() }
 // Serve adds a site to the running process.
 func (p *Process) Serve(t testing.TB, backend string, chain ...Settings) *Site {
 	t.Helper()
-	name := newName()
+	name, logs := newName(), p.logs.fromHere()
 	p.Write(t, name, Dynamic(name, backend, chain...))
 	t.Cleanup(func() { p.remove(name) })
-	return p.Site(t, name)
+	site := p.Site(t, name)
+	site.logs = logs
+	return site
 }
 
 // Site waits until the site called name, whose configuration was written, is served.
