@@ -62,7 +62,7 @@ func TestVendorIsUpstreamPlusPatch(t *testing.T) {
 	}
 }
 
-// redigo's own tests still pass with the patch.
+// redigo's own tests still pass with the patch, and with the files that the plugin does without.
 func TestRedigoUpstreamTests(t *testing.T) {
 	server := redistest.Path(t)
 	dir := patchedRedigo(t)
@@ -71,7 +71,7 @@ func TestRedigoUpstreamTests(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := command(t, dir, "go", "test", "-count=1", "-timeout=5m", "./redis/...",
+		out, err := command(t, dir, "go", "test", "-count=1", "-timeout=5m", "-tags=redigo_whole", "./redis/...",
 			"-args", "-redis-server="+server, "-redis-port="+strconv.Itoa(port)).CombinedOutput()
 		if err == nil {
 			return
@@ -98,6 +98,10 @@ func TestRedigoUnderYaegi(t *testing.T) {
 	}
 	if _, err := i.Eval(`import "redigoprobe"`); err != nil {
 		t.Fatalf("Yaegi does not load redigo: %v", err)
+	}
+	loaded := i.Symbols(redigo + "/redis")[redigo+"/redis"]
+	if !loaded["NewConn"].IsValid() || loaded["NewPool"].IsValid() {
+		t.Errorf("Yaegi loads %d names of redigo, want NewConn and without NewPool: its files that nothing uses are not to be loaded", len(loaded))
 	}
 	value, err := i.Eval("redigoprobe.Run")
 	if err != nil {

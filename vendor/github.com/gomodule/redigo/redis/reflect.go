@@ -1,3 +1,6 @@
+//go:build redigo_whole
+// +build redigo_whole
+
 package redis
 
 import (

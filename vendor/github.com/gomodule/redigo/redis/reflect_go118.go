@@ -1,5 +1,5 @@
-//go:build go1.18
-// +build go1.18
+//go:build go1.18 && redigo_whole
+// +build go1.18,redigo_whole
 
 package redis
 

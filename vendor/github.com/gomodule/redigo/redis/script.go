@@ -1,3 +1,6 @@
+//go:build redigo_whole
+// +build redigo_whole
+
 // Copyright 2012 Gary Burd
 //
 // Licensed under the Apache License, Version 2.0 (the "License"): you may
