@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"testing"
 	"time"
 )
 
@@ -20,7 +19,7 @@ import (
 type Authority struct {
 	CertFile string // path of its certificate
 
-	t      testing.TB
+	t      T
 	dir    string
 	cert   *x509.Certificate
 	key    *ecdsa.PrivateKey
@@ -28,7 +27,7 @@ type Authority struct {
 }
 
 // NewAuthority makes a certificate authority, whose files end with the test.
-func NewAuthority(t testing.TB) *Authority {
+func NewAuthority(t T) *Authority {
 	t.Helper()
 	ca := &Authority{t: t, dir: t.TempDir()}
 	ca.cert = &x509.Certificate{

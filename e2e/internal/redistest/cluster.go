@@ -4,22 +4,32 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"testing"
 )
 
 const slotCount = 16384
 
-// Cluster is a Redis Cluster with a replica for each master.
+// Cluster is a Redis Cluster.
 type Cluster struct {
 	Masters  []*Server // at the start
-	Replicas []*Server // Replicas[i] is that of Masters[i]
+	Replicas []*Server // Replicas[i] is that of Masters[i]; or there are none
 
-	t testing.TB
+	t T
 }
 
-// StartCluster starts a cluster and returns when all its nodes say that it is well. A master that is gone for a second is
-// replaced.
-func StartCluster(t testing.TB, masters int) *Cluster {
+// StartCluster starts a cluster with a replica for each master and returns when all its nodes say that it is well. A
+// master that is gone for a second is replaced.
+func StartCluster(t T, masters int) *Cluster {
+	t.Helper()
+	return startCluster(t, masters, masters)
+}
+
+// StartMasters is StartCluster without replicas.
+func StartMasters(t T, masters int) *Cluster {
+	t.Helper()
+	return startCluster(t, masters, 0)
+}
+
+func startCluster(t T, masters, replicas int) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t}
 	node := func() *Server {
@@ -32,7 +42,7 @@ func StartCluster(t testing.TB, masters int) *Cluster {
 		s.Do("CLUSTER", "ADDSLOTSRANGE", strconv.Itoa(i*slotCount/masters), strconv.Itoa((i+1)*slotCount/masters-1))
 		c.Masters = append(c.Masters, s)
 	}
-	for range masters {
+	for range replicas {
 		c.Replicas = append(c.Replicas, node())
 	}
 	for _, s := range c.Nodes()[1:] {
@@ -41,14 +51,14 @@ func StartCluster(t testing.TB, masters int) *Cluster {
 	}
 	for _, s := range c.Nodes() {
 		await(t, "the nodes do not find each other", func() bool {
-			return strings.Contains(s.Do("CLUSTER", "INFO"), "cluster_known_nodes:"+strconv.Itoa(2*masters)+"\r\n") && !strings.Contains(s.Do("CLUSTER", "NODES"), "handshake")
+			return strings.Contains(s.Do("CLUSTER", "INFO"), "cluster_known_nodes:"+strconv.Itoa(masters+replicas)+"\r\n") && !strings.Contains(s.Do("CLUSTER", "NODES"), "handshake")
 		})
 	}
 	for i, s := range c.Replicas {
 		s.Do("CLUSTER", "REPLICATE", c.Masters[i].Do("CLUSTER", "MYID"))
 	}
 	c.AwaitOK()
-	for _, s := range c.Masters {
+	for _, s := range c.Masters[:replicas] {
 		s.AwaitReplicas(1)
 	}
 	return c

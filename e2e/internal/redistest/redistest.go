@@ -1,4 +1,4 @@
-// Package redistest runs real Redis servers for tests.
+// Package redistest runs real Redis servers for tests and the load benchmark.
 package redistest
 
 import (
@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
@@ -26,6 +25,18 @@ const (
 	attempts     = 10 // ports tried before giving up
 )
 
+// T is what servers need of a testing.TB, so that a program that is no test can run them too. Fatal, Fatalf and Skip do not
+// return.
+type T interface {
+	Helper()
+	TempDir() string
+	Cleanup(f func())
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+	Skip(args ...any)
+}
+
 // Server is a redis-server process on a port of the loopback interface that was free.
 type Server struct {
 	Addr string    // host:port
@@ -34,7 +45,7 @@ type Server struct {
 	TLSAddr  string // host:port where it speaks TLS; empty: nowhere
 	Password string // that Do logs in with; empty: none
 
-	t      testing.TB
+	t      T
 	path   string
 	dir    string
 	config string // path of a configuration file; empty: none
@@ -43,7 +54,7 @@ type Server struct {
 }
 
 // Path returns where redis-server is. Without one the test is skipped, except in CI, where nothing may be skipped.
-func Path(t testing.TB) string {
+func Path(t T) string {
 	t.Helper()
 	path, err := exec.LookPath("redis-server")
 	if err != nil {
@@ -57,7 +68,7 @@ func Path(t testing.TB) string {
 
 // Start runs a server that keeps nothing on disk, with args added to its command line, and returns when it answers.
 // It ends with the test, or with the process of the test if that comes first.
-func Start(t testing.TB, args ...string) *Server {
+func Start(t T, args ...string) *Server {
 	t.Helper()
 	s := &Server{t: t, path: Path(t), dir: t.TempDir(), args: args}
 	t.Cleanup(s.Kill)
@@ -67,7 +78,7 @@ func Start(t testing.TB, args ...string) *Server {
 
 // StartTLS is Start for a server that speaks TLS too, at TLSAddr, with a certificate for its address, and only to clients
 // with a certificate of ca.
-func StartTLS(t testing.TB, ca *Authority, args ...string) *Server {
+func StartTLS(t T, ca *Authority, args ...string) *Server {
 	t.Helper()
 	s := &Server{t: t, path: Path(t), dir: t.TempDir()}
 	t.Cleanup(s.Kill)
@@ -288,7 +299,7 @@ func FreePort() (int, error) {
 }
 
 // freeAddr returns a free address whose port is low enough for a cluster bus, which listens 10000 above it.
-func freeAddr(t testing.TB) string {
+func freeAddr(t T) string {
 	t.Helper()
 	for {
 		port, err := FreePort()

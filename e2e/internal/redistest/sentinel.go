@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"testing"
 	"time"
 )
 
@@ -24,12 +23,12 @@ type Group struct {
 	Servers   []*Server // the first was the master at the start
 	Sentinels []*Server
 
-	t testing.TB
+	t T
 }
 
 // StartGroup starts a master with replicas and three sentinels, and returns when all know each other. A master that is
 // gone for half a second is replaced.
-func StartGroup(t testing.TB, replicas int) *Group {
+func StartGroup(t T, replicas int) *Group {
 	t.Helper()
 	g := &Group{t: t}
 	for range replicas + 1 {
@@ -57,7 +56,7 @@ func StartGroup(t testing.TB, replicas int) *Group {
 }
 
 // StartSentinel starts a sentinel that watches master, for a quorum of two.
-func StartSentinel(t testing.TB, master *Server) *Server {
+func StartSentinel(t T, master *Server) *Server {
 	t.Helper()
 	s := &Server{t: t, path: Path(t), dir: t.TempDir(), args: []string{"--sentinel"}}
 	s.config = filepath.Join(s.dir, "sentinel.conf")
@@ -146,7 +145,7 @@ func (g *Group) Rename(master *Server) {
 }
 
 // await waits for what servers do among themselves.
-func await(t testing.TB, failure string, done func() bool) {
+func await(t T, failure string, done func() bool) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); !done(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
