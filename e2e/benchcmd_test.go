@@ -40,7 +40,7 @@ func TestBenchCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	bench := exec.Command(binary, "-rounds", "1", "-duration", "1s", "-markdown", report, "-traefik", hosts.Binary(t),
-		"-only", "^duplicate, local cache$|^Redis, keys kept: 1000$")
+		"-only", "^duplicate, local cache$|^first, Redis Cluster$|^Redis, distinct keys: 1000$")
 	bench.Env = append(os.Environ(), "TMPDIR="+temporary)
 	output, err = bench.CombinedOutput()
 	if err != nil {
@@ -53,9 +53,10 @@ func TestBenchCommand(t *testing.T) {
 	for _, row := range []string{
 		`(?m)^\| no middleware \| \d+ \|  \|`,
 		`(?m)^\| duplicate, local cache \| \d+ \| \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) \|  \| 1\.00 \| 1\.30 \| \d+\.\d ms \|`,
-		`(?m)^\| keys kept \| 1000 \| Redis \| \d+ \|`,
+		`(?m)^\| first, Redis Cluster \| \d+ \| \d+\.\d\d`,
+		`(?m)^\| distinct keys \| 1000 \| Redis \| \d+ \|`,
+		`(?m)^\| Redis \| 32 MiB \| 1000 \| \d+ MiB \| \d+ MiB \| -?\d+ MiB \| 96 MiB \|`,
 		`(?m)^\| Traefik \| \d+\.\d+\.\d+, go`,
-		`(?m)^Memory: Traefik had an RSS of \d+ MiB`,
 	} {
 		if !regexp.MustCompile(row).Match(text) {
 			t.Errorf("no line %s in the report:\n%s", row, text)

@@ -25,6 +25,8 @@ const (
 	connections = 32
 	threads     = 2 // of wrk
 	warmUp      = time.Second
+	startKeys   = 100                   // that are made before memory is measured for the first time
+	progress    = 100000                // keys after which to tell how many there are
 	tick        = 10 * time.Millisecond // the unit of /proc/<pid>/stat
 )
 
@@ -47,8 +49,8 @@ type sample struct {
 	p50, p99   time.Duration // of the slower one, if there are two loads
 	traefikCPU time.Duration // per request, of all Traefiks
 	redisCPU   time.Duration // per request
-	idleRSS    int64         // bytes, of all Traefiks, before the first request
-	rss        int64         // and after the last one
+	rss        int64         // bytes, of all Traefiks, after the last one
+	rssBefore  int64         // after the first hundred, if keys were made before the measurement
 }
 
 // bench is what all measurements have in common.
@@ -65,9 +67,10 @@ type stand struct {
 	v         variant
 	processes []*launch.Process // in the order of their start
 	traefiks  []*launch.Process
-	redis     *launch.Process // or nil
-	addresses []string        // of Traefiks
-	backend   string          // URL
+	redis     *servers // or nil
+	addresses []string // of Traefiks
+	backend   string   // URL
+	rssBefore int64    // see sample
 }
 
 // measure sets a variant up from nothing, runs it, and checks that the backend was called as often as it had to be.
@@ -83,10 +86,6 @@ func (b *bench) measure(ctx context.Context, v variant) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	idle, err := sum(s.traefiks, rss)
-	if err != nil {
-		return sample{}, err
-	}
 	err = s.prepare(ctx)
 	if err != nil {
 		return sample{}, s.explain(err)
@@ -95,7 +94,7 @@ func (b *bench) measure(ctx context.Context, v variant) (sample, error) {
 	if err != nil {
 		return sample{}, s.explain(err)
 	}
-	result.idleRSS = idle
+	result.rssBefore = s.rssBefore
 	return result, nil
 }
 
@@ -111,22 +110,14 @@ func (s *stand) explain(err error) error {
 
 // start starts all processes and returns when they serve.
 func (s *stand) start(ctx context.Context, dir string) error {
-	redisAddress := ""
+	var endpoints []string
 	if s.v.redis {
 		var err error
-		redisAddress, err = launch.FreeAddress("127.0.0.1:0")
+		s.redis, err = startServers(dir, s.v.cluster)
 		if err != nil {
 			return err
 		}
-		_, port, _ := strings.Cut(redisAddress, ":")
-		s.redis, err = s.launch(ctx, dir, "redis", "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
-		if err != nil {
-			return err
-		}
-		err = s.redis.Await(ctx, func(context.Context) error { return launch.Ping(redisAddress) })
-		if err != nil {
-			return err
-		}
+		endpoints = s.redis.addresses()
 	}
 	address, err := launch.FreeAddress("127.0.0.1:0")
 	if err != nil {
@@ -143,7 +134,7 @@ func (s *stand) start(ctx context.Context, dir string) error {
 		return err
 	}
 	for i := range or(s.v.traefiks, 1) {
-		err = s.startTraefik(ctx, filepath.Join(dir, "traefik"+strconv.Itoa(i)), redisAddress)
+		err = s.startTraefik(ctx, filepath.Join(dir, "traefik"+strconv.Itoa(i)), endpoints)
 		if err != nil {
 			return err
 		}
@@ -164,9 +155,12 @@ func (s *stand) stop() {
 	for i := len(s.processes) - 1; i >= 0; i-- {
 		s.processes[i].Stop()
 	}
+	if s.redis != nil {
+		s.redis.stop()
+	}
 }
 
-func (s *stand) startTraefik(ctx context.Context, dir, redis string) error {
+func (s *stand) startTraefik(ctx context.Context, dir string, redis []string) error {
 	noopFolder := filepath.Join(dir, "plugins-local", "src", filepath.FromSlash(noopModule))
 	err := os.MkdirAll(noopFolder, 0o755)
 	if err != nil {
@@ -221,7 +215,7 @@ func (s *stand) startTraefik(ctx context.Context, dir, redis string) error {
 }
 
 // dynamic returns Traefik's dynamic configuration.
-func (v *variant) dynamic(backend, redis string) settings {
+func (v *variant) dynamic(backend string, redis []string) settings {
 	routers := settings{}
 	for i := range or(v.routers, 1) {
 		rule := "PathPrefix(`/`)"
@@ -241,7 +235,13 @@ func (v *variant) dynamic(backend, redis string) settings {
 	middleware := settings{}
 	maps.Copy(middleware, v.settings)
 	if v.redis {
-		middleware["redis"] = settings{"endpoints": []string{redis}}
+		middleware["redis"] = settings{"endpoints": redis}
+	}
+	if v.redis && v.kind == "idem" {
+		middleware["onStoreError"] = "reject" // what Redis did not do is not measured as if it did
+	}
+	if v.cluster {
+		middleware["redis"] = settings{"endpoints": redis, "cluster": true}
 	}
 	switch v.kind {
 	case "":
@@ -275,8 +275,26 @@ func (s *stand) prepare(ctx context.Context) error {
 	}
 }
 
-// fill sends first requests until as many keys are kept as the variant wants.
+// fill makes as many keys as the variant wants, and sees to it that they are kept.
 func (s *stand) fill(ctx context.Context) error {
+	err := s.sendUntil(ctx, startKeys)
+	if err != nil {
+		return err
+	}
+	s.rssBefore, err = sum(pids(s.traefiks), rss)
+	if err != nil {
+		return err
+	}
+	first := s.loads + 1
+	err = s.sendUntil(ctx, s.v.keys)
+	if err != nil || s.v.evicts {
+		return err
+	}
+	return s.oldest(ctx, first)
+}
+
+// sendUntil sends first requests until there were n.
+func (s *stand) sendUntil(ctx context.Context, n int) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ended := make(chan error, 1)
@@ -284,22 +302,47 @@ func (s *stand) fill(ctx context.Context) error {
 		_, err := s.load(ctx, 1, time.Hour)
 		ended <- err
 	}()
+	told := 0
 	for {
 		select {
 		case err := <-ended:
-			return fmt.Errorf("keys were not kept to the end: %w", err)
+			return fmt.Errorf("there are not all keys yet: %w", err)
 		case <-time.After(10 * time.Millisecond):
 		}
 		calls, err := s.callsNow(ctx)
 		if err != nil {
 			return err
 		}
-		if calls >= s.v.keys {
+		if calls >= n {
 			cancel()
 			<-ended
 			return nil
 		}
+		if calls >= told+progress {
+			told = calls
+			fmt.Printf("         %s: %d of %d keys\n", s.v.name, calls, n)
+		}
 	}
+}
+
+// oldest returns an error unless the first key of a load is still kept.
+func (s *stand) oldest(ctx context.Context, load int) error {
+	body := `{"pad":"` + strings.Repeat("x", smallBody-10) + `"}`
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.addresses[0]+"/p0/", strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("X-Request-ID", fmt.Sprintf("%d-1-100000001", load)) // by load.lua. wrk does not send what thread 0 begins with
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	_ = response.Body.Close()
+	if response.Header.Get("Idempotent-Replayed") != "true" {
+		return fmt.Errorf("of %d keys, the oldest is not kept: it is answered with %s, and that is no replay", s.v.keys, response.Status)
+	}
+	return nil
 }
 
 // run measures.
@@ -308,11 +351,11 @@ func (s *stand) run(ctx context.Context) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	var redis []*launch.Process
+	traefiks, redis := pids(s.traefiks), []int(nil)
 	if s.redis != nil {
-		redis = append(redis, s.redis)
+		redis = s.redis.pids()
 	}
-	traefikBefore, err := sum(s.traefiks, ticks)
+	traefikBefore, err := sum(traefiks, ticks)
 	if err != nil {
 		return sample{}, err
 	}
@@ -324,7 +367,7 @@ func (s *stand) run(ctx context.Context) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	traefikAfter, err := sum(s.traefiks, ticks)
+	traefikAfter, err := sum(traefiks, ticks)
 	if err != nil {
 		return sample{}, err
 	}
@@ -332,7 +375,7 @@ func (s *stand) run(ctx context.Context) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	memory, err := sum(s.traefiks, rss)
+	memory, err := sum(traefiks, rss)
 	if err != nil {
 		return sample{}, err
 	}
@@ -470,11 +513,19 @@ func wrk(ctx context.Context, dir string, threads, connections int, duration tim
 	return l, nil
 }
 
-// sum adds up what a function tells of processes.
-func sum(processes []*launch.Process, of func(pid int) (int64, error)) (int64, error) {
-	var total int64
+func pids(processes []*launch.Process) []int {
+	var all []int
 	for _, p := range processes {
-		n, err := of(p.PID)
+		all = append(all, p.PID)
+	}
+	return all
+}
+
+// sum adds up what a function tells of processes.
+func sum(pids []int, of func(pid int) (int64, error)) (int64, error) {
+	var total int64
+	for _, pid := range pids {
+		n, err := of(pid)
 		if err != nil {
 			return 0, err
 		}

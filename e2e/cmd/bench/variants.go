@@ -15,6 +15,7 @@ type variant struct {
 	kind     string   // plugin, idem or noop; rateLimit; empty: nothing
 	settings settings // of that
 	redis    bool     // it talks to a Redis
+	cluster  bool     // which is a Redis Cluster
 	routers  int      // 1 unless set
 	traefiks int      // 1 unless set; each has a wrk of its own, and all together have the connections of one
 	delay    time.Duration
@@ -24,13 +25,16 @@ type variant struct {
 	body  int // bytes of the request's body; 80 unless set
 	reply int // bytes of the answer's body; 240 unless set
 	paths int // are gone through in turn; 1 unless set
-	keys  int // kept before the measurement begins
+	keys  int // made before the measurement begins
+
+	evicts bool // there is no room for so many
 
 	once      bool    // is measured in the first round alone, since it takes long
 	must, aim float64 // least and wanted share of target
 	target    string  // name of the variant; empty: base
 	growth    string  // what it counts, in the table of growth; empty: it stands in the main table
 	count     int     // and how much of it
+	keysIn    string  // and where keys are
 }
 
 type settings = map[string]any
@@ -48,11 +52,12 @@ var brief = settings{"ttl": "10s", "localCacheBytes": 256 << 20}
 var kept = settings{"ttl": "1h", "maxTTL": "1h"}
 
 const (
+	memory      = "memory" // where keys are
 	plain       = "no middleware"
 	noop        = "no-op plugin"
 	plainSlow   = "no middleware, backend takes 20 ms"
 	plainTwo    = "no middleware, two Traefiks"
-	growKeys    = "keys kept"
+	growKeys    = "distinct keys"
 	growPattern = "endpoint patterns"
 	growRouters = "routers"
 	growPaths   = "paths"
@@ -73,6 +78,9 @@ func variants() []variant {
 		{name: "first, Redis", base: plain, kind: "idem", redis: true, each: 1, must: 0.50, aim: 0.64, settings: brief},
 		{name: "duplicate, local cache", base: plain, kind: "idem", redis: true, each: sameKey, must: 1.0, aim: 1.3, settings: kept},
 		{name: "duplicate, Redis", base: plain, kind: "idem", redis: true, each: sameKey, must: 0.55, aim: 0.80,
+			settings: with(kept, "localCacheBytes", 0)},
+		{name: "first, Redis Cluster", base: plain, kind: "idem", redis: true, cluster: true, each: 1, settings: brief},
+		{name: "duplicate, Redis Cluster", base: plain, kind: "idem", redis: true, cluster: true, each: sameKey,
 			settings: with(kept, "localCacheBytes", 0)},
 		{name: plainSlow, each: 1, delay: 20 * time.Millisecond},
 		{name: "duplicate, waiting", base: plainSlow, kind: "idem", redis: true, each: 16, delay: 20 * time.Millisecond, settings: brief},
@@ -110,40 +118,38 @@ func growth() []variant {
 		// Traefik looks for the router in all of them, so plain proxying depends on their number as well.
 		base := fmt.Sprintf("%s, %d routers", plain, n)
 		list = append(list,
-			variant{name: base, growth: growRouters, count: n, each: 1, paths: n, routers: n},
+			variant{name: base, growth: growRouters, count: n, keysIn: plain, each: 1, paths: n, routers: n},
 			variant{growth: growRouters, count: n, base: base, kind: "idem", each: sameKey, paths: n, routers: n, settings: kept})
 	}
 	// Each path is one endpoint of the statistics, as soon as there are any: settings for them belong here.
 	for _, n := range []int{1, 10, 100, 1000} {
 		list = append(list, variant{growth: growPaths, count: n, base: plain, kind: "idem", each: sameKey, paths: n, settings: kept})
 	}
-	for _, redis := range []bool{false, true} {
+	for _, in := range []struct {
+		keysIn string
+		redis  bool
+		cache  int // localCacheBytes
+		most   int // keys that there is room for
+	}{
+		{memory, false, 2 << 30, 1500000},
+		{"memory, default bound", false, 32 << 20, 20000},
+		{"Redis", true, 32 << 20, 1500000},
+	} {
 		for _, n := range []int{1000, 10000, 100000, 1000000} {
-			set := kept
-			if !redis {
-				set = with(kept, "localCacheBytes", 8<<30) // all are kept in memory
-			}
-			list = append(list, variant{growth: growKeys, count: n, base: plain, kind: "idem", redis: redis, each: 1, keys: n, once: true, settings: set})
+			list = append(list, variant{growth: growKeys, count: n, keysIn: in.keysIn, base: plain, kind: "idem", redis: in.redis, each: 1, keys: n,
+				evicts: n > in.most, once: true, settings: with(kept, "localCacheBytes", in.cache)})
 		}
 	}
-	for i, v := range list {
+	for i := range list {
+		v := &list[i]
+		if v.keysIn == "" {
+			v.keysIn = memory
+		}
 		if v.name == "" {
-			list[i].name = fmt.Sprintf("%s, %s: %d", v.store(), v.growth, v.count)
+			v.name = fmt.Sprintf("%s, %s: %d", v.keysIn, v.growth, v.count)
 		}
 	}
 	return list
-}
-
-// store tells where a variant's keys are.
-func (v *variant) store() string {
-	switch {
-	case v.kind != "idem":
-		return plain
-	case v.redis:
-		return "Redis"
-	default:
-		return "memory"
-	}
 }
 
 // with returns s with one value more.
