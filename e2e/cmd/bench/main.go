@@ -116,6 +116,15 @@ func run(ctx context.Context, selected []variant, rounds int, duration time.Dura
 
 	b := &bench{root: root, traefik: traefik, self: self, dir: dir, duration: duration}
 	r := &report{rounds: rounds, duration: duration, variants: selected, samples: map[string][]sample{}}
+	done, all := 0, 0
+	for _, v := range selected {
+		if v.once {
+			all++
+		} else {
+			all += rounds
+		}
+	}
+	began := time.Now()
 	for round := range rounds {
 		for _, v := range selected {
 			if v.once && round > 0 {
@@ -129,7 +138,8 @@ func run(ctx context.Context, selected []variant, rounds int, duration time.Dura
 				return fmt.Errorf("%s: %w", v.name, err)
 			}
 			r.samples[v.name] = append(r.samples[v.name], s)
-			fmt.Printf("round %d  %-45s %7.0f/s  p99 %v  Traefik %v  Redis %v\n", round+1, v.name, s.rate, s.p99, s.traefikCPU, s.redisCPU)
+			done++
+			fmt.Printf("%d of %d, %v  %-45s %7.0f/s  p99 %v  Traefik %v  Redis %v\n", done, all, time.Since(began).Round(time.Second), v.name, s.rate, s.p99, s.traefikCPU, s.redisCPU)
 		}
 	}
 	text := r.text(machine(ctx, traefik))

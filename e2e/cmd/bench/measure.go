@@ -320,7 +320,7 @@ func (s *stand) sendUntil(ctx context.Context, n int) error {
 		}
 		if calls >= told+progress {
 			told = calls
-			fmt.Printf("         %s: %d of %d keys\n", s.v.name, calls, n)
+			fmt.Printf("%s: %d keys\n", s.v.name, calls)
 		}
 	}
 }
@@ -463,7 +463,7 @@ func (s *stand) load(ctx context.Context, each int, duration time.Duration) (loa
 			prefix = fmt.Sprintf("%d-", s.loads)
 		}
 		all.Go(func() {
-			results[i], errs[i] = wrk(ctx, s.dir, threads/n, connections/n, duration, address,
+			results[i], errs[i] = wrk(ctx, s.dir, threads/n, or(s.v.connections, connections)/n, duration, address,
 				prefix, strconv.Itoa(each), strconv.Itoa(or(s.v.body, smallBody)), strconv.Itoa(or(s.v.paths, 1)))
 		})
 	}

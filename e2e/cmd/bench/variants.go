@@ -17,17 +17,17 @@ type variant struct {
 	redis    bool     // it talks to a Redis
 	cluster  bool     // which is a Redis Cluster
 	routers  int      // 1 unless set
-	traefiks int      // 1 unless set; each has a wrk of its own, and all together have the connections of one
+	traefiks int      // 1 unless set; each has a wrk of its own
 	delay    time.Duration
 
 	// The load.
-	each  int // so many requests have the same key: 1 makes first requests, sameKey duplicates alone
-	body  int // bytes of the request's body; 80 unless set
-	reply int // bytes of the answer's body; 240 unless set
-	paths int // are gone through in turn; 1 unless set
-	keys  int // made before the measurement begins
-
-	evicts bool // there is no room for so many
+	connections int  // to all Traefiks together; 32 unless set
+	each        int  // so many requests have the same key: 1 makes first requests, sameKey duplicates alone
+	body        int  // bytes of the request's body; 80 unless set
+	reply       int  // bytes of the answer's body; 240 unless set
+	paths       int  // are gone through in turn; 1 unless set
+	keys        int  // made before the measurement begins
+	evicts      bool // there is no room for so many
 
 	once      bool    // is measured in the first round alone, since it takes long
 	must, aim float64 // least and wanted share of target
@@ -57,6 +57,7 @@ const (
 	noop        = "no-op plugin"
 	plainSlow   = "no middleware, backend takes 20 ms"
 	plainTwo    = "no middleware, two Traefiks"
+	plainHalf   = "no middleware, 16 connections"
 	growKeys    = "distinct keys"
 	growPattern = "endpoint patterns"
 	growRouters = "routers"
@@ -98,6 +99,8 @@ func variants() []variant {
 				body: size.bytes, reply: size.bytes, settings: kept})
 	}
 	list = append(list,
+		variant{name: plainHalf, each: 1, connections: connections / 2},
+		variant{name: "first, Redis, 16 connections", base: plainHalf, kind: "idem", redis: true, each: 1, connections: connections / 2, settings: brief},
 		variant{name: plainTwo, each: 1, traefiks: 2},
 		variant{name: "first, Redis, two Traefiks", base: plainTwo, kind: "idem", redis: true, each: 1, traefiks: 2, settings: brief})
 	return append(list, growth()...)
