@@ -135,6 +135,7 @@ func logEnd(h *handler, err error) {
 type care struct {
 	h      *handler
 	period time.Duration
+	timer  *time.Timer // of the next look
 
 	awake atomic.Bool // a look is to come. Who adds to runs reads it afterwards; who clears it reads runs afterwards
 
@@ -154,6 +155,10 @@ func newCare(h *handler) *care {
 			}
 		}
 	}
+	// A timer made anew at each look would have, under Yaegi, the variables of the last look as its own, and so those of
+	// all looks before.
+	c.timer = time.AfterFunc(c.period, c.look)
+	c.timer.Stop()
 	return c
 }
 
@@ -161,7 +166,7 @@ func newCare(h *handler) *care {
 func wakeCare(c *care) {
 	if c.awake.CompareAndSwap(false, true) {
 		c.renewed = time.Now()
-		time.AfterFunc(c.period, c.look)
+		c.timer.Reset(c.period)
 	}
 }
 
@@ -206,7 +211,7 @@ func (c *care) again() {
 		}
 		return
 	}
-	time.AfterFunc(c.period, c.look)
+	c.timer.Reset(c.period)
 }
 
 // renew makes the lease of x last. A renewal that overtakes the end of the run does no harm: it is fenced.

@@ -5,8 +5,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 )
@@ -118,5 +122,47 @@ func TestHeadersOfMiddlewaresAboveAreTheirs(t *testing.T) {
 		if again.Header().Get("X-Trace") != "two" || again.Header().Get("X-Backend") != "b" || again.Header().Get("Decision") != "replayed" {
 			t.Errorf("replayed header %v", again.Header())
 		}
+	})
+}
+
+// TestWhatHasRunIsFreed has requests end while one more still runs, each long enough to be seen by the timer that looks
+// after running requests. Under Yaegi a timer set anew by the function that it calls would hold on to all that this
+// function has ever seen.
+func TestWhatHasRunIsFreed(t *testing.T) {
+	handlers(t, func(t *testing.T, build func(http.HandlerFunc) http.Handler) {
+		var held atomic.Int64
+		hold, begun := make(chan struct{}), make(chan struct{})
+		h := build(func(_ http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPut {
+				close(begun)
+				<-hold
+				return
+			}
+			time.Sleep(600 * time.Millisecond)
+		})
+		var all sync.WaitGroup
+		all.Go(func() { h.ServeHTTP(httptest.NewRecorder(), keyed("PUT", "long")) })
+		<-begun
+		for round := range 4 {
+			var short sync.WaitGroup
+			for i := range 25 {
+				short.Go(func() {
+					w := httptest.NewRecorder()
+					held.Add(1)
+					runtime.AddCleanup(w, func(n int64) { held.Add(n) }, -1)
+					h.ServeHTTP(w, keyed("POST", fmt.Sprint(round, "-", i)))
+				})
+			}
+			short.Wait()
+		}
+		for end := time.Now().Add(20 * time.Second); held.Load() > 10 && time.Now().Before(end); {
+			runtime.GC()
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := held.Load(); n > 10 {
+			t.Errorf("of 100 requests that have ended, %d are held in memory", n)
+		}
+		close(hold)
+		all.Wait()
 	})
 }
