@@ -38,16 +38,23 @@ func claimShared(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error)
 		return held, nil
 	}
 	held, err := redisclient.Claim(t.redis, l, d)
+	if held != nil || err != nil {
+		return heldElsewhere(t, l, held, err)
+	}
+	l.Degraded = false
+	held = store.Claim(t.memory, l, store.Endless)
+	if held != nil { // a request that could not ask Redis at the same time
+		redisclient.Later(t.redis, l, "", d)
+	}
+	return held, nil
+}
+
+// heldElsewhere keeps in memory what Redis has told of the key of l.
+func heldElsewhere(t *tiers, l *store.Lease, held *store.Held, err error) (*store.Held, error) {
 	if err != nil {
 		return nil, err
 	}
-	if held == nil {
-		l.Degraded = false
-		held = store.Claim(t.memory, l, store.Endless)
-		if held != nil { // a request that could not ask Redis at the same time
-			redisclient.Later(t.redis, l, "", d)
-		}
-	} else if t.cache && held.State != store.Running && held.Left > 0 {
+	if t.cache && held.State != store.Running && held.Left > 0 {
 		store.Remember(t.memory, l.Key, held)
 	}
 	return held, nil
@@ -100,25 +107,32 @@ func finishKey(t *tiers, l *store.Lease, record string, ttl time.Duration) (bool
 	return store.Finish(t.memory, l, record, ttl, true), nil
 }
 
-// finishShared is finishKey where keys live in Redis. What Redis could not take is kept in memory, so that this process at
-// least answers its duplicates right, and written to Redis when that is back.
+// finishShared is finishKey where keys live in Redis.
 func finishShared(t *tiers, l *store.Lease, record string, ttl time.Duration) (bool, error) {
 	if l.Degraded {
 		redisclient.Later(t.redis, l, record, ttl)
 		return store.Finish(t.memory, l, record, ttl, true), nil
 	}
 	kept, err := redisclient.Finish(t.redis, l, record, ttl)
-	if err != nil || (kept && t.cache) {
-		store.Finish(t.memory, l, record, ttl, err != nil)
-	} else {
+	switch {
+	case err != nil:
+		finishAlone(t, l, record, ttl, err)
+	case kept && t.cache:
+		store.Finish(t.memory, l, record, ttl, false)
+	default:
 		store.Release(t.memory, l)
 	}
-	// A key may be gone because Redis could not be told in time that its request goes on. Else its lease has ended, and who
-	// has lost a lease changes nothing.
-	if err != nil && (!errors.Is(err, redisclient.ErrGone) || t.redis.Failed()) {
+	return kept, err
+}
+
+// finishAlone keeps in memory what Redis failed to take with err, so that this process at least answers its duplicates
+// right, and has it written to Redis when that is back. A key may be gone because Redis could not be told in time that its
+// request goes on; else its lease has ended, and who has lost a lease changes nothing.
+func finishAlone(t *tiers, l *store.Lease, record string, ttl time.Duration, err error) {
+	store.Finish(t.memory, l, record, ttl, true)
+	if !errors.Is(err, redisclient.ErrGone) || t.redis.Failed() {
 		redisclient.Later(t.redis, l, record, ttl)
 	}
-	return kept, err
 }
 
 // releaseKey makes the key free; false if the lease is lost.

@@ -165,6 +165,6 @@ func pay(d *debt) (bool, error) {
 		return true, err
 	}
 	cmd := &command{}
-	step(d.keys, writeBackScript, d.lease, cmd, bulk(d.record)+milliseconds(d.keys, left))
+	step(d.keys, writeBackScript, d.lease, cmd, bulk(d.record), left)
 	return cmd.line == oneLine, cmd.err
 }

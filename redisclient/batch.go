@@ -72,12 +72,21 @@ func (c *Client) do(commands ...Command) (interface{}, error) {
 		return nil, err
 	}
 	last := replies[len(replies)-1]
-	if last == nil { // Yaegi panics at the assertion
-		return nil, nil
-	}
-	err, failed := last.(error)
-	if failed {
+	err = errorIn(last)
+	if err != nil {
 		return nil, err
 	}
 	return last, nil
+}
+
+// errorIn returns the error that a reply is, nil if it is none.
+func errorIn(reply interface{}) error {
+	if reply == nil { // Yaegi panics at the assertion
+		return nil
+	}
+	err, failed := reply.(error)
+	if !failed {
+		return nil
+	}
+	return err
 }

@@ -44,7 +44,7 @@ var refusals = map[string]int32{
 const probePause = 200 * time.Millisecond
 
 // probeScript does what keys need: run a script, and write. What it writes is gone after a second.
-var probeScript = newScript(':', 0, `redis.call('SET', KEYS[1], '', 'PX', 1000) return 1`)
+const probeScript = `redis.call('SET', KEYS[1], '', 'PX', 1000) return 1`
 
 // breaker is what is known of how a server is. The first command that fails opens it; from then on no request waits for
 // the server, until a probe in the background finds it fine.
@@ -195,9 +195,9 @@ func endWatch(c *Client) {
 // still has something to send finds out by himself.
 func found(c *Client) bool {
 	state, cause := probe(c)
-	c.mu.Lock()
+	c.lock()
 	closed := c.closed
-	c.mu.Unlock()
+	c.unlock()
 	b := &c.breaker
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -217,18 +217,15 @@ func probe(c *Client) (int32, error) {
 	defer giveBack(c, l)
 	disconnect(l)
 	c.plight.mu.Lock()
-	cmd := &command{wire: probeScript.bySource + bulk(c.plight.probe)}
+	key := c.plight.probe
 	c.plight.mu.Unlock()
-	err := exchange(c, l, &batch{out: []byte(cmd.wire), commands: []*command{cmd}})
+	replies, err := exchangeAny(c, l, []Command{{Name: "EVAL", Args: []interface{}{probeScript, 1, key}}})
 	if err != nil {
 		return down, err
 	}
-	state := fine
-	if cmd.err != nil {
-		state = stateBy(cmd.err)
-	}
-	if state != fine {
-		return state, cmd.err
+	refusal := errorIn(replies[0])
+	if refusal != nil && stateBy(refusal) != fine {
+		return stateBy(refusal), refusal
 	}
 	c.closeIdle() // other connections may lead to what the server was before
 	return fine, nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"os"
 	"runtime"
@@ -53,8 +54,8 @@ type Options struct {
 	WaitReplicas int // that must have a claim or an answer; 0 = the master alone
 }
 
-// Client sends commands to one Redis server. Commands that come while a connection is busy are sent together, in one
-// write, when it is free. Many goroutines may send at once.
+// Client sends commands to one Redis server. Commands that come while its connections are busy are sent together, in one
+// write, when one is free. Many goroutines may send at once.
 type Client struct {
 	opts   Options
 	lanes  chan *lane // those that nobody uses now; receiving one is the permission to use it
@@ -65,9 +66,12 @@ type Client struct {
 	plight  *plight      // shared by the nodes of a cluster
 	node    bool         // it is one of those
 
-	mu      sync.Mutex // guards everything below
-	pending *batch     // what the next free lane takes; nil if nobody waits for one
-	closed  bool
+	lock, unlock func()        // guard everything below
+	queue        []*command    // to be sent
+	senders      int           // goroutines that send; as many as lanes at the most
+	idle         int           // senders that wait for wake
+	wake         chan struct{} // has room for all that are idle
+	closed       bool
 }
 
 // lane is a place for a connection. Whoever took it out of Client.lanes has it alone.
@@ -79,22 +83,18 @@ type lane struct {
 	unread  bool   // replies may be on their way that nobody waits for any more: the connection is of no more use
 }
 
-// batch is what goes over a lane in one write. The goroutine that began it sends it, the others wait for it.
-type batch struct {
-	out      []byte
-	commands []*command
-	wait     *command      // WAIT, which is put behind the rest; nil: none of the commands is for replicas
-	done     chan struct{} // closed when every command has its reply
-}
-
 // command is a command and its reply.
 type command struct {
-	wire string // as Redis' protocol has it
+	wire   string // as Redis' protocol has it
+	asking bool   // ASKING goes before it
+	wait   bool   // Options.WaitReplicas are to have what it writes
+	waits  bool   // it is the WAIT for them
 
-	line  string  // the first line of the reply
-	reply []byte  // a bulk string
-	err   error   // an error reply, or why there is no reply
-	from  *Client // who has the error
+	done  chan struct{} // it has its reply
+	line  string        // the first line of the reply
+	reply []byte        // a bulk string
+	err   error         // an error reply, or why there is no reply
+	from  *Client       // who has the error
 }
 
 // New returns a client. It connects when there is something to send, not before; Close frees it.
@@ -108,7 +108,8 @@ func New(opts Options) *Client {
 			n = limit
 		}
 	}
-	c := &Client{opts: opts, lanes: make(chan *lane, n)}
+	var mu sync.Locker = &sync.Mutex{}
+	c := &Client{opts: opts, lanes: make(chan *lane, n), wake: make(chan struct{}, n), lock: mu.Lock, unlock: mu.Unlock}
 	c.state = c.breaker.state.Load
 	c.plight = newPlight()
 	for i := 0; i < n; i++ {
@@ -126,9 +127,12 @@ func New(opts Options) *Client {
 // Close closes idle connections now, and busy ones when their commands are done. Who still has something to send can do
 // so, over a connection that lasts no longer: a request may outlive the configuration that it came under.
 func (c *Client) Close() {
-	c.mu.Lock()
+	c.lock()
 	c.closed = true
-	c.mu.Unlock()
+	for ; c.idle > 0; c.idle-- {
+		c.wake <- struct{}{}
+	}
+	c.unlock()
 	if !c.node {
 		c.plight.closed.Store(true)
 	}
@@ -155,51 +159,150 @@ func send(c *Client, cmd *command) {
 		cmd.err = notSent(c)
 		return
 	}
-	c.mu.Lock()
-	b := c.pending
-	first := b == nil
-	if first {
-		b = &batch{done: make(chan struct{})}
-		c.pending = b
+	cmd.done = make(chan struct{}, 1)
+	c.lock()
+	c.queue = append(c.queue, cmd)
+	if c.idle > 0 || c.senders < cap(c.lanes) {
+		rouse(c)
 	}
-	b.commands = append(b.commands, cmd)
-	b.out = append(b.out, cmd.wire...)
-	c.mu.Unlock()
-	if first {
-		lead(c, b)
-	} else {
-		<-b.done
-	}
+	c.unlock()
+	<-cmd.done
 	if cmd.err != nil {
 		cmd.from = c
 	}
 }
 
-// lead waits for a lane, closes the batch and carries it out.
-func lead(c *Client, b *batch) {
-	l := <-c.lanes
-	defer finishBatch(c, l, b)
-	c.mu.Lock()
-	c.pending = nil
-	c.mu.Unlock()
-	if c.state() == down { // it was found so while this batch waited for a lane
-		fail(b, notSent(c))
+// rouse has a sender look into the queue. The caller holds the lock.
+func rouse(c *Client) {
+	if c.idle > 0 {
+		c.idle--
+		c.wake <- struct{}{}
 		return
 	}
-	if b.wait != nil {
-		b.commands = append(b.commands, b.wait)
-		b.out = append(b.out, b.wait.wire...)
+	c.senders++
+	go sendAll(&sender{client: c})
+}
+
+// sender is what a goroutine of sendAll has in hand.
+type sender struct {
+	client   *Client
+	lane     *lane
+	commands []*command
+}
+
+// sendAll sends what is in the queue, all in one write, and reads the replies, again and again. It is one function since
+// Yaegi allocates the variables of a function at each call, and those of this loop once. It is written with a few calls
+// of the standard library, because redigo, which does this byte by byte, takes many times as long under Yaegi.
+func sendAll(s *sender) {
+	defer endSender(s)
+	c := s.client
+	var out []byte
+	var err error
+	for {
+		c.lock()
+		commands := c.queue
+		c.queue = nil
+		if len(commands) == 0 {
+			if c.closed {
+				c.senders--
+				c.unlock()
+				c.closeIdle()
+				return
+			}
+			c.idle++
+			c.unlock()
+			<-c.wake
+			continue
+		}
+		c.unlock()
+		s.commands = commands
+		l := <-c.lanes
+		s.lane = l
+		all := commands
+		if c.node || c.opts.WaitReplicas > 0 {
+			all = withOthers(c, commands)
+		}
+		out = out[:0]
+		for _, cmd := range all {
+			out = append(out, cmd.wire...)
+		}
+		err = nil
+		if c.state() == down { // it was found so while these waited
+			fail(commands, notSent(c))
+			all = nil
+		}
+		reused := l.conn != nil
+		for attempt := 0; attempt < 2 && len(all) > 0; attempt++ {
+			err = nil
+			if l.conn == nil {
+				err = dial(c, l)
+			}
+			if err == nil {
+				l.unread = true
+				now := time.Now()
+				_ = l.net.SetDeadline(now.Add(c.opts.ReadTimeout))
+				if c.opts.WriteTimeout != c.opts.ReadTimeout {
+					_ = l.net.SetWriteDeadline(now.Add(c.opts.WriteTimeout))
+				}
+				_, err = l.net.Write(out)
+				for _, cmd := range all {
+					if err == nil {
+						line, broken := l.reader.ReadString('\n')
+						err = broken
+						cmd.line = line
+						cmd.err = nil // of a first attempt
+						if line != nilLine && line != oneLine && err == nil {
+							err = receiveRest(l.reader, cmd)
+						}
+					}
+				}
+				l.unread = err != nil
+			}
+			if err == nil || !worthAnother(c, l, reused, err) {
+				break
+			}
+			disconnect(l)
+		}
+		if err != nil {
+			trip(c, down, err)
+			fail(commands, fmt.Errorf("%w: %w", errUnreachable, err))
+		} else if c.opts.WaitReplicas > 0 && len(all) > 0 {
+			judge(c, all)
+		}
+		if l.unread {
+			disconnect(l)
+		}
+		s.lane = nil
+		c.lanes <- l
+		s.commands = nil
+		for _, cmd := range commands {
+			cmd.done <- struct{}{}
+		}
+		if cap(out) > mostKept {
+			out = nil
+		}
 	}
-	reused := l.conn != nil
-	err := exchange(c, l, b)
-	if err != nil && worthAnother(c, l, reused, err) {
-		disconnect(l)
-		err = exchange(c, l, b)
+}
+
+// mostKept is how much room for commands, in bytes, a sender keeps.
+const mostKept = 64 << 10
+
+// endSender ends a sender. If it does so with a panic, those who wait for it are told, and another takes its place.
+func endSender(s *sender) {
+	p := recover()
+	if p == nil {
+		return
 	}
-	if err != nil {
-		trip(c, down, err)
-		fail(b, fmt.Errorf("%w: %w", errUnreachable, err))
+	log.Printf("level=error msg=\"sending to Redis failed\" cause=%q", p)
+	if s.lane != nil {
+		disconnect(s.lane)
+		s.client.lanes <- s.lane
 	}
+	fail(s.commands, errUnreachable)
+	for _, cmd := range s.commands {
+		cmd.done <- struct{}{}
+	}
+	go sendAll(&sender{client: s.client})
 }
 
 // worthAnother tells whether what failed on l with err may go better over a new connection: since the old one was dead,
@@ -211,25 +314,19 @@ func worthAnother(c *Client, l *lane, reused bool, err error) bool {
 	return reused && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// finishBatch wakes those who wait for b, whatever became of it.
-func finishBatch(c *Client, l *lane, b *batch) {
-	giveBack(c, l)
-	close(b.done)
-}
-
 // giveBack lets others have the lane, without a connection on which they could get somebody else's replies.
 func giveBack(c *Client, l *lane) {
-	c.mu.Lock()
+	c.lock()
 	closed := c.closed
-	c.mu.Unlock()
+	c.unlock()
 	if closed || l.unread {
 		disconnect(l)
 	}
 	c.lanes <- l
 }
 
-func fail(b *batch, err error) {
-	for _, cmd := range b.commands {
+func fail(commands []*command, err error) {
+	for _, cmd := range commands {
 		cmd.err = err
 	}
 }
@@ -242,44 +339,10 @@ func disconnect(l *lane) {
 	l.unread = false
 }
 
-// exchange writes the whole batch and reads its replies. It is written with a few calls of the standard library, since
-// redigo, which does this byte by byte, takes many times as long under Yaegi.
-func exchange(c *Client, l *lane, b *batch) error {
-	if l.conn == nil {
-		err := dial(c, l)
-		if err != nil {
-			return err
-		}
-	}
-	l.unread = true
-	now := time.Now()
-	_ = l.net.SetDeadline(now.Add(c.opts.ReadTimeout))
-	if c.opts.WriteTimeout != c.opts.ReadTimeout {
-		_ = l.net.SetWriteDeadline(now.Add(c.opts.WriteTimeout))
-	}
-	_, err := l.net.Write(b.out)
-	for _, cmd := range b.commands {
-		if err == nil {
-			err = receive(l.reader, cmd)
-		}
-	}
-	l.unread = err != nil
-	return err
-}
-
-// receive reads one reply: nil, a bulk string, an integer or an error, which is all that the scripts return.
-func receive(r *bufio.Reader, cmd *command) error {
-	line, err := r.ReadString('\n')
-	cmd.line = line
-	cmd.err = nil // of a first attempt
-	if line == nilLine || line == oneLine || err != nil {
-		return err
-	}
-	return receiveLong(r, cmd, line)
-}
-
-// receiveLong reads what receive does not see at a glance.
-func receiveLong(r *bufio.Reader, cmd *command, line string) error {
+// receiveRest reads what follows the first line of a reply, if anything does. It may be a bulk string, an integer or an
+// error, which is all that the scripts return.
+func receiveRest(r *bufio.Reader, cmd *command) error {
+	line := cmd.line
 	if len(line) < 4 || line[len(line)-2] != '\r' {
 		return errProtocol
 	}

@@ -62,26 +62,24 @@ func (c *Cluster) Close() {
 	}
 }
 
-// sendToSlot carries out cmd, which is about key, where the slot of key is, and may wait for replicas.
-func sendToSlot(c *Cluster, key string, cmd *command, wait bool) {
+// sendToSlot carries out cmd, which is about key, where the slot of key is.
+func sendToSlot(c *Cluster, key string, cmd *command) {
 	slot := Slot(key)
 	node, err := c.owner(slot)
 	if err != nil {
 		cmd.err = err
 		return
 	}
-	sendTo(node, cmd, wait)
+	cmd.asking = false
+	send(node, cmd)
 	for attempt := 0; cmd.err != nil && attempt < maxRedirects; attempt++ {
 		next, ask := c.next(slot, node, cmd.err)
 		if next == nil {
 			return
 		}
 		node = next
-		if ask {
-			sendAndWait(node, &command{wire: asking}, cmd)
-		} else {
-			sendTo(node, cmd, wait)
-		}
+		cmd.asking = ask
+		send(node, cmd)
 	}
 }
 

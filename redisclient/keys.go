@@ -92,9 +92,9 @@ type Keys struct {
 // quicker than others.
 func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
 	client.plight.setProbe(keyPrefix + ":probe")
-	k := &Keys{Trouble: &client.plight.servers, client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
+	k := &Keys{Trouble: &client.plight.servers, client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:", times: map[time.Duration]string{timeless: ""}}
 	for _, d := range times {
-		k.times[d] = milliseconds(k, d)
+		k.times[d] = milliseconds(d)
 	}
 	return k
 }
@@ -121,19 +121,18 @@ func NewClusterKeys(cluster *Cluster, keyPrefix string, times ...time.Duration) 
 }
 
 // milliseconds is d as an argument in Redis' protocol.
-func milliseconds(k *Keys, d time.Duration) string {
-	text := k.times[d]
-	if text == "" {
-		text = bulk(strconv.FormatInt(int64(d/time.Millisecond), 10))
-	}
-	return text
+func milliseconds(d time.Duration) string {
+	return bulk(strconv.FormatInt(int64(d/time.Millisecond), 10))
 }
+
+// timeless stands for the time of a step that has none.
+const timeless time.Duration = -1
 
 // Claim gives the key to the lease for d and returns nil if nobody holds it, and else tells who does. A value that is no
 // record is an error that wraps store.ErrForeign.
 func Claim(k *Keys, l *store.Lease, d time.Duration) (*store.Held, error) {
-	cmd := &command{}
-	step(k, claimScript, l, cmd, milliseconds(k, d))
+	cmd := new(command)
+	step(k, claimScript, l, cmd, "", d)
 	if cmd.err == nil && cmd.line == nilLine {
 		return nil, nil
 	}
@@ -143,7 +142,7 @@ func Claim(k *Keys, l *store.Lease, d time.Duration) (*store.Held, error) {
 // Renew makes the lease last d from now; false if it is lost.
 func Renew(k *Keys, l *store.Lease, d time.Duration) (bool, error) {
 	cmd := &command{}
-	step(k, renewScript, l, cmd, milliseconds(k, d))
+	step(k, renewScript, l, cmd, "", d)
 	return cmd.line == oneLine, cmd.err
 }
 
@@ -153,8 +152,8 @@ var ErrGone = errors.New("the key is gone from Redis, though its lease was renew
 // Finish replaces the lease by record for ttl; false, and nothing is changed, if the lease is lost, with ErrGone if nobody
 // else has it.
 func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
-	cmd := &command{}
-	step(k, finishScript, l, cmd, bulk(record)+milliseconds(k, ttl))
+	cmd := new(command)
+	step(k, finishScript, l, cmd, "$"+strconv.Itoa(len(record))+"\r\n"+record+"\r\n", ttl)
 	if cmd.err == nil && cmd.line == ":2\r\n" {
 		cmd.err = ErrGone
 	}
@@ -164,16 +163,21 @@ func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, er
 // Release makes the key free; false, and nothing is changed, if the lease is lost.
 func Release(k *Keys, l *store.Lease) (bool, error) {
 	cmd := &command{}
-	step(k, releaseScript, l, cmd, "")
+	step(k, releaseScript, l, cmd, "", timeless)
 	return cmd.line == oneLine, cmd.err
 }
 
 // step runs s by its digest. In front of args come the key and the running record, by which the owner of the lease is
-// known.
-func step(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
+// known, and behind them d.
+func step(k *Keys, s *script, l *store.Lease, cmd *command, args string, d time.Duration) {
 	if l.Wire == "" {
-		l.Wire = wire(k, l)
+		l.Wire = fmt.Sprintf(wireFormat, len(k.prefix)+len(l.Key), k.prefix, l.Key, runningBytes+len(l.Fingerprint)+len(l.Owner), l.Fingerprint, l.Owner)
 	}
+	text, known := k.times[d]
+	if !known {
+		text = milliseconds(d)
+	}
+	args += text
 	cmd.wire = s.bySHA1 + l.Wire + args
 	if k.plain {
 		send(k.client, cmd)
@@ -185,10 +189,11 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	}
 }
 
-// wire is what all steps of l have as their first arguments.
-func wire(k *Keys, l *store.Lease) string {
-	return bulk(k.prefix+l.Key) + bulk(fmt.Sprintf(store.RunningFormat, l.Fingerprint, l.Owner))
-}
+// wireFormat is what all steps of a lease have as their first arguments: the key and the running record.
+const wireFormat = "$%d\r\n%s%s\r\n$%d\r\n" + store.RunningFormat + "\r\n"
+
+// runningBytes is how long a running record is beside the fingerprint and the owner in it.
+var runningBytes = len(fmt.Sprintf(store.RunningFormat, "", ""))
 
 // mend carries out again what failed for a reason that is none the second time: a server that does not know the script,
 // or one that is a replica now. A new master may be both in turn.
@@ -219,19 +224,11 @@ func mend(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 
 // deliver sends cmd, of the script s, to where the key of l is. Claims and finished records may be wanted at replicas too.
 func deliver(k *Keys, s *script, l *store.Lease, cmd *command) {
-	wait := s == claimScript || s == finishScript
+	cmd.wait = s == claimScript || s == finishScript
 	if k.cluster == nil {
-		sendTo(k.client, cmd, wait)
+		send(k.client, cmd)
 	} else {
-		sendToSlot(k.cluster, k.prefix+l.Key, cmd, wait)
-	}
-}
-
-func sendTo(c *Client, cmd *command, wait bool) {
-	if wait {
-		sendAndWait(c, cmd)
-	} else {
-		send(c, cmd)
+		sendToSlot(k.cluster, k.prefix+l.Key, cmd)
 	}
 }
 

@@ -40,3 +40,14 @@ func TestAHugeReply(t *testing.T) {
 		t.Errorf("the next reply is %+v, %v", next, err)
 	}
 }
+
+// receive reads a reply as a sender does.
+func receive(r *bufio.Reader, cmd *command) error {
+	var err error
+	cmd.err = nil
+	cmd.line, err = r.ReadString('\n')
+	if err != nil || cmd.line == nilLine || cmd.line == oneLine {
+		return err
+	}
+	return receiveRest(r, cmd)
+}

@@ -99,6 +99,18 @@ func (m *Memory) Usage() (records int, bytes, evicted int64) {
 // Claim gives the key to the lease for d and returns nil if nobody holds it, and else tells who does.
 func Claim(m *Memory, l *Lease, d time.Duration) *Held {
 	m.lock()
+	if m.entries[l.Key] != nil || d != Endless {
+		m.unlock()
+		return claimOdd(m, l, d)
+	}
+	m.entries[l.Key] = l
+	m.unlock()
+	return nil
+}
+
+// claimOdd is Claim for a key that somebody may have, and for a lease that has an end.
+func claimOdd(m *Memory, l *Lease, d time.Duration) *Held {
+	m.lock()
 	free := m.entries[l.Key] == nil
 	if free {
 		m.entries[l.Key] = l
@@ -112,7 +124,7 @@ func Claim(m *Memory, l *Lease, d time.Duration) *Held {
 	}
 	held := describe(m, l)
 	if held == nil { // it was there, and had expired
-		held = Claim(m, l, d)
+		held = claimOdd(m, l, d)
 	} else if held.State == Running && held.Owner == l.Owner {
 		held = nil // it asks again because an answer was lost
 	}
