@@ -199,6 +199,7 @@ func sendAll(s *sender) {
 	var out []byte
 	var err error
 	for {
+		runtime.Gosched() // who is about to send goes along
 		c.lock()
 		commands := c.queue
 		c.queue = nil
