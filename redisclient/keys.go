@@ -195,19 +195,10 @@ const wireFormat = "$%d\r\n%s%s\r\n$%d\r\n" + store.RunningFormat + "\r\n"
 // runningBytes is how long a running record is beside the fingerprint and the owner in it.
 var runningBytes = len(fmt.Sprintf(store.RunningFormat, "", ""))
 
-// mend carries out again what failed for a reason that is none the second time: a server that does not know the script,
-// or one that is a replica now. A new master may be both in turn.
+// mend carries out again what failed for a reason that is none the second time. A new master may have two such reasons,
+// one after the other.
 func mend(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
-	for attempt := 0; attempt < 2 && cmd.err != nil; attempt++ {
-		switch {
-		case strings.Contains(cmd.err.Error(), "NOSCRIPT "):
-			cmd.wire = s.bySource + l.Wire + args
-		case isReplica(cmd.err):
-			k.client.closeIdle()
-		default:
-			attempt = 2
-			continue
-		}
+	for attempt := 0; attempt < 2 && cmd.err != nil && curable(k, s, l, cmd, args); attempt++ {
 		deliver(k, s, l, cmd)
 	}
 	if cmd.err == nil && cmd.line[0] != s.reply {
@@ -220,6 +211,20 @@ func mend(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 		trip(cmd.from, stateBy(cmd.err), cmd.err)
 	}
 	cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, cmd.err)
+}
+
+// curable sees to it that cmd can succeed, if what it failed for is that the server does not know the script, or is a
+// replica now.
+func curable(k *Keys, s *script, l *store.Lease, cmd *command, args string) bool {
+	switch {
+	case strings.Contains(cmd.err.Error(), "NOSCRIPT "):
+		cmd.wire = s.bySource + l.Wire + args
+	case isReplica(cmd.err):
+		k.client.closeIdle()
+	default:
+		return false
+	}
+	return true
 }
 
 // deliver sends cmd, of the script s, to where the key of l is. Claims and finished records may be wanted at replicas too.
