@@ -21,6 +21,7 @@ demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port ke
 test: tools traefik $(OLDEST) $(if $(CI),$(NEW_REDIS)/redis-server) lint ## all tests, but for fuzzing and the soak
 	go test -race ./...
 	cd e2e && go test -race -timeout 20m -run '/^compiled' -skip '$(NOT_RACED)' .
+	cd e2e && go test -race -run '^TestFaults$$//^compiled' .
 	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -timeout 40m -skip Soak ./...
 	cd e2e && PATH=$(NEW_REDIS):$$PATH TRAEFIK_BIN=$(CURDIR)/$(OLDEST) go test -timeout 20m -run '/^traefik' -skip '$(NOT_RACED)' .
 
