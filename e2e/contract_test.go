@@ -338,19 +338,33 @@ func TestEveryDecisionInAnOutageSaysDegraded(t *testing.T) {
 }
 
 // "same headers". A stream without a Content-Type gets none at first, since its header is flushed before
-// there is anything to guess from, as without the plugin; its replay gets a guess.
+// there is anything to guess from, as without the plugin; nor does its replay.
 func TestAStreamWithoutATypeIsReplayedWithItsOwnHeader(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
+		read := make(chan struct{}) // the client has the header
 		s := e.serve(t, nil, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header()["Content-Type"] = nil
 			w.(http.Flusher).Flush()
+			<-read
 			_, _ = io.WriteString(w, "<html><body>guess</body></html>")
 		})
-		bare := s.do(post("/", ""))
-		first := s.do(post("/", "k"))
-		again := s.do(post("/", "k"))
-		if first.header.Get("Content-Type") != again.header.Get("Content-Type") || bare.header.Get("Content-Type") != first.header.Get("Content-Type") {
-			t.Errorf("Content-Type %q without a key, %q at first, %q in the replay", bare.header.Get("Content-Type"), first.header.Get("Content-Type"), again.header.Get("Content-Type"))
+		stream := func(key string) string {
+			response, err := s.client.Do(s.request(post("/", key)))
+			read <- struct{}{}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer response.Body.Close()
+			_, err = io.Copy(io.Discard, response.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			return response.Header.Get("Content-Type")
+		}
+		bare, first := stream(""), stream("k")
+		again := s.do(post("/", "k")).header.Get("Content-Type")
+		if first != again || bare != first {
+			t.Errorf("Content-Type %q without a key, %q at first, %q in the replay", bare, first, again)
 		}
 	})
 }
