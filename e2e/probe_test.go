@@ -226,6 +226,13 @@ func F(x int) bool {
 	return len(strings.FieldsFunc("abc", func(rune) bool { yes := x < 0; return yes })) == 1
 }`},
 
+	{name: "conditions in one case", want: broken, code: `
+func F(x int) bool { switch { case x < 0, x >= 0: return true }; return false }`},
+	{name: "values in one case", want: works, code: `
+func F(x int) bool { switch x % 2 { case 0, 1: return true }; return false }`},
+	{name: "conditions in a case each", want: works, code: `
+func F(x int) bool { switch { case x < 0: case x < -1: default: return true }; return false }`},
+
 	{name: "errors.As", want: broken, code: `
 type E struct { code int }
 func (e *E) Error() string { return "E" }

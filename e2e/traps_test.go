@@ -181,6 +181,9 @@ var snippets = []struct{ rule, bad, good string }{
 		type b interface{ B() }
 		func f(v a) bool { _, ok := v.(b); return ok }`},
 
+	{"case-list",
+		`func f(a, b int) bool { switch { case a > 0, b > 0: return true }; return false }`,
+		`func f(a, b int) bool { switch { case a > 0: case b > 0: default: switch a { case 0, -1: return false } }; return true }`},
 	{"type-switch",
 		`type t struct{ a int }
 		func f(i interface{}) bool { switch i.(type) { case *t: return true }; return false }`,

@@ -36,6 +36,7 @@ var Rules = map[string]string{
 	"elided-map-key":      "a map literal with elided key types is wrong: write the key's type",
 	"named-assertion":     "true for every value of the underlying type: assert to a struct type",
 	"interface-assertion": "an assertion to an interface that is not native fails or panics: assert to a native one or to the concrete type",
+	"case-list":           "of several conditions in one case only the first is looked at: a case for each",
 	"type-switch":         "a case of an own type, or error, does not match: use a type assertion",
 	"not-in-yaegi":        "Yaegi does not know it",
 	"repanic":             "after recover() a new panic reaches Traefik as a reflect.Value: use a deferred done flag and do not recover",
@@ -463,6 +464,14 @@ func (c *checker) node(n ast.Node, stack []ast.Node) {
 
 	case *ast.TypeSwitchStmt:
 		c.typeSwitch(n)
+
+	case *ast.SwitchStmt:
+		for _, s := range n.Body.List {
+			list := s.(*ast.CaseClause).List
+			if n.Tag == nil && len(list) > 1 {
+				c.found(list[1], "case-list", "case …, %s", types.ExprString(list[1]))
+			}
+		}
 
 	case *ast.RangeStmt:
 		if b, ok := c.underlying(n.X).(*types.Basic); ok && b.Info()&types.IsInteger != 0 {
