@@ -177,6 +177,7 @@ type settings struct {
 	maxKeyLength    int
 	scopeHost       bool     // Host is in scope
 	scope           []string // canonical, without Host
+	scopeFirst      string   // of scope; empty for none
 	rejectMismatch  bool
 	wait            bool
 	inFlightTimeout time.Duration
@@ -185,6 +186,7 @@ type settings struct {
 	detachTimeout   time.Duration
 	retryable       map[int]bool
 	judged          map[int]bool // statuses that may not be simply the backend's answer
+	ordinary        map[int]bool // the others, if they have a body
 	holdUnknown     bool
 	replayHeader    string
 	statusHeader    string
@@ -254,6 +256,9 @@ func (c *Config) settings() (*settings, string, error) {
 			s.scope = append(s.scope, name)
 		}
 	}
+	if len(s.scope) > 0 {
+		s.scopeFirst = s.scope[0]
+	}
 	s.omit = map[string]bool{}
 	s.omitHeaders = k.tokens("omitHeaders", list(c.OmitHeaders, "Set-Cookie"))
 	for _, name := range append(hopByHop, s.omitHeaders...) {
@@ -263,6 +268,10 @@ func (c *Config) settings() (*settings, string, error) {
 	s.judged = map[int]bool{statusClientClosed: true, 500: true, 502: true, 503: true, 504: true}
 	for status := range s.retryable {
 		s.judged[status] = true
+	}
+	s.ordinary = map[int]bool{}
+	for status := 200; status < 600; status++ {
+		s.ordinary[status] = !s.judged[status] && !bodiless(status)
 	}
 	s.methods = k.methods("methods", list(c.Methods, "POST", "PUT", "PATCH", "DELETE"))
 	s.endpoints = list(c.Endpoints)
@@ -531,12 +540,12 @@ func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp 
 			paths[method] = append(paths[method], expression)
 		}
 	}
+	protected := map[string]*regexp.Regexp{}
 	if len(patterns) == 0 {
 		for _, method := range methods {
-			paths[method] = []string{""}
+			protected[method] = everyPath
 		}
 	}
-	protected := map[string]*regexp.Regexp{}
 	for method, expressions := range paths {
 		protected[method] = regexp.MustCompile(`^(?s:` + strings.Join(expressions, "|") + `)`)
 	}

@@ -127,7 +127,7 @@ func (r request) request(length int) *http.Request {
 func (r request) lease(t *testing.T, h *handler, length int) *store.Lease {
 	t.Helper()
 	sent := r.request(length)
-	lease, _, err := newLease(h, sent, r[key], []string{r[contentType]})
+	taken, _, err := takeBody(h, sent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func (r request) lease(t *testing.T, h *handler, length int) *store.Lease {
 	if err != nil || string(after) != r[body] {
 		t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, r[body])
 	}
-	return lease
+	return newLease(h, sent, r[key], []string{r[contentType]}, taken)
 }
 
 // FuzzEndpoints compares the regular expressions that patterns become with a matcher that follows the README word by word.

@@ -33,6 +33,7 @@ type handler struct {
 	name  string
 	keys  *tiers
 	stats *stats.Collector
+	first *atomic.Int64 // its count of first runs
 	log   *logger
 	care  *care // of the requests that run
 
@@ -92,6 +93,7 @@ func (h *handler) openShared(ctx context.Context) {
 		newCollector = func() closer { return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits) }
 	}
 	h.stats, _ = shared.get(ctx, "stats "+id, newCollector).(*stats.Collector)
+	h.first = h.stats.Counts[stats.First]
 	h.stats.SetLimits(h.statsLimits)
 	context.AfterFunc(ctx, h.stats.Retire)
 }
@@ -126,14 +128,14 @@ func protects(h *handler, r *http.Request) bool {
 	if paths == nil {
 		paths = otherMethods(h, r)
 	}
-	if !paths.MatchString(r.URL.Path) || (r.Header["Connection"] != nil && isUpgrade(r)) {
+	if paths != everyPath && !paths.MatchString(r.URL.Path) {
 		return false
 	}
-	return r.Context().Value(insideKey) == nil
+	return r.Header["Connection"] == nil || !isUpgrade(r)
 }
 
 // otherMethods is what protects r if no rule names its method. TRACE is never protected: it may have no body, and so
-// nothing can keep a transport from sending it twice (see inside).
+// nothing can keep a transport from sending it twice (see hideEmptyBody).
 func otherMethods(h *handler, r *http.Request) *regexp.Regexp {
 	paths := h.protected["*"]
 	if paths == nil || r.Method == http.MethodTrace {
@@ -142,8 +144,11 @@ func otherMethods(h *handler, r *http.Request) *regexp.Regexp {
 	return paths
 }
 
-// noPath matches nothing.
-var noPath = regexp.MustCompile(`[^\x00-\x{10FFFF}]`)
+// everyPath matches all, and noPath nothing.
+var (
+	everyPath = regexp.MustCompile(``)
+	noPath    = regexp.MustCompile(`[^\x00-\x{10FFFF}]`)
+)
 
 // isUpgrade tells whether r asks for another protocol, such as WebSocket (RFC 9110, section 7.8).
 func isUpgrade(r *http.Request) bool {
@@ -157,6 +162,11 @@ func isUpgrade(r *http.Request) bool {
 
 // serve is the way of a protected request. What its body holds goes to the account c; nil as long as it has none.
 func serve(h *handler, w http.ResponseWriter, r *http.Request, c *charge) {
+	ctx := r.Context()
+	if ctx.Value(insideKey) != nil { // a handler above has taken it
+		h.next.ServeHTTP(w, r)
+		return
+	}
 	if c == nil && (r.ContentLength < 0 || r.ContentLength > smallBody) {
 		serveLarge(h, w, r)
 		return
@@ -167,28 +177,29 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request, c *charge) {
 		withoutKey(h, w, r, types)
 		return
 	}
-	lease, rest, err := newLease(h, r, key, types)
+	body, rest, err := takeBody(h, r)
 	if err != nil {
 		withoutBody(h, w, r, err)
 		return
 	}
+	lease := newLease(h, r, key, types, body)
 	if h.observe {
 		observe(h, w, r, lease)
 		return
 	}
 	held, err := claimKey(h.keys, lease, h.lease)
 	if held == nil && err == nil {
-		h.stats.Counts[stats.First].Add(1)
-		run(h, w, r, lease, rest)
+		h.first.Add(1)
+		run(ctx, h, w, r, lease, rest)
 		return
 	}
-	serveDuplicate(h, w, r, lease, rest, held, err)
+	serveDuplicate(ctx, h, w, r, lease, rest, held, err)
 }
 
 // serveDuplicate goes on where somebody else has the key, or the store failed.
-func serveDuplicate(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody, held *store.Held, err error) {
+func serveDuplicate(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody, held *store.Held, err error) {
 	if err != nil || held.State == store.Running {
-		held, err = persist(r.Context(), h, lease, held, err)
+		held, err = persist(ctx, h, lease, held, err)
 	}
 	if lease.Degraded || (held != nil && held.Degraded) {
 		h.stats.Counts[stats.Degraded].Add(1)
@@ -197,8 +208,8 @@ func serveDuplicate(h *handler, w http.ResponseWriter, r *http.Request, lease *s
 	case err != nil:
 		withoutStore(h, w, r, lease, err)
 	case held == nil:
-		h.stats.Counts[stats.First].Add(1)
-		run(h, w, r, lease, rest)
+		h.first.Add(1)
+		run(ctx, h, w, r, lease, rest)
 	case held.State == store.Done && held.Fingerprint == lease.Fingerprint:
 		replay(h, w, r, held)
 	default:
@@ -337,7 +348,11 @@ func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *sto
 	}
 	h.stats.Counts[stats.Passed].Add(1)
 	decide(h, w, "first", true)
-	h.next.ServeHTTP(w, inside(r.Context(), r))
+	r = r.WithContext(context.WithValue(r.Context(), insideKey, true))
+	if r.ContentLength == 0 {
+		hideEmptyBody(r)
+	}
+	h.next.ServeHTTP(w, r)
 }
 
 // storeFailed counts and logs a step that the store did not take. Of an outage each handler tells once.
@@ -381,22 +396,12 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held
 	_, _ = io.WriteString(w, answer.Body) // a client that has gone needs no answer
 }
 
-// inside returns r as a handler below is to see it: marked, so that the plugin further down lets it through, and such
-// that no transport sends it twice on its own.
+// hideEmptyBody changes r, which has no body, so that no transport sends it twice on its own.
 //
 // Go's transport, and Traefik's fast proxy, resend a request without a body when a kept connection breaks, if its
 // method is a safe one or if it has the header Idempotency-Key or X-Idempotency-Key (Request.isReplayable). They look
 // that header up under its canonical name alone, and a request whose body they do not know to be empty is not resent.
 // HTTP header names have no case, so the backend gets what it would have got.
-func inside(ctx context.Context, r *http.Request) *http.Request {
-	r = r.WithContext(context.WithValue(ctx, insideKey, true))
-	if r.ContentLength == 0 {
-		hideEmptyBody(r)
-	}
-	return r
-}
-
-// hideEmptyBody changes r, which has no body, so that no transport sends it twice.
 func hideEmptyBody(r *http.Request) {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodDelete:

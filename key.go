@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -17,45 +16,62 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// keyPattern is a key as it is or as a structured-field string (RFC 8941, section 3.3.3; the IETF draft
-// draft-ietf-httpapi-idempotency-key-header writes it so). None of the characters needs an escape inside quotes.
-var keyPattern = regexp.MustCompile(`^(?:[A-Za-z0-9\-_./]+|"[A-Za-z0-9\-_./]+")$`)
+// keyCharacters are those that a key may consist of. None of them needs an escape inside quotes.
+const keyCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_./"
 
-// parseKey returns the idempotency key in the lines of its header, or nothing if they are not one valid key.
+// parseKey returns the idempotency key in the lines of its header, or nothing if they are not one valid key: as it is, or
+// as a structured-field string (RFC 8941, section 3.3.3; the IETF draft draft-ietf-httpapi-idempotency-key-header writes
+// it so).
 func parseKey(lines []string, maxLength int) string {
-	if len(lines) != 1 || !keyPattern.MatchString(lines[0]) {
+	if len(lines) != 1 {
 		return ""
 	}
-	key := strings.Trim(lines[0], `"`)
+	key := lines[0]
+	if strings.Trim(key, keyCharacters) != "" {
+		key = unquote(key)
+	}
 	if len(key) > maxLength {
 		return ""
 	}
 	return key
 }
 
-// newLease returns the lease that r, with this key and these lines of Content-Type, asks for, and what of r's body is
-// still to come. The lease's Key names r's key in a store: the hex SHA-256 over everything that must not be shared, each
-// part quoted, so that no part can be shifted into another. Its Fingerprint is the SHA-256 over query string,
-// Content-Type and body.
-func newLease(h *handler, r *http.Request, key string, types []string) (*store.Lease, *streamedBody, error) {
-	body, rest, err := takeBody(h, r)
-	if err != nil {
-		return nil, nil, err
+// unquote returns the key in a structured-field string, or nothing if there is none.
+func unquote(text string) string {
+	last := len(text) - 1
+	if last < 1 || text[0] != '"' || text[last] != '"' || strings.Trim(text[1:last], keyCharacters) != "" {
+		return ""
 	}
+	return text[1:last]
+}
+
+// newLease returns the lease that r, with this key, these lines of Content-Type and this body, asks for. The lease's Key
+// names r's key in a store: the SHA-256 over everything that must not be shared, each part quoted, so that no part can be
+// shifted into another. Its Fingerprint is the SHA-256 over query string, Content-Type and body.
+func newLease(h *handler, r *http.Request, key string, types []string, body []byte) *store.Lease {
 	same := sha256.Sum256(fmt.Appendf(nil, "%q%q%s", r.URL.RawQuery, types, body))
 	host := ""
 	if h.scopeHost {
 		host = strings.ToLower(r.Host)
 	}
-	parts := fmt.Appendf(nil, "%t%q%q%q%q", h.observe, r.Method, r.URL.EscapedPath(), key, host)
-	for _, name := range h.scope {
-		parts = fmt.Appendf(parts, "%q", r.Header[name])
+	parts := fmt.Appendf(nil, "%t%q%q%q%q%q", h.observe, r.Method, r.URL.EscapedPath(), key, host, r.Header[h.scopeFirst])
+	if len(h.scope) > 1 {
+		parts = appendScope(parts, r.Header, h.scope[1:])
 	}
+	identity := sha256.Sum256(parts)
 	return &store.Lease{
-		Key:         fmt.Sprintf("%x", sha256.Sum256(parts)),
+		Key:         string(identity[:]),
 		Fingerprint: string(same[:]),
 		Owner:       processToken + strconv.FormatInt(ownerCount.Add(1), 36),
-	}, rest, nil
+	}
+}
+
+// appendScope adds the values of further headers that set callers apart.
+func appendScope(parts []byte, header http.Header, names []string) []byte {
+	for _, name := range names {
+		parts = fmt.Appendf(parts, "%q", header[name])
+	}
+	return parts
 }
 
 // errIncompleteBody says that the client broke off, or its body is malformed.
@@ -65,16 +81,20 @@ var errIncompleteBody = errors.New("the request body did not arrive whole")
 // declared length stands for the rest, which streams; that body is returned too, and nil for one that was read whole.
 func takeBody(h *handler, r *http.Request) ([]byte, *streamedBody, error) {
 	size := r.ContentLength
-	if size <= 0 || size > smallBody || size > h.maxRequestBody {
-		return takeOddBody(h, r)
+	switch {
+	case size <= 0:
+	case size > smallBody:
+	case size > h.maxRequestBody:
+	default:
+		body := make([]byte, size)
+		_, err := io.ReadFull(r.Body, body)
+		if err != nil {
+			return nil, nil, errIncompleteBody
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		return body, nil, nil
 	}
-	body := make([]byte, size)
-	_, err := io.ReadFull(r.Body, body)
-	if err != nil {
-		return nil, nil, errIncompleteBody
-	}
-	r.Body = io.NopCloser(bytes.NewReader(body))
-	return body, nil, nil
+	return takeOddBody(h, r)
 }
 
 // takeOddBody is takeBody where there is none, or it does not tell its length, or is long. Room for it is made as it comes.

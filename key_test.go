@@ -62,11 +62,11 @@ func TestStoreKeysCannotBeShifted(t *testing.T) {
 		return r
 	}
 	storeKey := func(r *http.Request, key string) string {
-		lease, _, err := newLease(h, r, key, nil)
+		body, _, err := takeBody(h, r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return lease.Key
+		return newLease(h, r, key, nil, body).Key
 	}
 	seen := map[string]int{}
 	for i, c := range []struct {
@@ -87,8 +87,8 @@ func TestStoreKeysCannotBeShifted(t *testing.T) {
 	} {
 		key := storeKey(c.r, c.key)
 		other, twice := seen[key]
-		if twice || len(key) != 64 {
-			t.Errorf("requests %d and %d have one store key %s", other, i, key)
+		if twice || len(key) != 32 {
+			t.Errorf("requests %d and %d have one store key %x", other, i, key)
 		}
 		seen[key] = i
 	}
@@ -104,7 +104,7 @@ func TestFingerprints(t *testing.T) {
 	take := func(url, contentType, body string) string {
 		r := httptest.NewRequest(http.MethodPost, url, strings.NewReader(body))
 		r.Header.Set("Content-Type", contentType)
-		lease, rest, err := newLease(h, r, "k", r.Header["Content-Type"])
+		data, rest, err := takeBody(h, r)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -115,7 +115,7 @@ func TestFingerprints(t *testing.T) {
 		if err != nil || string(after) != body {
 			t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, body)
 		}
-		return lease.Fingerprint
+		return newLease(h, r, "k", r.Header["Content-Type"], data).Fingerprint
 	}
 	first := take("/?a", "t", "body")
 	if first != take("/?a", "t", "body") {
@@ -135,7 +135,7 @@ func TestFingerprints(t *testing.T) {
 func TestABrokenBodyHasNoFingerprint(t *testing.T) {
 	h := newTestHandler(t, func(*Config) {})
 	r := httptest.NewRequest(http.MethodPost, "/", io.MultiReader(bytes.NewReader([]byte("half")), brokenReader{}))
-	_, _, err := newLease(h, r, "k", nil)
+	_, _, err := takeBody(h, r)
 	if err == nil {
 		t.Error("half a body has a fingerprint")
 	}

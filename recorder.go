@@ -47,40 +47,65 @@ type execution struct {
 	sought          expvar.String // a connection to a backend was asked for
 	wrote, answered sync.RWMutex  // a request header was written; a byte of an answer has come
 
-	before   http.Header // what the middlewares above had set before the run, nil if nothing
+	header   http.Header // of ResponseWriter
+	before   http.Header // what the middlewares above had set in it before the run, nil if nothing
 	status   int         // 0 until the header is written
 	outcome  outcome
-	header   bytes.Buffer // of the answer as it is to be kept, in its wire format
+	kept     bytes.Buffer // the header of the answer as it is to be kept, in its wire format
 	body     bytes.Buffer // so far, if it comes in more than one piece
 	charge   charge       // for body
 	length   int          // of the body so far
 	declared int          // Content-Length, or -1
-	single   int          // the length of a Write that is the whole answer, which is to be kept; -1 if none is
+	whole    string       // the Content-Length of an ordinary answer, as long as it may come in one piece; else empty
+	odd      bool         // its header is not an ordinary one, or is written
 	stream   bool         // flush after each Write
 	untyped  bool         // net/http is going to guess a Content-Type
 	gone     bool         // the client does not take any more
 	returned bool         // the backend did not panic
-	kept     bool         // the key is settled
+	settled  bool         // the key is
 }
 
 // WriteHeader implements http.ResponseWriter. What it knows then decides what happens to the key, except for answers
 // that turn out too long or break off.
 func (x *execution) WriteHeader(status int) {
-	if status < 200 || x.status != 0 {
-		writeInformation(x, status)
+	length := x.header["Content-Length"]
+	switch { // Yaegi takes less for a switch than for ||
+	case x.odd:
+	case x.head:
+	case !x.h.ordinary[status]:
+	case len(length) != 1:
+	case x.header["Content-Type"] == nil:
+	case x.header["Connection"] != nil:
+	default:
+		x.odd = true
+		x.status = status
+		x.whole = length[0]
+		_ = x.header.WriteSubset(&x.kept, x.h.omit) // a bytes.Buffer takes every write
+		if x.h.statusHeader != "" {
+			tell(x)
+		}
+		x.ResponseWriter.WriteHeader(status)
 		return
 	}
+	writeOddHeader(x, status, length)
+}
+
+// writeOddHeader is WriteHeader for all but ordinary answers. An informational answer is not the final one; that the
+// client may continue, it has been told when its body was read. A second final answer is ignored.
+func writeOddHeader(x *execution, status int, length []string) {
+	if status < 200 || x.status != 0 {
+		if x.status == 0 && status != http.StatusContinue {
+			x.ResponseWriter.WriteHeader(status)
+		}
+		return
+	}
+	x.odd = true
 	x.status = status
-	header := x.Header()
-	declare(x, header, header["Content-Length"])
+	expect(x, x.header, length)
 	if x.h.judged[status] {
-		judge(x, header)
+		judge(x, x.header)
 	}
-	if x.before != nil || header["Connection"] != nil {
-		recordOddHeader(x, header)
-	} else {
-		_ = header.WriteSubset(&x.header, x.h.omit) // a bytes.Buffer takes every write
-	}
+	recordHeader(x, x.header)
 	if x.h.statusHeader != "" {
 		tell(x)
 	}
@@ -92,44 +117,28 @@ func (x *execution) WriteHeader(status int) {
 
 // tell writes the status header of a run.
 func tell(x *execution) {
+	if x.whole != "" { // it may be too long
+		declare(x, x.whole)
+	}
 	decide(x.h, x.ResponseWriter, decisions[x.outcome], x.lease.Degraded)
 }
 
-// writeInformation passes on an informational answer, which is not the final one. The client has been told to continue
-// when its body was read. It ignores a second final answer.
-func writeInformation(x *execution, status int) {
-	if x.status == 0 && status != http.StatusContinue {
-		x.ResponseWriter.WriteHeader(status)
-	}
-}
-
-// declare notes how long the answer says it is.
-func declare(x *execution, header http.Header, length []string) {
-	if len(length) != 1 || header["Content-Type"] == nil || x.head {
-		declareOdd(x, header, length)
-		return
-	}
-	n, err := strconv.Atoi(length[0])
-	if err != nil || n < 0 || n > x.h.maxResponseBody {
-		declareOdd(x, header, length)
-		return
-	}
-	x.declared = n
-	x.single = n
-}
-
-// declareOdd is declare for an answer without a length or a type, or with a length that is too much to keep.
-func declareOdd(x *execution, header http.Header, length []string) {
+// expect tells from the header how the answer is going to come.
+func expect(x *execution, header http.Header, length []string) {
 	bodiless := x.head || bodiless(x.status)
 	x.stream = len(length) == 0 && !bodiless // it streams if nobody knows its length
 	// net/http does not guess where the header is there without a value, as in Traefik 3, nor for a stream, whose header
 	// is flushed before.
 	_, typed := header["Content-Type"]
 	x.untyped = !typed && !x.stream && header["Content-Encoding"] == nil
-	if len(length) != 1 || bodiless {
-		return
+	if len(length) == 1 && !bodiless {
+		declare(x, length[0])
 	}
-	n, err := strconv.Atoi(length[0])
+}
+
+// declare notes how long the answer says it is.
+func declare(x *execution, length string) {
+	n, err := strconv.Atoi(length)
 	if err == nil && n >= 0 {
 		x.declared = n
 	}
@@ -138,9 +147,17 @@ func declareOdd(x *execution, header http.Header, length []string) {
 	}
 }
 
-// recordOddHeader keeps the header where middlewares above have set some, which they set again when it is replayed, or
-// where Connection names some, which belong to this connection.
-func recordOddHeader(x *execution, header http.Header) {
+// noteParts notes that an ordinary answer comes in parts, or not at all.
+func noteParts(x *execution) {
+	if x.whole != "" {
+		declare(x, x.whole)
+		x.whole = ""
+	}
+}
+
+// recordHeader keeps the header, but for what middlewares above have set, which they set again when it is replayed, and
+// what Connection names, which belongs to this connection.
+func recordHeader(x *execution, header http.Header) {
 	omit := map[string]bool{}
 	for name := range x.h.omit {
 		omit[name] = true
@@ -153,7 +170,7 @@ func recordOddHeader(x *execution, header http.Header) {
 	for _, name := range strings.Split(strings.Join(header["Connection"], ","), ",") {
 		omit[http.CanonicalHeaderKey(strings.TrimSpace(name))] = true
 	}
-	_ = header.WriteSubset(&x.header, omit)
+	_ = header.WriteSubset(&x.kept, omit)
 }
 
 // decisions are the values of the status header, by outcome.
@@ -162,18 +179,25 @@ var decisions = []string{"first", "released", "released", "unknown", "unkept"}
 // Write implements http.ResponseWriter. With detach it takes everything, also when the client has gone, so that the
 // answer is recorded whole. Nobody has the whole of an answer with a length before it is kept.
 func (x *execution) Write(p []byte) (int, error) {
-	if len(p) != x.single {
+	if strconv.Itoa(len(p)) != x.whole || len(p) > x.h.maxResponseBody {
 		return writePart(x, p)
 	}
-	x.single = -1
-	x.length = len(p)
+	x.whole = ""
 	keepAnswer(x, p)
 	n, err := x.ResponseWriter.Write(p)
-	if err != nil && x.h.detach {
-		x.gone = true
-		return len(p), nil
+	if err != nil {
+		return detached(x, len(p), n, err)
 	}
-	return n, err
+	return n, nil
+}
+
+// detached is what Write returns for a Write of want bytes to a client that has gone: with detach, that it went well.
+func detached(x *execution, want, n int, err error) (int, error) {
+	if !x.h.detach {
+		return n, err
+	}
+	x.gone = true
+	return want, nil
 }
 
 // writePart is Write for a part of an answer, or for one that is not to be kept.
@@ -182,29 +206,28 @@ func writePart(x *execution, p []byte) (int, error) {
 		x.WriteHeader(http.StatusOK)
 	}
 	if x.untyped && len(p) > 0 { // net/http guesses by the first bytes
-		x.header.WriteString("Content-Type: " + http.DetectContentType(p) + "\r\n")
+		x.kept.WriteString("Content-Type: " + http.DetectContentType(p) + "\r\n")
 		x.untyped = false
 	}
-	x.single = -1
+	noteParts(x)
 	x.length += len(p)
-	if x.outcome == answered && !x.kept {
+	if x.outcome == answered && !x.settled {
 		record(x, p)
 	}
-	if x.length == x.declared && x.outcome == answered && !x.kept {
+	if x.length == x.declared && x.outcome == answered && !x.settled {
 		keepAnswer(x, x.body.Bytes())
 	}
 	if x.gone {
 		return len(p), nil
 	}
 	n, err := x.ResponseWriter.Write(p)
-	switch {
-	case err != nil && x.h.detach:
-		x.gone = true
-		return len(p), nil
-	case err == nil && x.stream:
+	if err != nil {
+		return detached(x, len(p), n, err)
+	}
+	if x.stream {
 		flush(x)
 	}
-	return n, err
+	return n, nil
 }
 
 // record keeps p behind what has come before, unless the answer is too long or there is no room for it now.
@@ -246,9 +269,6 @@ func judge(x *execution, header http.Header) {
 		x.outcome = askedAgain
 	case (gateway && !sought) || x.status == statusClientClosed:
 		x.outcome = unknown
-	}
-	if x.outcome != answered {
-		x.single = -1
 	}
 }
 

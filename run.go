@@ -14,11 +14,11 @@ import (
 
 // run calls the backend under lease and settles the key by the outcome, also when the call panics. Panics pass
 // through: Traefik's own proxy breaks off an answer with one.
-func run(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody) {
-	ctx := r.Context()
-	x := &execution{ResponseWriter: w, h: h, lease: lease, rest: rest, client: ctx, declared: -1, single: -1, head: r.Method == http.MethodHead}
-	if len(w.Header()) > 0 {
-		x.before = before(w.Header())
+func run(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody) {
+	header := w.Header()
+	x := &execution{ResponseWriter: w, h: h, lease: lease, rest: rest, client: ctx, header: header, declared: -1, head: r.Method == http.MethodHead}
+	if len(header) != 1 || header["Content-Type"] != nil { // Traefik sets it to nothing, so that net/http does not guess one
+		noteHeader(x)
 	}
 	if h.detach {
 		ctx, x.cancel = context.WithCancel(context.WithoutCancel(ctx))
@@ -34,26 +34,25 @@ func run(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease,
 		wakeCare(h.care)
 	}
 	defer end(x)
-	h.next.ServeHTTP(x, inside(ctx, r))
-	if x.status == 0 { // net/http would answer so
-		x.WriteHeader(http.StatusOK)
+	r = r.WithContext(context.WithValue(ctx, insideKey, true))
+	if r.ContentLength == 0 {
+		hideEmptyBody(r)
 	}
+	h.next.ServeHTTP(x, r)
 	x.returned = true
 }
 
-// before is what middlewares above have set in the answer's header. Traefik sets Content-Type to nothing, so that
-// net/http does not guess one.
-func before(header http.Header) http.Header {
-	_, typed := header["Content-Type"]
-	if len(header) == 1 && typed {
-		return nil
+// noteHeader notes what middlewares above have set.
+func noteHeader(x *execution) {
+	if len(x.header) > 0 {
+		x.before = x.header.Clone()
+		x.odd = true
 	}
-	return header.Clone()
 }
 
 // end frees what the run held and settles the key.
 func end(x *execution) {
-	if !x.kept { // else it was settled when the answer was whole
+	if !x.settled { // else it was settled when the answer was whole
 		settle(x)
 	}
 	x.h.runs.Delete(x.lease.Owner) // so long the lease was renewed
@@ -67,6 +66,9 @@ func end(x *execution) {
 
 // settle does with the key what the outcome asks for.
 func settle(x *execution) {
+	if x.returned && x.status == 0 { // net/http would answer so
+		x.WriteHeader(http.StatusOK)
+	}
 	switch ended(x) {
 	case answered:
 		keepAnswer(x, x.body.Bytes())
@@ -81,6 +83,7 @@ func settle(x *execution) {
 
 // ended is the outcome of a run, as its end shows it.
 func ended(x *execution) outcome {
+	noteParts(x)
 	whole := x.returned && (x.declared < 0 || x.declared == x.length)
 	switch {
 	case whole && x.outcome != unknown:
@@ -110,13 +113,18 @@ func free(x *execution) {
 
 // keepAnswer keeps the answer with this body.
 func keepAnswer(x *execution, body []byte) {
-	finish(x, fmt.Sprintf(store.DoneFormat, x.lease.Fingerprint, x.status, x.header.Bytes(), body))
+	record := store.DoneHead + x.lease.Fingerprint + store.StatusLines[x.status] + x.kept.String() + "\r\n" + string(body)
+	if x.h.keys.redis != nil || !store.Finish(x.h.keys.memory, x.lease, record, x.h.ttl, true) {
+		finish(x, record)
+		return
+	}
+	x.settled = true
 }
 
 // finish keeps how the run ended. The lease is fenced: if it is lost, nothing changes.
 func finish(x *execution, record string) {
 	kept, err := finishKey(x.h.keys, x.lease, record, x.h.ttl)
-	x.kept = true
+	x.settled = true
 	if err != nil || !kept {
 		logEnd(x.h, err)
 	}

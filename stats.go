@@ -44,7 +44,7 @@ func note(h *handler, lease *store.Lease, r *http.Request) {
 	case err != nil:
 		h.stats.Counts[stats.Unobserved].Add(1)
 	case held == nil:
-		h.stats.Counts[stats.First].Add(1)
+		h.first.Add(1)
 		_, err = finishKey(h.keys, lease, fmt.Sprintf(store.UnknownFormat, lease.Fingerprint), h.ttl)
 		if err != nil {
 			storeFailed(h, "an observed key could not be kept", err)

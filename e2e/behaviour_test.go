@@ -63,6 +63,15 @@ func TestReplaysAreExact(t *testing.T) {
 			w.Header().Set("Etag", `"x"`)
 			w.WriteHeader(304)
 		}},
+		{"304 with the length of what is not sent", func(w http.ResponseWriter, _ *http.Request) {
+			conn, buffered, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				panic(err)
+			}
+			defer conn.Close()
+			_, _ = buffered.WriteString("HTTP/1.1 304 Not Modified\r\nConnection: close\r\nDate: Mon, 02 Jan 2023 15:04:05 GMT\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\n")
+			_ = buffered.Flush()
+		}},
 		{"302", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Location", "/elsewhere")
 			w.WriteHeader(302)
@@ -79,6 +88,14 @@ func TestReplaysAreExact(t *testing.T) {
 			w.Header().Set("Content-Type", "text/plain")
 			w.Header().Set("Content-Encoding", "gzip")
 			_, _ = w.Write(zipped.Bytes())
+		}},
+		{"in parts, with a length", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain")
+			w.Header().Set("Content-Length", "16")
+			for range 4 {
+				_, _ = io.WriteString(w, "part")
+				w.(http.Flusher).Flush()
+			}
 		}},
 		{"without a length", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/plain")

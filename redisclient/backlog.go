@@ -165,6 +165,6 @@ func pay(d *debt) (bool, error) {
 		return true, err
 	}
 	cmd := &command{}
-	step(d.keys, writeBackScript, d.lease, cmd, bulk(d.record), left)
+	step(d.keys, writeBackScript, d.lease, cmd, bulk(d.record)+argument(d.keys, left))
 	return cmd.line == oneLine, cmd.err
 }

@@ -88,11 +88,11 @@ type Keys struct {
 	times   map[time.Duration]string // as arguments in Redis' protocol
 }
 
-// NewKeys returns a store whose Redis keys are <keyPrefix>:req:<key>. Steps with one of the times as their argument are
+// NewKeys returns a store whose Redis keys are <keyPrefix>:req:<key in hex>. Steps with one of the times as their argument are
 // quicker than others.
 func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
 	client.plight.setProbe(keyPrefix + ":probe")
-	k := &Keys{Trouble: &client.plight.servers, client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:", times: map[time.Duration]string{timeless: ""}}
+	k := &Keys{Trouble: &client.plight.servers, client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
 	for _, d := range times {
 		k.times[d] = milliseconds(d)
 	}
@@ -125,14 +125,11 @@ func milliseconds(d time.Duration) string {
 	return bulk(strconv.FormatInt(int64(d/time.Millisecond), 10))
 }
 
-// timeless stands for the time of a step that has none.
-const timeless time.Duration = -1
-
 // Claim gives the key to the lease for d and returns nil if nobody holds it, and else tells who does. A value that is no
 // record is an error that wraps store.ErrForeign.
 func Claim(k *Keys, l *store.Lease, d time.Duration) (*store.Held, error) {
 	cmd := new(command)
-	step(k, claimScript, l, cmd, "", d)
+	step(k, claimScript, l, cmd, argument(k, d))
 	if cmd.err == nil && cmd.line == nilLine {
 		return nil, nil
 	}
@@ -142,7 +139,7 @@ func Claim(k *Keys, l *store.Lease, d time.Duration) (*store.Held, error) {
 // Renew makes the lease last d from now; false if it is lost.
 func Renew(k *Keys, l *store.Lease, d time.Duration) (bool, error) {
 	cmd := &command{}
-	step(k, renewScript, l, cmd, "", d)
+	step(k, renewScript, l, cmd, argument(k, d))
 	return cmd.line == oneLine, cmd.err
 }
 
@@ -153,7 +150,7 @@ var ErrGone = errors.New("the key is gone from Redis, though its lease was renew
 // else has it.
 func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
 	cmd := new(command)
-	step(k, finishScript, l, cmd, "$"+strconv.Itoa(len(record))+"\r\n"+record+"\r\n", ttl)
+	step(k, finishScript, l, cmd, "$"+strconv.Itoa(len(record))+"\r\n"+record+"\r\n"+argument(k, ttl))
 	if cmd.err == nil && cmd.line == ":2\r\n" {
 		cmd.err = ErrGone
 	}
@@ -163,21 +160,30 @@ func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, er
 // Release makes the key free; false, and nothing is changed, if the lease is lost.
 func Release(k *Keys, l *store.Lease) (bool, error) {
 	cmd := &command{}
-	step(k, releaseScript, l, cmd, "", timeless)
+	step(k, releaseScript, l, cmd, "")
 	return cmd.line == oneLine, cmd.err
 }
 
-// step runs s by its digest. In front of args come the key and the running record, by which the owner of the lease is
-// known, and behind them d.
-func step(k *Keys, s *script, l *store.Lease, cmd *command, args string, d time.Duration) {
-	if l.Wire == "" {
-		l.Wire = fmt.Sprintf(wireFormat, len(k.prefix)+len(l.Key), k.prefix, l.Key, runningBytes+len(l.Fingerprint)+len(l.Owner), l.Fingerprint, l.Owner)
-	}
-	text, known := k.times[d]
-	if !known {
+// argument is d as an argument in Redis' protocol.
+func argument(k *Keys, d time.Duration) string {
+	text := k.times[d]
+	if text == "" {
 		text = milliseconds(d)
 	}
-	args += text
+	return text
+}
+
+// wire is what all steps of a lease have as their first arguments: the key and the running record, by which the owner of
+// the lease is known.
+func wire(k *Keys, l *store.Lease) string {
+	return fmt.Sprintf(wireFormat, len(k.prefix)+2*len(l.Key), k.prefix, l.Key, runningBytes+len(l.Fingerprint)+len(l.Owner), l.Fingerprint, l.Owner)
+}
+
+// step runs s by its digest, with args behind what all steps have.
+func step(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
+	if l.Wire == "" {
+		l.Wire = wire(k, l)
+	}
 	cmd.wire = s.bySHA1 + l.Wire + args
 	if k.plain {
 		send(k.client, cmd)
@@ -189,8 +195,7 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command, args string, d time.
 	}
 }
 
-// wireFormat is what all steps of a lease have as their first arguments: the key and the running record.
-const wireFormat = "$%d\r\n%s%s\r\n$%d\r\n" + store.RunningFormat + "\r\n"
+const wireFormat = "$%d\r\n%s%x\r\n$%d\r\n" + store.RunningFormat + "\r\n"
 
 // runningBytes is how long a running record is beside the fingerprint and the owner in it.
 var runningBytes = len(fmt.Sprintf(store.RunningFormat, "", ""))
@@ -233,7 +238,7 @@ func deliver(k *Keys, s *script, l *store.Lease, cmd *command) {
 	if k.cluster == nil {
 		send(k.client, cmd)
 	} else {
-		sendToSlot(k.cluster, k.prefix+l.Key, cmd)
+		sendToSlot(k.cluster, fmt.Sprintf("%s%x", k.prefix, l.Key), cmd)
 	}
 }
 

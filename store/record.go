@@ -25,13 +25,25 @@ const headLen = len(magic) + 1 + FingerprintSize
 //	magic  K  fingerprint  status CRLF
 //	magic  D  fingerprint  status CRLF  header lines  CRLF  body
 //
-// The formats take the parts that differ, in this order. The header lines are in HTTP's own wire format.
+// The formats take the parts that differ, in this order; a finished answer, which every request makes, is put together
+// without one, since that takes a tenth of the time. The header lines are in HTTP's own wire format.
 const (
 	RunningFormat = magic + "R%s%s"
 	UnknownFormat = magic + "U%s"
 	UnkeptFormat  = magic + "K%s%d\r\n"
-	DoneFormat    = magic + "D%s%d\r\n%s\r\n%s"
+	DoneHead      = magic + "D"
 )
+
+// StatusLines are the statuses from 100 to 999, each with its CRLF, at their places.
+var StatusLines = newStatusLines()
+
+func newStatusLines() []string {
+	lines := make([]string, 1000)
+	for status := 100; status < len(lines); status++ {
+		lines[status] = strconv.Itoa(status) + "\r\n"
+	}
+	return lines
+}
 
 // ErrForeign is the error for a stored value that is not a record: somebody else writes under our keys.
 var ErrForeign = errors.New("the stored value is not a record of this plugin")

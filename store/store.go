@@ -50,6 +50,7 @@ type Lease struct {
 	Wire string
 
 	// What follows is guarded by the Memory's lock.
+	alone   bool          // running: it has no end, and nobody waits for it
 	record  string        // finished: how it ended; empty while it runs
 	expires time.Duration // on the Memory's clock; 0 = never
 	done    chan struct{} // running: closed at its end; nil while nobody waits for it

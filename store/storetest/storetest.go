@@ -270,7 +270,7 @@ func done(body string) string {
 func Record(fingerprint string, answer *store.Answer) string {
 	var header bytes.Buffer
 	_ = answer.Header.Write(&header) // a bytes.Buffer takes every write
-	return fmt.Sprintf(store.DoneFormat, fingerprint, answer.Status, header.String(), answer.Body)
+	return store.DoneHead + fingerprint + store.StatusLines[answer.Status] + header.String() + "\r\n" + answer.Body
 }
 
 func claim(t *testing.T, s Subject, l *store.Lease, d time.Duration) *store.Held {
