@@ -375,7 +375,7 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held
 	}
 	stats.Duplicate(h.stats, total, r)
 	header, answer := w.Header(), held.Answer
-	if answer.Header["Content-Type"] == nil {
+	if answer.Header["Content-Type"] == nil && header["Content-Type"] == nil {
 		header["Content-Type"] = nil // the answer had none, and net/http must not guess one
 	}
 	if answer.Header["Content-Length"] == nil && r.Method != http.MethodHead && !bodiless(answer.Status) {

@@ -102,8 +102,14 @@ func writeOddHeader(x *execution, status int, length []string) {
 	x.odd = true
 	x.status = status
 	expect(x, x.header, length)
-	if x.h.judged[status] {
+	switch {
+	case x.h.judged[status]:
 		judge(x, x.header)
+	case status > 999: // HTTP has no such status, and no record has room for it
+		x.outcome = unknown
+	}
+	if x.declared >= 0 && x.outcome == answered && !x.untyped {
+		x.whole = length[0]
 	}
 	recordHeader(x, x.header)
 	if x.h.statusHeader != "" {

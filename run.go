@@ -17,7 +17,8 @@ import (
 func run(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody) {
 	header := w.Header()
 	x := &execution{ResponseWriter: w, h: h, lease: lease, rest: rest, client: ctx, header: header, declared: -1, head: r.Method == http.MethodHead}
-	if len(header) != 1 || header["Content-Type"] != nil { // Traefik sets it to nothing, so that net/http does not guess one
+	_, typed := header["Content-Type"]
+	if len(header) != 1 || !typed { // Traefik sets it to nothing, so that net/http does not guess one
 		noteHeader(x)
 	}
 	if h.detach {
@@ -39,6 +40,9 @@ func run(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request
 		hideEmptyBody(r)
 	}
 	h.next.ServeHTTP(x, r)
+	if x.status == 0 { // net/http would answer so
+		x.WriteHeader(http.StatusOK)
+	}
 	x.returned = true
 }
 
@@ -66,9 +70,6 @@ func end(x *execution) {
 
 // settle does with the key what the outcome asks for.
 func settle(x *execution) {
-	if x.returned && x.status == 0 { // net/http would answer so
-		x.WriteHeader(http.StatusOK)
-	}
 	switch ended(x) {
 	case answered:
 		keepAnswer(x, x.body.Bytes())
@@ -84,9 +85,9 @@ func settle(x *execution) {
 // ended is the outcome of a run, as its end shows it.
 func ended(x *execution) outcome {
 	noteParts(x)
-	whole := x.returned && (x.declared < 0 || x.declared == x.length)
+	complete := x.returned && (x.declared < 0 || x.declared == x.length)
 	switch {
-	case whole && x.outcome != unknown:
+	case complete && x.outcome != unknown:
 		return x.outcome
 	case x.rest != nil && x.rest.broken.Load():
 		return neverSent // the client broke off: the backend never saw the request whole
@@ -114,11 +115,14 @@ func free(x *execution) {
 // keepAnswer keeps the answer with this body.
 func keepAnswer(x *execution, body []byte) {
 	record := store.DoneHead + x.lease.Fingerprint + store.StatusLines[x.status] + x.kept.String() + "\r\n" + string(body)
-	if x.h.keys.redis != nil || !store.Finish(x.h.keys.memory, x.lease, record, x.h.ttl, true) {
+	if x.h.keys.redis != nil {
 		finish(x, record)
 		return
 	}
 	x.settled = true
+	if !store.Finish(x.h.keys.memory, x.lease, record, x.h.ttl, true) {
+		logEnd(x.h, nil)
+	}
 }
 
 // finish keeps how the run ended. The lease is fenced: if it is lost, nothing changes.

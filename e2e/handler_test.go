@@ -122,6 +122,30 @@ func TestHeadersOfMiddlewaresAboveAreTheirs(t *testing.T) {
 		if again.Header().Get("X-Trace") != "two" || again.Header().Get("X-Backend") != "b" || again.Header().Get("Decision") != "replayed" {
 			t.Errorf("replayed header %v", again.Header())
 		}
+		typed := httptest.NewRecorder()
+		typed.Header().Set("X-Trace", "three")
+		typed.Header().Set("Content-Type", "text/above")
+		h.ServeHTTP(typed, keyed("POST", "k"))
+		if typed.Header().Get("Content-Type") != "text/above" {
+			t.Errorf("a replay without a type of its own has the header %v, want the type that was set above", typed.Header())
+		}
+	})
+}
+
+// lax is a writer that takes any status, as the one of Traefik's buffering does.
+type lax struct{ http.ResponseWriter }
+
+func (lax) WriteHeader(int) {}
+
+func TestAStatusThatHTTPDoesNotHaveIsUnknown(t *testing.T) {
+	handlers(t, func(t *testing.T, build func(http.HandlerFunc) http.Handler) {
+		h := build(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(1000) })
+		h.ServeHTTP(lax{httptest.NewRecorder()}, keyed("POST", "k"))
+		again := httptest.NewRecorder()
+		h.ServeHTTP(again, keyed("POST", "k"))
+		if again.Code != 409 || again.Header().Get("Decision") != "unknown" {
+			t.Errorf("the duplicate gets %d %v", again.Code, again.Header())
+		}
 	})
 }
 

@@ -47,7 +47,7 @@ type Memory struct {
 // reserveBytes is how much memory is set aside, at the most, until a store has filled as much.
 const reserveBytes = 16 << 20
 
-// reserve is memory that nobody writes to, so that it takes no room itself; but the garbage collector reckons with it and
+// reserve is memory that nobody writes to, so that it takes next to no room itself; but the garbage collector reckons with it and
 // comes less often. It has to go through all of Traefik, with the syntax tree of the plugin, each time; with nothing set
 // aside that is a tenth of what a request costs. When stores fill, what they hold has the same effect.
 var reserve struct {
@@ -73,7 +73,7 @@ func setAside(limit int64) {
 func useReserve(held int) {
 	reserve.mu.Lock()
 	defer reserve.mu.Unlock()
-	if !reserve.done && held > len(reserve.bytes) {
+	if held > reserveBytes {
 		reserve.bytes = nil
 		reserve.done = true
 	}
@@ -107,6 +107,7 @@ func (m *Memory) SetLimit(limit int64) {
 	defer m.unlock()
 	m.limit = int(limit)
 	evict(m)
+	setAside(limit)
 }
 
 // Close frees what is finished. Requests that still run may come to their end, and are known to their duplicates.

@@ -39,7 +39,7 @@ type Answer struct {
 
 // Lease is the claim of one request on one key. In a Memory it is also the key's entry.
 type Lease struct {
-	Key         string
+	Key         string // as many bytes as it takes: in Redis it stands in hex
 	Fingerprint string // FingerprintSize bytes
 	Owner       string // fencing token, unique to this claim
 
@@ -50,7 +50,7 @@ type Lease struct {
 	Wire string
 
 	// What follows is guarded by the Memory's lock.
-	alone   bool          // running: it has no end, and nobody waits for it
+	alone   bool          // running: it has no end, and nobody waits for it; false says nothing
 	record  string        // finished: how it ended; empty while it runs
 	expires time.Duration // on the Memory's clock; 0 = never
 	done    chan struct{} // running: closed at its end; nil while nobody waits for it
