@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// entryBytes is what an entry costs beside its record: the key, the fingerprint, the map's slot, the lease, the place in
-// a queue.
+// entryBytes is what an entry costs beside its record and its form on the wire: the key, the fingerprint, the map's slot,
+// the lease, the place in a queue.
 const entryBytes = 832
 
 // headerBytes is what a name or a value in an answer's header costs beside its text.
@@ -18,7 +18,7 @@ const headerBytes = 64
 // Endless is the lease of a claim that ends only when its owner says so.
 const Endless = time.Duration(math.MaxInt64)
 
-// sweepChunk is how many entries are freed under one hold of the lock.
+// sweepChunk is how many entries are freed in one go.
 const sweepChunk = 128
 
 // Memory is a store in this process's memory. Finished records take at most limit bytes, and are freed within about a
@@ -47,9 +47,9 @@ type Memory struct {
 // reserveBytes is how much memory is set aside, at the most, until a store has filled as much.
 const reserveBytes = 16 << 20
 
-// reserve is memory that nobody writes to, so that it takes next to no room itself; but the garbage collector reckons with it and
-// comes less often. It has to go through all of Traefik, with the syntax tree of the plugin, each time; with nothing set
-// aside that is a tenth of what a request costs. When stores fill, what they hold has the same effect.
+// reserve is memory that nobody writes to, so that it takes next to no room itself; but the garbage collector reckons with
+// it and comes less often. It has to go through all of Traefik, with the syntax tree of the plugin, each time; with nothing
+// set aside that is a tenth of what a request costs. When stores fill, what they hold has the same effect.
 var reserve struct {
 	mu    sync.Mutex // guards all below
 	bytes []byte
@@ -114,10 +114,16 @@ func (m *Memory) SetLimit(limit int64) {
 func (m *Memory) Close() {
 	m.lock()
 	defer m.unlock()
-	for _, q := range []*queue{m.full, m.bare} {
-		for len(q.due) > 0 {
-			forget(m, pop(m, q))
+	for key, e := range m.entries {
+		if e.record != "" {
+			delete(m.entries, key)
 		}
+	}
+	m.bytes = 0
+	m.bareBytes = 0
+	for _, q := range []*queue{m.full, m.bare} {
+		q.due = map[time.Duration][]*Lease{}
+		q.first = Endless
 	}
 	if m.timer != nil {
 		m.timer.Stop()
@@ -240,7 +246,7 @@ func Finish(m *Memory, l *Lease, record string, ttl time.Duration, sole bool) bo
 	expires := m.since(m.epoch) + ttl
 	second := expires / time.Second
 	m.lock()
-	bytes := m.bytes + entryBytes + len(record)
+	bytes := m.bytes + entryBytes + len(l.Wire) + len(record)
 	switch { // Yaegi takes less for a switch than for ||
 	case !l.alone:
 	case bytes > m.limit:
@@ -338,7 +344,7 @@ func owned(m *Memory, l *Lease, now time.Duration) *Lease {
 // keep gives an entry that has just been finished its place, and wakes those who wait for it.
 func keep(m *Memory, e *Lease) {
 	e.alone = false
-	size := entryBytes + len(e.record)
+	size := entryBytes + len(e.Wire) + len(e.record)
 	answered := e.record[len(magic)] == byte(Done)
 	switch {
 	case e.sole && (size > m.limit || !answered):
@@ -346,7 +352,7 @@ func keep(m *Memory, e *Lease) {
 	case size <= m.limit:
 		push(m, m.full, e)
 	default:
-		forget(m, e)
+		delete(m.entries, e.Key)
 	}
 	wake(e)
 	evict(m)
@@ -355,18 +361,23 @@ func keep(m *Memory, e *Lease) {
 // keepBare keeps of e, which is in no queue now, no more than that its request is not to run again.
 func keepBare(m *Memory, e *Lease) {
 	if e.record[len(magic)] == byte(Done) {
-		e.record = magic + string(Unkept) + e.record[len(magic)+1:headLen+statusLen]
+		e.record = bareRecord(e)
 		m.evicted++
 	}
-	m.bareBytes += entryBytes + len(e.record)
+	m.bareBytes += entryBytes + len(e.Wire) + len(e.record)
 	push(m, m.bare, e)
+}
+
+// bareRecord is what stays of the record of e, which is an answer.
+func bareRecord(e *Lease) string {
+	return magic + string(Unkept) + e.record[len(magic)+1:headLen+statusLen]
 }
 
 // push puts a finished entry into q, and sees to it that it is freed when it has expired.
 func push(m *Memory, q *queue, e *Lease) {
 	second := e.expires / time.Second
 	q.due[second] = append(q.due[second], e)
-	m.bytes += entryBytes + len(e.record)
+	m.bytes += entryBytes + len(e.Wire) + len(e.record)
 	if second < q.first {
 		q.first = second
 		startSweeping(m)
@@ -377,28 +388,6 @@ func startSweeping(m *Memory) {
 	if m.timer == nil {
 		m.timer = time.AfterFunc(time.Second, m.sweepLater)
 	}
-}
-
-// pop takes the entry out of q, which is not empty, that expires first.
-func pop(m *Memory, q *queue) *Lease {
-	second := earliest(q)
-	list := q.due[second]
-	e := list[0]
-	list[0] = nil // the array lives on
-	q.due[second] = list[1:]
-	if len(list) == 1 {
-		delete(q.due, second)
-	}
-	if len(q.due) == 0 {
-		q.first = Endless
-	}
-	m.bytes -= entryBytes + len(e.record) + e.read
-	e.answer = nil
-	e.read = 0
-	if q == m.bare {
-		m.bareBytes -= entryBytes + len(e.record)
-	}
-	return e
 }
 
 // earliest is the second of the first list in q, which is not empty. It is mostly the one it was, or the next: only
@@ -432,26 +421,68 @@ func drop(m *Memory, e *Lease) {
 	wake(e)
 }
 
-// forget frees a finished entry that is in no queue any more.
-func forget(m *Memory, e *Lease) {
-	if m.entries[e.Key] == e {
-		delete(m.entries, e.Key)
-	}
-}
-
-// evict drops what expires first, or its answer, until the rest fits.
+// evict drops what expires first, or its answer, until the rest fits. Where many records are, it makes room for more than
+// is needed, so that most requests find some.
 func evict(m *Memory) {
+	goal := m.limit
+	if len(m.entries) > 8*sweepChunk {
+		goal -= m.limit / 64
+	}
 	for m.bytes > m.limit {
 		from := m.full
 		if len(from.due) == 0 || m.bareBytes > m.limit/2 {
 			from = m.bare
 		}
-		e := pop(m, from)
+		evictSome(m, from, goal)
+	}
+}
+
+// evictSome drops entries of q, which is not empty, or their answers: as many as it takes to reach goal, but no more than
+// sweepChunk, and of one second. The last of that second, which may be the newest of all, goes only if it does not fit.
+func evictSome(m *Memory, q *queue, goal int) {
+	second := earliest(q)
+	list, done := q.due[second], 0
+	var bare []*Lease
+	for _, e := range list {
+		if done == sweepChunk || (q == m.full && m.bareBytes > m.limit/2) {
+			break
+		}
+		if m.bytes <= m.limit && (m.bytes <= goal || done == len(list)-1) {
+			break
+		}
+		list[done] = nil // the array lives on
+		done++
+		m.evicted++
+		size := entryBytes + len(e.Wire) + len(e.record)
+		m.bytes -= size + e.read
+		e.answer = nil
+		e.read = 0
 		if e.sole && e.record[len(magic)] == byte(Done) {
-			keepBare(m, e)
-		} else {
-			forget(m, e)
-			m.evicted++
+			e.record = bareRecord(e)
+			size = entryBytes + len(e.Wire) + len(e.record)
+			m.bytes += size
+			m.bareBytes += size
+			bare = append(bare, e)
+			continue
+		}
+		if q == m.bare {
+			m.bareBytes -= size
+		}
+		if m.entries[e.Key] == e { // else it had expired, and the key is taken again
+			delete(m.entries, e.Key)
+		}
+	}
+	q.due[second] = list[done:]
+	if done == len(list) {
+		delete(q.due, second)
+	}
+	if len(q.due) == 0 {
+		q.first = Endless
+	}
+	if len(bare) > 0 {
+		m.bare.due[second] = append(m.bare.due[second], bare...)
+		if second < m.bare.first {
+			m.bare.first = second
 		}
 	}
 }
@@ -488,8 +519,7 @@ func (m *Memory) Sweep() {
 	}
 }
 
-// sweepSome frees up to sweepChunk entries of q from a second that was over at now, and tells whether there may be more. It
-// does what pop does in one loop, since there are as many entries as requests.
+// sweepSome frees up to sweepChunk entries of q from a second that was over at now, and tells whether there may be more.
 func sweepSome(m *Memory, q *queue, now time.Duration) bool {
 	m.lock()
 	defer m.unlock()
@@ -503,7 +533,7 @@ func sweepSome(m *Memory, q *queue, now time.Duration) bool {
 	}
 	for i, e := range list[:chunk] {
 		list[i] = nil // the array lives on
-		size += entryBytes + len(e.record)
+		size += entryBytes + len(e.Wire) + len(e.record)
 		m.bytes -= e.read
 		if m.entries[e.Key] == e {
 			delete(m.entries, e.Key)

@@ -101,7 +101,7 @@ var fingerprint = strings.Repeat("f", store.FingerprintSize)
 
 // finished has a header, so that there is something to be read.
 func finished(m *store.Memory, key string, size int, ttl time.Duration, sole bool) {
-	l := &store.Lease{Key: key, Fingerprint: fingerprint, Owner: "o"}
+	l := &store.Lease{Key: key, Fingerprint: fingerprint, Owner: "o", Wire: strings.Repeat("w", 100)}
 	store.Claim(m, l, store.Endless)
 	store.Finish(m, l, storetest.Record(fingerprint, &store.Answer{Status: 200, Header: http.Header{"A": {"b"}}, Body: strings.Repeat("x", size)}), ttl, sole)
 }
@@ -186,6 +186,85 @@ func TestAKeyOutlivesItsAnswer(t *testing.T) {
 	records, used, _ := m.Usage()
 	if used > limit || state(100) != store.Free || state(2099) != store.Done || state(2098) != store.Done || state(2080) != store.Unkept {
 		t.Errorf("%d records of %d bytes, limit %d; the youngest is %q, an older one %q, the oldest %q", records, used, limit, state(2099), state(2080), state(100))
+	}
+}
+
+// TestManyRecords fills a store that makes room for many records at a time.
+func TestManyRecords(t *testing.T) {
+	for _, sole := range []bool{false, true} {
+		const limit = 4 << 20
+		m, c := newMemory(t, limit)
+		var before int64
+		for i := 0; i < 10000; i++ {
+			finished(m, fmt.Sprint(i), 500, time.Minute, sole)
+			_, used, _ := m.Usage()
+			if used > limit || (i > 5000 && used < limit*9/10) {
+				t.Fatalf("sole %t: %d bytes after %d answers, and %d before, limit %d", sole, used, i+1, before, limit)
+			}
+			before = used
+		}
+		states := ""
+		for i := 0; i < 10000; i++ {
+			s := string(stateOf(m, fmt.Sprint(i)))
+			if !strings.HasSuffix(states, s) {
+				states += s
+			}
+		}
+		want := "\x00D"
+		if sole {
+			want = "\x00KD"
+		}
+		if states != want {
+			t.Errorf("sole %t: from the oldest on, states are %q, want %q", sole, states, want)
+		}
+		if !sole { // an answer that has room alone drops all others, and not itself
+			finished(m, "large", limit-2000, time.Minute, false)
+			if got := stateOf(m, "large"); got != store.Done {
+				t.Errorf("an answer that has room alone is %q, want %q", got, store.Done)
+			}
+		}
+		c.Pass(2 * time.Minute)
+		m.Sweep()
+		records, used, _ := m.Usage()
+		if records != 0 || used != 0 {
+			t.Errorf("sole %t: %d records of %d bytes when all have expired", sole, records, used)
+		}
+	}
+}
+
+// TestAnExpiredRecordIsNotTheKeysNextOne has a key claimed anew while its last record is still to be swept.
+func TestAnExpiredRecordIsNotTheKeysNextOne(t *testing.T) {
+	for _, sole := range []bool{false, true} {
+		m, c := newMemory(t, 100<<10)
+		finished(m, "k", 1000, time.Second, sole)
+		c.Pass(time.Second)
+		if held := store.Claim(m, &store.Lease{Key: "k", Owner: "next"}, store.Endless); held != nil {
+			t.Fatalf("an expired key is %q", held.State)
+		}
+		for i := 0; i < 1000; i++ {
+			finished(m, fmt.Sprint(i), 1000, time.Minute, sole)
+		}
+		if got := stateOf(m, "k"); got != store.Running {
+			t.Errorf("sole %t: the key is %q, want %q", sole, got, store.Running)
+		}
+	}
+}
+
+// TestAFormOnTheWireCounts has leases that another store knows.
+func TestAFormOnTheWireCounts(t *testing.T) {
+	m, c := newMemory(t, 100<<10)
+	l := &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o", Wire: strings.Repeat("w", 5000)}
+	store.Claim(m, l, store.Endless)
+	store.Finish(m, l, storetest.Record(fingerprint, &store.Answer{Status: 200}), time.Minute, false)
+	_, used, _ := m.Usage()
+	if used < 5000 {
+		t.Errorf("%d bytes, 5000 of them on the wire", used)
+	}
+	c.Pass(2 * time.Minute)
+	m.Sweep()
+	_, used, _ = m.Usage()
+	if used != 0 {
+		t.Errorf("%d bytes when all have expired", used)
 	}
 }
 
