@@ -2,12 +2,12 @@ package idem
 
 import (
 	"errors"
-	"io"
 	"sync/atomic"
 )
 
 // mostInFlight bounds what all requests under way hold in this process, in bytes: bodies that were read to be compared,
-// and answers that are being recorded. Bodies of at most smallBody, and answers that come in one piece, are not counted.
+// and answers that are being recorded. Bodies that tell that they are at most settings.smallRequest long, and answers that
+// come in one piece, are not counted.
 const (
 	mostInFlight = 256 << 20
 	smallBody    = 16 << 10
@@ -26,7 +26,10 @@ type charge struct {
 
 // pay takes n bytes more; false, and none is taken, if there are not so many left.
 func pay(c *charge, n int) bool {
-	if heldBytes.Add(int64(n)) > mostInFlight {
+	if heldBytes.Load()+int64(n) > mostInFlight {
+		return false
+	}
+	if heldBytes.Add(int64(n)) > mostInFlight { // others took it in between
 		heldBytes.Add(-int64(n))
 		return false
 	}
@@ -38,25 +41,4 @@ func pay(c *charge, n int) bool {
 func refund(c *charge) {
 	heldBytes.Add(-c.bytes)
 	c.bytes = 0
-}
-
-// countedBody is a request body of which the first bytes are kept, and counted.
-type countedBody struct {
-	io.ReadCloser
-	charge *charge
-	left   int64 // bytes that are still to be counted
-}
-
-// Read implements io.Reader. Its error is errBusy if there is no room for what it read, which is then in p all the same.
-func (b *countedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if b.left <= 0 {
-		return n, err
-	}
-	b.left -= int64(n)
-	if !pay(b.charge, n) {
-		b.left = 0
-		return n, errBusy
-	}
-	return n, err
 }

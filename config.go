@@ -192,6 +192,7 @@ type settings struct {
 	statusHeader    string
 	omit            map[string]bool // canonical; hop-by-hop headers too
 	maxRequestBody  int64
+	smallRequest    int64 // longest body that is read whole and not counted
 	maxResponseBody int
 	onStoreError    string
 	localCacheBytes int64
@@ -248,6 +249,10 @@ func (c *Config) settings() (*settings, string, error) {
 	if s.ttl > longest {
 		warning = fmt.Sprintf("ttl %s is longer than maxTTL and cut to %s; raise maxTTL to keep answers longer", s.ttl, longest)
 		s.ttl = longest
+	}
+	s.smallRequest = smallBody
+	if s.maxRequestBody < smallBody {
+		s.smallRequest = s.maxRequestBody
 	}
 	for _, name := range k.tokens("scope", list(c.Scope, "Host", "Authorization")) {
 		if name == "Host" {

@@ -127,7 +127,9 @@ func (r request) request(length int) *http.Request {
 func (r request) lease(t *testing.T, h *handler, length int) *store.Lease {
 	t.Helper()
 	sent := r.request(length)
-	taken, _, err := takeBody(h, sent)
+	c := &charge{}
+	defer refund(c)
+	taken, _, err := takeBody(h, sent, c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@
 package idem
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -118,7 +119,6 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func serveLarge(h *handler, w http.ResponseWriter, r *http.Request) {
 	c := &charge{}
 	defer refund(c)
-	r.Body = &countedBody{ReadCloser: r.Body, charge: c, left: h.maxRequestBody + 1}
 	serve(h, w, r, c)
 }
 
@@ -167,7 +167,7 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request, c *charge) {
 		h.next.ServeHTTP(w, r)
 		return
 	}
-	if c == nil && (r.ContentLength < 0 || r.ContentLength > smallBody) {
+	if c == nil && (r.ContentLength < 0 || r.ContentLength > h.smallRequest) {
 		serveLarge(h, w, r)
 		return
 	}
@@ -177,7 +177,7 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request, c *charge) {
 		withoutKey(h, w, r, types)
 		return
 	}
-	body, rest, err := takeBody(h, r)
+	body, rest, err := takeBody(h, r, c)
 	if err != nil {
 		withoutBody(h, w, r, err)
 		return
@@ -393,7 +393,28 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held
 		decide(h, w, "replayed", held.Degraded)
 	}
 	w.WriteHeader(answer.Status)
+	if len(answer.Body) > pieceBytes {
+		writeInPieces(w, answer.Body)
+		return
+	}
 	_, _ = io.WriteString(w, answer.Body) // a client that has gone needs no answer
+}
+
+// pieceBytes is how much of a long answer is written at once.
+const pieceBytes = 32 << 10
+
+// pieces are writers of such pieces. Traefik's takes bytes alone, and else the whole of an answer would be copied for each
+// replay.
+var pieces = sync.Pool{New: func() interface{} { return bufio.NewWriterSize(io.Discard, pieceBytes) }}
+
+// writeInPieces writes body to w.
+func writeInPieces(w io.Writer, body string) {
+	p, _ := pieces.Get().(*bufio.Writer)
+	p.Reset(w)
+	_, _ = p.WriteString(body)
+	_ = p.Flush() // a client that has gone needs no answer
+	p.Reset(io.Discard)
+	pieces.Put(p)
 }
 
 // hideEmptyBody changes r, which has no body, so that no transport sends it twice on its own.

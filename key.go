@@ -49,7 +49,13 @@ func unquote(text string) string {
 // names r's key in a store: the SHA-256 over everything that must not be shared, each part quoted, so that no part can be
 // shifted into another. Its Fingerprint is the SHA-256 over query string, Content-Type and body.
 func newLease(h *handler, r *http.Request, key string, types []string, body []byte) *store.Lease {
-	same := sha256.Sum256(fmt.Appendf(nil, "%q%q%s", r.URL.RawQuery, types, body))
+	var same []byte
+	if len(body) > smallBody {
+		same = sumLarge(r, types, body)
+	} else {
+		sum := sha256.Sum256(fmt.Appendf(nil, "%q%q%s", r.URL.RawQuery, types, body))
+		same = sum[:]
+	}
 	host := ""
 	if h.scopeHost {
 		host = strings.ToLower(r.Host)
@@ -61,9 +67,17 @@ func newLease(h *handler, r *http.Request, key string, types []string, body []by
 	identity := sha256.Sum256(parts)
 	return &store.Lease{
 		Key:         string(identity[:]),
-		Fingerprint: string(same[:]),
+		Fingerprint: string(same),
 		Owner:       processToken + strconv.FormatInt(ownerCount.Add(1), 36),
 	}
+}
+
+// sumLarge is the same sum without a copy of body.
+func sumLarge(r *http.Request, types []string, body []byte) []byte {
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%q%q", r.URL.RawQuery, types)
+	sum.Write(body)
+	return sum.Sum(nil)
 }
 
 // appendScope adds the values of further headers that set callers apart.
@@ -79,12 +93,11 @@ var errIncompleteBody = errors.New("the request body did not arrive whole")
 
 // takeBody reads r's body as far as it is compared, and puts it back. Of a body longer than maxRequestBodyBytes the
 // declared length stands for the rest, which streams; that body is returned too, and nil for one that was read whole.
-func takeBody(h *handler, r *http.Request) ([]byte, *streamedBody, error) {
+func takeBody(h *handler, r *http.Request, c *charge) ([]byte, *streamedBody, error) {
 	size := r.ContentLength
 	switch {
 	case size <= 0:
-	case size > smallBody:
-	case size > h.maxRequestBody:
+	case size > h.smallRequest:
 	default:
 		body := make([]byte, size)
 		_, err := io.ReadFull(r.Body, body)
@@ -94,16 +107,17 @@ func takeBody(h *handler, r *http.Request) ([]byte, *streamedBody, error) {
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		return body, nil, nil
 	}
-	return takeOddBody(h, r)
+	return takeOddBody(h, r, c)
 }
 
-// takeOddBody is takeBody where there is none, or it does not tell its length, or is long. Room for it is made as it comes.
-func takeOddBody(h *handler, r *http.Request) ([]byte, *streamedBody, error) {
+// takeOddBody is takeBody where there is none, or it does not tell its length, or is long. What it takes goes to the
+// account c.
+func takeOddBody(h *handler, r *http.Request, c *charge) ([]byte, *streamedBody, error) {
 	if r.ContentLength == 0 {
 		return nil, nil, nil
 	}
 	most := h.maxRequestBody
-	data, err := io.ReadAll(io.LimitReader(r.Body, most+1))
+	data, err := readSome(r, most+1, c)
 	if errors.Is(err, errBusy) {
 		r.Body = &streamedBody{reader: io.MultiReader(bytes.NewReader(data), r.Body), body: r.Body}
 		return nil, nil, errBusy
@@ -119,6 +133,45 @@ func takeOddBody(h *handler, r *http.Request) ([]byte, *streamedBody, error) {
 	r.Body = rest
 	// The byte over the bound is left out, so that the fingerprint does not depend on how the read went.
 	return strconv.AppendInt(bytes.Clone(data[:most]), r.ContentLength, 10), rest, nil
+}
+
+// firstRoom is how much room, in bytes, is made first for a body that does not tell its length, or is not believed.
+const firstRoom = 4 << 10
+
+// readSome reads r's body up to most bytes. Room is made, and paid for, at once if the body tells its length and half of
+// mostInFlight stays free, and else in steps, each for as much as has come: clients that are slow, or lie about lengths,
+// cannot take what others need. The error is errBusy if there is no room for more than what is returned.
+func readSome(r *http.Request, most int64, c *charge) ([]byte, error) {
+	room := int64(firstRoom)
+	if r.ContentLength >= 0 {
+		if r.ContentLength < most {
+			most = r.ContentLength
+		}
+		if heldBytes.Load()+most < mostInFlight/2 {
+			room = most
+		}
+	}
+	data := new(bytes.Buffer)
+	for ; int64(data.Len()) < most; room *= 2 {
+		if room > most {
+			room = most
+		}
+		step := room - int64(data.Len())
+		if !pay(c, int(step)) {
+			return data.Bytes(), errBusy
+		}
+		larger := bytes.NewBuffer(make([]byte, 0, room+bytes.MinRead)) // which a buffer wants to be left at the end
+		larger.Write(data.Bytes())
+		data = larger
+		_, err := io.CopyN(data, r.Body, step)
+		if err == io.EOF && r.ContentLength < 0 { //nolint:errorlint // CopyN returns io.EOF itself
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return data.Bytes(), nil
 }
 
 // streamedBody is a request body too long to be read in advance. It remembers whether the client broke it off.

@@ -2,11 +2,15 @@ package idem
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/iotest"
 )
 
 func TestParseKey(t *testing.T) {
@@ -62,7 +66,9 @@ func TestStoreKeysCannotBeShifted(t *testing.T) {
 		return r
 	}
 	storeKey := func(r *http.Request, key string) string {
-		body, _, err := takeBody(h, r)
+		c := &charge{}
+		defer refund(c)
+		body, _, err := takeBody(h, r, c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,7 +110,9 @@ func TestFingerprints(t *testing.T) {
 	take := func(url, contentType, body string) string {
 		r := httptest.NewRequest(http.MethodPost, url, strings.NewReader(body))
 		r.Header.Set("Content-Type", contentType)
-		data, rest, err := takeBody(h, r)
+		c := &charge{}
+		defer refund(c)
+		data, rest, err := takeBody(h, r, c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,12 +143,130 @@ func TestFingerprints(t *testing.T) {
 func TestABrokenBodyHasNoFingerprint(t *testing.T) {
 	h := newTestHandler(t, func(*Config) {})
 	r := httptest.NewRequest(http.MethodPost, "/", io.MultiReader(bytes.NewReader([]byte("half")), brokenReader{}))
-	_, _, err := takeBody(h, r)
+	c := &charge{}
+	defer refund(c)
+	_, _, err := takeBody(h, r, c)
 	if err == nil {
 		t.Error("half a body has a fingerprint")
 	}
 }
 
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
 type brokenReader struct{}
 
 func (brokenReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// TestLargeBodies takes bodies of many lengths, declared or not, while there is much room or little.
+func TestLargeBodies(t *testing.T) {
+	const most = 300_000
+	h := newTestHandler(t, func(c *Config) { c.MaxRequestBodyBytes = most })
+	for _, taken := range []int64{0, mostInFlight / 2} {
+		for _, size := range []int{1, firstRoom, firstRoom + 1, smallBody, smallBody + 1, 2*smallBody + 1, most, most + 1, 2 * most} {
+			for _, declared := range []bool{true, false} {
+				name := fmt.Sprintf("%d bytes, declared %t, with %d taken", size, declared, taken)
+				heldBytes.Store(taken)
+				body := strings.Repeat("0123456789", size/10+1)[:size]
+				var held int64 // at the first read
+				first := readerFunc(func([]byte) (int, error) {
+					held = heldBytes.Load() - taken
+					return 0, io.EOF
+				})
+				r := httptest.NewRequest(http.MethodPost, "/?q", io.MultiReader(first, iotest.HalfReader(strings.NewReader(body))))
+				r.ContentLength = -1
+				if declared {
+					r.ContentLength = int64(size)
+				}
+				c := &charge{}
+				data, _, err := takeBody(h, r, c)
+				if err != nil {
+					t.Errorf("%s: %v", name, err)
+					continue
+				}
+				want := body
+				if size > most {
+					want = body[:most] + fmt.Sprint(r.ContentLength)
+				}
+				if string(data) != want {
+					t.Errorf("%s: %d bytes that differ", name, len(data))
+				}
+				atOnce, paid := int64(firstRoom), int64(min(size, most+1))
+				switch {
+				case declared && size <= smallBody:
+					atOnce, paid = 0, 0
+				case declared && taken == 0:
+					atOnce = paid
+				}
+				if held != min(atOnce, most+1) {
+					t.Errorf("%s: %d bytes are held at the first read, want %d", name, held, atOnce)
+				}
+				if c.bytes < paid || c.bytes > 2*paid+firstRoom || heldBytes.Load() != taken+c.bytes {
+					t.Errorf("%s: %d bytes are counted, and %d together", name, c.bytes, heldBytes.Load())
+				}
+				types := []string{"a/b"}
+				sum := sha256.Sum256([]byte(fmt.Sprintf("%q%q%s", "q", types, data)))
+				if got := newLease(h, r, "k", types, data).Fingerprint; got != string(sum[:]) {
+					t.Errorf("%s: fingerprint %x, want %x", name, got, sum)
+				}
+				rest, err := io.ReadAll(r.Body)
+				if err != nil || string(rest) != body {
+					t.Errorf("%s: %d bytes go on, %v", name, len(rest), err)
+				}
+				refund(c)
+			}
+		}
+	}
+	heldBytes.Store(0)
+}
+
+// TestASlowClientHoldsLittle has one that declares much and sends little, while half of the room is taken.
+func TestASlowClientHoldsLittle(t *testing.T) {
+	h := newTestHandler(t, func(*Config) {})
+	heldBytes.Store(mostInFlight / 2)
+	defer heldBytes.Store(0)
+	for _, sent := range []int{0, 100, firstRoom, 100_000} {
+		reader, writer := io.Pipe()
+		r := httptest.NewRequest(http.MethodPost, "/", reader)
+		r.ContentLength = h.maxRequestBody
+		c, done := &charge{}, make(chan error)
+		go func() {
+			_, _, err := takeBody(h, r, c)
+			done <- err
+		}()
+		_, _ = writer.Write(make([]byte, sent))
+		held := heldBytes.Load() - mostInFlight/2
+		if held > int64(2*sent+firstRoom) {
+			t.Errorf("after %d bytes %d are held", sent, held)
+		}
+		writer.CloseWithError(io.ErrUnexpectedEOF)
+		err := <-done
+		if !errors.Is(err, errIncompleteBody) {
+			t.Errorf("after %d bytes of a body: %v", sent, err)
+		}
+		refund(c)
+	}
+}
+
+// TestABodyThatFindsNoRoomGoesOn has a body that is let through, in observe mode for instance.
+func TestABodyThatFindsNoRoomGoesOn(t *testing.T) {
+	h := newTestHandler(t, func(*Config) {})
+	heldBytes.Store(mostInFlight - 2*smallBody)
+	defer heldBytes.Store(0)
+	body := strings.Repeat("x", 3*smallBody)
+	r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
+	c := &charge{}
+	_, _, err := takeBody(h, r, c)
+	if !errors.Is(err, errBusy) {
+		t.Fatalf("a body that there is no room for: %v", err)
+	}
+	rest, err := io.ReadAll(r.Body)
+	if err != nil || string(rest) != body {
+		t.Errorf("%d bytes go on, %v", len(rest), err)
+	}
+	refund(c)
+	if held := heldBytes.Load(); held != mostInFlight-2*smallBody {
+		t.Errorf("%d bytes are held afterwards", held)
+	}
+}

@@ -51,18 +51,18 @@ type execution struct {
 	before   http.Header // what the middlewares above had set in it before the run, nil if nothing
 	status   int         // 0 until the header is written
 	outcome  outcome
-	kept     bytes.Buffer // the header of the answer as it is to be kept, in its wire format
-	body     bytes.Buffer // so far, if it comes in more than one piece
-	charge   charge       // for body
-	length   int          // of the body so far
-	declared int          // Content-Length, or -1
-	whole    string       // the Content-Length of an ordinary answer, as long as it may come in one piece; else empty
-	odd      bool         // its header is not an ordinary one, or is written
-	stream   bool         // flush after each Write
-	untyped  bool         // net/http is going to guess a Content-Type
-	gone     bool         // the client does not take any more
-	returned bool         // the backend did not panic
-	settled  bool         // the key is
+	kept     bytes.Buffer    // the header of the answer as it is to be kept, in its wire format
+	parts    strings.Builder // of the body so far, if it comes in more than one
+	charge   charge          // for parts
+	length   int             // of the body so far
+	declared int             // Content-Length, or -1
+	whole    string          // the Content-Length of an ordinary answer, as long as it may come in one piece; else empty
+	odd      bool            // its header is not an ordinary one, or is written
+	stream   bool            // flush after each Write
+	untyped  bool            // net/http is going to guess a Content-Type
+	gone     bool            // the client does not take any more
+	returned bool            // the backend did not panic
+	settled  bool            // the key is
 }
 
 // WriteHeader implements http.ResponseWriter. What it knows then decides what happens to the key, except for answers
@@ -189,7 +189,7 @@ func (x *execution) Write(p []byte) (int, error) {
 		return writePart(x, p)
 	}
 	x.whole = ""
-	keepAnswer(x, p)
+	keepAnswer(x, string(p))
 	n, err := x.ResponseWriter.Write(p)
 	if err != nil {
 		return detached(x, len(p), n, err)
@@ -221,7 +221,7 @@ func writePart(x *execution, p []byte) (int, error) {
 		record(x, p)
 	}
 	if x.length == x.declared && x.outcome == answered && !x.settled {
-		keepAnswer(x, x.body.Bytes())
+		keepAnswer(x, x.parts.String())
 	}
 	if x.gone {
 		return len(p), nil
@@ -236,15 +236,25 @@ func writePart(x *execution, p []byte) (int, error) {
 	return n, nil
 }
 
-// record keeps p behind what has come before, unless the answer is too long or there is no room for it now.
+// record keeps p behind what has come before, unless the answer is too long or there is no room for it now. For an answer
+// that tells its length, room is made, and paid for, at the first part.
 func record(x *execution, p []byte) {
-	if x.length <= x.h.maxResponseBody && pay(&x.charge, len(p)) {
-		x.body.Write(p)
+	room := len(p)
+	switch {
+	case x.declared < 0:
+	case x.charge.bytes == 0:
+		room = x.declared
+	default:
+		room = 0
+	}
+	if x.length > x.h.maxResponseBody || !pay(&x.charge, room) {
+		x.outcome = tooLarge
+		x.parts.Reset()
+		refund(&x.charge)
 		return
 	}
-	x.outcome = tooLarge
-	x.body = bytes.Buffer{}
-	refund(&x.charge)
+	x.parts.Grow(room)
+	x.parts.Write(p)
 }
 
 // Unwrap lets http.ResponseController reach the writer below, where the execution is compiled.

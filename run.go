@@ -72,7 +72,7 @@ func end(x *execution) {
 func settle(x *execution) {
 	switch ended(x) {
 	case answered:
-		keepAnswer(x, x.body.Bytes())
+		keepAnswer(x, x.parts.String())
 	case askedAgain, neverSent:
 		free(x)
 	case tooLarge:
@@ -113,8 +113,8 @@ func free(x *execution) {
 }
 
 // keepAnswer keeps the answer with this body.
-func keepAnswer(x *execution, body []byte) {
-	record := store.DoneHead + x.lease.Fingerprint + store.StatusLines[x.status] + x.kept.String() + "\r\n" + string(body)
+func keepAnswer(x *execution, body string) {
+	record := store.DoneHead + x.lease.Fingerprint + store.StatusLines[x.status] + x.kept.String() + "\r\n" + body
 	if x.h.keys.redis != nil {
 		finish(x, record)
 		return

@@ -539,6 +539,55 @@ func TestRequestBodies(t *testing.T) {
 	})
 }
 
+// TestLargeBodiesAtTheSameTime sends bodies back, many at a time, so that some go to Redis together with others.
+func TestLargeBodiesAtTheSameTime(t *testing.T) {
+	everywhere(t, func(t *testing.T, e *env) {
+		s := e.serve(t, nil, func(w http.ResponseWriter, r *http.Request) {
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				w.WriteHeader(400)
+				return
+			}
+			if r.Header.Get("Streamed") == "" {
+				w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+			}
+			w.WriteHeader(201)
+			for len(body) > 0 {
+				part := body[:min(len(body), 30_000)]
+				_, _ = w.Write(part)
+				body = body[len(part):]
+			}
+		})
+		text := strings.Repeat("0123456789abcde ", 1<<16) // as much as is compared and kept
+		var all sync.WaitGroup
+		for i, size := range []int{100, 16 << 10, 16<<10 + 1, 32 << 10, 33 << 10, 64 << 10, 100_000, 500_000, 1 << 20} {
+			for _, streamed := range []string{"", "yes"} {
+				all.Go(func() {
+					body := text[i:size] + strings.Repeat("x", i)
+					request := func(body string) call {
+						c := post("/", fmt.Sprint(size, "-", streamed), "Streamed", streamed)
+						c.body = body
+						if streamed != "" {
+							c.reader = struct{ io.Reader }{strings.NewReader(body)}
+						}
+						return c
+					}
+					first := s.do(request(body))
+					s.want(first, 201, "first")
+					if string(first.body) != body {
+						t.Errorf("%d bytes, streamed %q: %d bytes came back", size, streamed, len(first.body))
+					}
+					s.wantReplay(first, s.do(request(body)))
+					s.wantProblem(s.do(request("y"+body[1:])), 422, "key-reused", "mismatch")
+					s.wantProblem(s.do(request(body[:size-1]+"y")), 422, "key-reused", "mismatch")
+				})
+			}
+		}
+		all.Wait()
+		s.calls(18)
+	})
+}
+
 func TestObserveBlocksNothing(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
 		s := e.serve(t, hosts.Settings{"mode": "observe", "required": true, "logLevel": "debug"}, created)

@@ -224,7 +224,12 @@ func sendAll(s *sender) {
 			all = withOthers(c, commands)
 		}
 		out = out[:0]
+		long := false
 		for _, cmd := range all {
+			if len(cmd.wire) > longBytes {
+				long = true
+				break
+			}
 			out = append(out, cmd.wire...)
 		}
 		err = nil
@@ -245,7 +250,11 @@ func sendAll(s *sender) {
 				if c.opts.WriteTimeout != c.opts.ReadTimeout {
 					_ = l.net.SetWriteDeadline(now.Add(c.opts.WriteTimeout))
 				}
-				_, err = l.net.Write(out)
+				if long {
+					err = writeLong(l.net, all)
+				} else {
+					_, err = l.net.Write(out)
+				}
 				for _, cmd := range all {
 					if err == nil {
 						line, broken := l.reader.ReadString('\n')
@@ -285,8 +294,21 @@ func sendAll(s *sender) {
 	}
 }
 
-// mostKept is how much room for commands, in bytes, a sender keeps.
-const mostKept = 64 << 10
+// mostKept is how much room for commands, in bytes, a sender keeps. Commands of more than longBytes are not put together
+// with others first.
+const (
+	mostKept  = 64 << 10
+	longBytes = 32 << 10
+)
+
+// writeLong writes commands of which some are long: piece by piece, since nothing is as large as all of them.
+func writeLong(w io.Writer, commands []*command) error {
+	pieces := bufio.NewWriterSize(w, mostKept)
+	for _, cmd := range commands {
+		_, _ = pieces.WriteString(cmd.wire) // Flush returns its error
+	}
+	return pieces.Flush()
+}
 
 // endSender ends a sender. If it does so with a panic, those who wait for it are told, and another takes its place.
 func endSender(s *sender) {
