@@ -472,13 +472,7 @@ func evictSome(m *Memory, q *queue, goal int) {
 			delete(m.entries, e.Key)
 		}
 	}
-	q.due[second] = list[done:]
-	if done == len(list) {
-		delete(q.due, second)
-	}
-	if len(q.due) == 0 {
-		q.first = Endless
-	}
+	cut(q, done)
 	if len(bare) > 0 {
 		m.bare.due[second] = append(m.bare.due[second], bare...)
 		if second < m.bare.first {
@@ -543,13 +537,19 @@ func sweepSome(m *Memory, q *queue, now time.Duration) bool {
 	if q == m.bare {
 		m.bareBytes -= size
 	}
-	if chunk < len(list) {
-		q.due[q.first] = list[chunk:]
-		return true
+	cut(q, chunk)
+	return true
+}
+
+// cut takes the first n entries of its first second out of q.
+func cut(q *queue, n int) {
+	list := q.due[q.first]
+	if n < len(list) {
+		q.due[q.first] = list[n:]
+		return
 	}
 	delete(q.due, q.first)
 	if len(q.due) == 0 {
 		q.first = Endless
 	}
-	return true
 }
