@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
+	"github.com/example/traefik-idem/e2e/internal/launch"
 	"github.com/example/traefik-idem/e2e/internal/redistest"
 )
 
@@ -202,7 +203,7 @@ func TestDemoInMemory(t *testing.T) {
 	needCurl(t)
 	// A Traefik 2 on the PATH must not be used. Without a Traefik that was built here the demo would build one.
 	path := script(t, "echo 'Version:      2.11.0'\n")
-	_, err := os.Stat(filepath.Join(hosts.Root(), ".build", "traefik-3.6.12"))
+	_, err := os.Stat(filepath.Join(hosts.Root(), ".build", "traefik-"+launch.TraefikVersion))
 	if err != nil {
 		path = ownTraefik(t)
 	}

@@ -112,7 +112,7 @@ func exampleImages(t *testing.T) {
 	t.Helper()
 	sample := filepath.Join(t.TempDir(), "payments")
 	run(t, ".", "env", "CGO_ENABLED=0", "go", "build", "-o", sample, "./cmd/payments")
-	dockerImage(t, "traefik:v3.6", hosts.Binary(t), "traefik", `ENTRYPOINT ["traefik"]`)
+	dockerImage(t, "traefik:v3.7", hosts.Binary(t), "traefik", `ENTRYPOINT ["traefik"]`)
 	dockerImage(t, "redis:8", redistest.Path(t), "redis-server")
 	dockerImage(t, "traefik-idem-payments", sample, "payments", `ENTRYPOINT ["payments"]`)
 }

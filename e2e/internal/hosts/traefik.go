@@ -95,11 +95,11 @@ func Binary(t testing.TB) string {
 	t.Helper()
 	path := os.Getenv("TRAEFIK_BIN")
 	if path == "" {
-		found, _ := filepath.Glob(filepath.Join(Root(), ".build", "traefik-*"))
-		if len(found) == 0 {
-			t.Fatal("no Traefik to test with: run `make traefik`, or set TRAEFIK_BIN")
-		}
-		path = found[len(found)-1]
+		path = filepath.Join(Root(), ".build", "traefik-"+launch.TraefikVersion)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.IsDir() {
+		t.Fatalf("no Traefik to test with at %s: run `make traefik`, or set TRAEFIK_BIN to the path of one", path)
 	}
 	return path
 }

@@ -21,7 +21,7 @@ const (
 	Module = "github.com/example/traefik-idem"
 
 	// TraefikVersion is the version that is built where there is no Traefik 3 on the PATH, and that tests are made for.
-	TraefikVersion = "3.6.12"
+	TraefikVersion = "3.7.12"
 
 	startTimeout = time.Minute
 	stopTimeout  = 10 * time.Second
