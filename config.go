@@ -39,7 +39,7 @@ type Config struct {
 	Detach          bool   `json:"detach,omitempty"`          // finish the upstream call after the client has gone
 	DetachTimeout   string `json:"detachTimeout,omitempty"`   // for at most so long
 
-	RetryableStatuses []string `json:"retryableStatuses,omitempty"` // statuses and ranges that free the key; default 429, 503
+	RetryableStatuses []string `json:"retryableStatuses,omitempty"` // statuses and ranges that free the key; default 408, 421, 425, 429, 503
 	OnUnknown         string   `json:"onUnknown,omitempty"`         // sent, and nobody knows how it ended: hold, release
 
 	ReplayHeader string   `json:"replayHeader,omitempty"` // response header that marks a replay; empty = none
@@ -269,7 +269,7 @@ func (c *Config) settings() (*settings, string, error) {
 	for _, name := range append(hopByHop, s.omitHeaders...) {
 		s.omit[name] = true
 	}
-	s.retryable = k.statuses("retryableStatuses", list(c.RetryableStatuses, "429", "503"))
+	s.retryable = k.statuses("retryableStatuses", list(c.RetryableStatuses, "408", "421", "425", "429", "503"))
 	s.judged = map[int]bool{statusClientClosed: true, 500: true, 502: true, 503: true, 504: true}
 	for status := range s.retryable {
 		s.judged[status] = true

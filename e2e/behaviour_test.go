@@ -438,9 +438,9 @@ func TestAStatusThatAsksToComeAgainFreesTheKey(t *testing.T) {
 			released []string
 			kept     []string
 		}{
-			{nil, []string{"429", "503"}, []string{"500", "502", "504", "409", "200"}},
-			{hosts.Settings{"retryableStatuses": "409, 500-504"}, []string{"409", "500", "502", "503", "504"}, []string{"429", "505"}},
-			{hosts.Settings{"retryableStatuses": []any{}}, nil, []string{"429", "503"}},
+			{nil, []string{"408", "421", "425", "429", "503"}, []string{"500", "502", "504", "409", "423", "424", "400", "200"}},
+			{hosts.Settings{"retryableStatuses": "409, 500-504"}, []string{"409", "500", "502", "503", "504"}, []string{"408", "429", "505"}},
+			{hosts.Settings{"retryableStatuses": []any{}}, nil, []string{"408", "421", "425", "429", "503"}},
 		} {
 			s := e.serve(t, c.settings, status)
 			for _, code := range c.released {
