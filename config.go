@@ -25,7 +25,7 @@ type Config struct {
 	MaxTTL string `json:"maxTTL,omitempty"` // cap on TTL, up to 168h
 
 	Methods   []string `json:"methods,omitempty"`   // default POST, PUT, PATCH, DELETE
-	Endpoints []string `json:"endpoints,omitempty"` // "POST /api/pay/", "/api/*/order/", "* /api/critical/"; default all paths
+	Endpoints []string `json:"endpoints,omitempty"` // "POST /api/pay/" (and /api/pay), "/api/*/order/", "* /api/critical/"; default all paths
 	Required  bool     `json:"required,omitempty"`  // a protected request without a key is refused
 	Mode      string   `json:"mode,omitempty"`      // enforce, observe
 
@@ -541,6 +541,9 @@ func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp 
 			continue // what is no text is no expression either
 		}
 		expression := strings.ReplaceAll(regexp.QuoteMeta(path), `\*`, `.*`)
+		if strings.HasSuffix(path, "/") { // the path without it is the same place
+			expression = expression[:len(expression)-1] + `(?:/|$)`
+		}
 		for _, method := range these {
 			paths[method] = append(paths[method], expression)
 		}

@@ -142,7 +142,7 @@ func (r request) lease(t *testing.T, h *handler, length int) *store.Lease {
 
 // FuzzEndpoints compares the regular expressions that patterns become with a matcher that follows the README word by word.
 func FuzzEndpoints(f *testing.F) {
-	for _, patterns := range []string{"", "/", "POST /api/payments/", "/api/orders/,* /api/critical/", "/a*b*c", "PUT /a/*/b/,/x", "* /*", "post /p", "/a.b(c)[d]|e\\", "POST", "a", "PSOT /a", "/a?b", "/\xff", "/\ufffd", " /a , ,POST  /b "} {
+	for _, patterns := range []string{"", "/", "POST /api/payments/", "POST /api/orders/1/", "/*/", "/api/*/1/", "/api/orders/,* /api/critical/", "/a*b*c", "PUT /a/*/b/,/x", "* /*", "post /p", "/a.b(c)[d]|e\\", "POST", "a", "PSOT /a", "/a?b", "/\xff", "/\ufffd", " /a , ,POST  /b "} {
 		f.Add(patterns, "POST", "/api/orders/1")
 		f.Add(patterns, "GET", "/a/xx/b/c")
 		f.Add(patterns, "BREW", "/api/critical/\n*")
@@ -177,8 +177,11 @@ func protectedByTheBook(patterns []string, method, path string) bool {
 		if len(fields) == 2 {
 			matches = fields[0] == "*" || strings.ToUpper(fields[0]) == method
 		}
-		// To a regular expression each invalid byte of a path is U+FFFD.
-		if matches && begins(string([]rune(path)), fields[len(fields)-1]) {
+		prefix := fields[len(fields)-1]
+		text := string([]rune(path)) // to a regular expression each invalid byte of a path is U+FFFD
+		const end = "\xff"           // which text can therefore not have
+		short, slashed := strings.CutSuffix(prefix, "/")
+		if matches && (begins(text, prefix) || (slashed && begins(text+end, short+end))) {
 			return true
 		}
 	}
