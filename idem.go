@@ -291,7 +291,7 @@ func persist(ctx context.Context, h *handler, lease *store.Lease, held *store.He
 			return held, nil
 		}
 		again, err := claimKey(h.keys, lease, h.lease)
-		if err != nil && held.Local {
+		if err != nil && (held.Local || redisclient.WasFree(err)) {
 			again, err = fallBack(h, lease, err)
 			if err != nil {
 				return again, err

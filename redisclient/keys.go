@@ -136,6 +136,17 @@ func Claim(k *Keys, l *store.Lease, d time.Duration) (*store.Held, error) {
 	return decode(cmd)
 }
 
+// WasFree tells whether an error of Claim says that nobody else has the key: too few replicas have the claim that was
+// granted, or the master refuses to write it.
+func WasFree(err error) bool {
+	for _, words := range []string{"OOM ", "MISCONF ", "NOREPLICAS "} {
+		if strings.Contains(err.Error(), words) {
+			return !errors.Is(err, ErrDown)
+		}
+	}
+	return errors.Is(err, ErrReplicas)
+}
+
 // Renew makes the lease last d from now; false if it is lost.
 func Renew(k *Keys, l *store.Lease, d time.Duration) (bool, error) {
 	cmd := &command{}
