@@ -30,7 +30,7 @@ type Config struct {
 	Mode      string   `json:"mode,omitempty"`      // enforce, observe
 
 	MaxKeyLength int      `json:"maxKeyLength,omitempty"` // characters, 1..255
-	Scope        []string `json:"scope,omitempty"`        // request headers that set callers apart; default Host, Authorization
+	Scope        []string `json:"scope,omitempty"`        // request headers that set callers apart; default Host, Authorization; "none" alone = none
 	OnMismatch   string   `json:"onMismatch,omitempty"`   // same key, other request: reject, replay
 
 	InFlight        string `json:"inFlight,omitempty"`        // duplicate of a running request: wait, reject
@@ -241,9 +241,18 @@ func (c *Config) settings() (*settings, string, error) {
 		localCacheBytes: k.number("localCacheBytes", c.LocalCacheBytes, 0, maxLocalBytes),
 		logLevel:        k.oneOf("logLevel", c.LogLevel, "error", "warn", "info", "debug"),
 	}
-	if s.header == "Host" {
-		k.fail("header", c.Header, "a header name such as X-Request-ID, but not Host")
+	k.free("header", c.Header)
+	k.free("replayHeader", c.ReplayHeader)
+	k.free("statusHeader", c.StatusHeader)
+	if s.statusHeader != "" && s.statusHeader == s.replayHeader {
+		k.fail("statusHeader", c.StatusHeader, "another header than replayHeader")
 	}
+	k.someOf("methods", c.Methods)
+	k.someOf("endpoints", c.Endpoints)
+	k.someOf("omitHeaders", c.OmitHeaders)
+	k.someOf("retryableStatuses", c.RetryableStatuses)
+	k.someOf("redis.endpoints", c.Redis.Endpoints)
+	k.someOf("stats.users", c.Stats.Users)
 	warning := ""
 	longest := k.duration("maxTTL", c.MaxTTL, time.Millisecond, maxTTL)
 	if s.ttl > longest {
@@ -254,10 +263,19 @@ func (c *Config) settings() (*settings, string, error) {
 	if s.maxRequestBody < smallBody {
 		s.smallRequest = s.maxRequestBody
 	}
-	for _, name := range k.tokens("scope", list(c.Scope, "Host", "Authorization")) {
-		if name == "Host" {
+	scope := list(c.Scope, "Host", "Authorization")
+	if len(scope) == 1 && strings.EqualFold(scope[0], noScope) {
+		scope = nil
+	} else if len(scope) == 0 {
+		k.fail("scope", strings.Join(c.Scope, ","), scopeForm)
+	}
+	for _, name := range k.tokens("scope", scope) {
+		switch {
+		case name == "Host":
 			s.scopeHost = true
-		} else {
+		case strings.EqualFold(name, noScope):
+			k.fail("scope", strings.Join(c.Scope, ","), scopeForm)
+		default:
 			s.scope = append(s.scope, name)
 		}
 	}
@@ -288,6 +306,12 @@ func (c *Config) settings() (*settings, string, error) {
 	}
 	return s, warning, nil
 }
+
+// noScope as the only element of scope says that nothing sets callers apart.
+const (
+	noScope   = "none"
+	scopeForm = "names of headers that set callers apart, or none by itself: then whoever has a key gets its answer"
+)
 
 func (c *RedisConfig) check(k *check, s *settings) {
 	s.redis = redisclient.Options{
@@ -468,6 +492,40 @@ func (k *check) duration(key, value string, least, most time.Duration) time.Dura
 	return d
 }
 
+// someOf refuses a list of blanks, as it comes from a variable that is not set. An empty one is meant to be.
+func (k *check) someOf(key string, values []string) {
+	if len(values) > 0 && len(list(values)) == 0 {
+		k.fail(key, strings.Join(values, ","), "a list with more in it than blanks")
+	}
+}
+
+// usedHeaders are headers with which HTTP says something else already, and usedPrefixes beginnings of such: what frames
+// messages and describes bodies, what belongs to one connection, what caches and browsers go by, and secrets.
+var (
+	usedHeaders = map[string]bool{
+		"Age": true, "Allow": true, "Authorization": true, "Cache-Control": true, "Cookie": true, "Cookie2": true, "Date": true, "Etag": true, "Expect": true,
+		"Expires": true, "Forwarded": true, "Host": true, "Http2-Settings": true, "Last-Modified": true, "Location": true, "Origin": true, "Pragma": true,
+		"Range": true, "Referer": true, "Retry-After": true, "Set-Cookie": true, "Set-Cookie2": true, "Strict-Transport-Security": true, "User-Agent": true,
+		"Vary": true, "Via": true, "Www-Authenticate": true, "X-Real-Ip": true,
+	}
+	usedPrefixes = []string{"Accept", "Access-Control-", "Content-", "If-", "Proxy-", "Sec-", "X-Forwarded-"}
+)
+
+// free refuses a header that is used for something else.
+func (k *check) free(key, value string) {
+	name := http.CanonicalHeaderKey(value)
+	used := usedHeaders[name]
+	for _, prefix := range usedPrefixes {
+		used = used || strings.HasPrefix(name, prefix)
+	}
+	for _, other := range hopByHop {
+		used = used || name == other
+	}
+	if used {
+		k.fail(key, value, "a header name such as X-Request-ID, but not Host, Content-Length, Set-Cookie or another that HTTP needs for itself")
+	}
+}
+
 func (k *check) token(key, value string) string {
 	if !tokenPattern.MatchString(value) {
 		k.fail(key, value, "a header name such as X-Request-ID")
@@ -535,6 +593,9 @@ func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp 
 			these = append([]string{"*"}, httpMethods...)
 		case len(fields) == 2:
 			these = k.methods("endpoints", fields[:1])
+		}
+		if strings.Contains(path, "%") {
+			k.fail("endpoints", pattern, "a path prefix as it is when it is decoded, without %; * may stand for a space and what else a pattern cannot have")
 		}
 		if len(fields) > 2 || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#") || !utf8.ValidString(path) {
 			k.fail("endpoints", pattern, "a path prefix such as /api/orders/, with a method or * and a space before it if need be")

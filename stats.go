@@ -157,6 +157,9 @@ func (h *handler) effective() []stats.Setting {
 	if s.scopeHost {
 		scope = append([]string{"Host"}, scope...)
 	}
+	if len(scope) == 0 {
+		scope = []string{noScope}
+	}
 	mode := "enforce"
 	if s.observe {
 		mode = "observe"
