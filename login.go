@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 )
 
@@ -21,9 +22,17 @@ type login struct {
 
 type logins []*login
 
-const loginForm = "name:password, name:{SHA256}<hex digest> or name:{SHA}<base64 digest>"
+const loginForm = "name:password, name:{SHA256}<hex digest> or name:{SHA}<base64 digest>; a hash of another kind, such as bcrypt's, is no password"
 
 var errLogin = errors.New("want " + loginForm)
+
+// foreignHash matches passwords that look like hashes, which they would otherwise be taken for as they stand, so that
+// whoever reads the hash could log in with it: {SCHEME}… (RFC 2307), those of crypt(5) and its kin by their names or by their
+// looks, with $ doubled as Docker Compose wants it, and the realm and MD5 of htdigest.
+var foreignHash = regexp.MustCompile(`(?i)^\s*(\{[a-z0-9._+/:-]+\}` +
+	`|\$+(1|2[abxy]?|3|5|6|7|8|9|y|gy|apr1|md5|sha1|sm3|argon2[a-z]*|scrypt|bcrypt[a-z0-9-]*|pbkdf2[a-z0-9-]*)[$,]` +
+	`|\$+[a-z0-9-]+\$[a-z0-9./+=,:$_-]{20,}$` +
+	`|[^:]*:[0-9a-f]{32}\s*$)`)
 
 // parseLogin reads one login. The error holds nothing of it, since that may be a password.
 func parseLogin(line string) (*login, error) {
@@ -41,6 +50,8 @@ func parseLogin(line string) (*login, error) {
 	case isSHA1:
 		l.sha1 = true
 		l.digest, err = base64.StdEncoding.DecodeString(encoded)
+	case foreignHash.MatchString(password):
+		return nil, errLogin
 	default:
 		l.digest = digest(password)
 	}

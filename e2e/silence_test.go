@@ -1,6 +1,10 @@
 package e2e
 
 import (
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -51,7 +55,37 @@ func TestScopeNone(t *testing.T) {
 		s := e.serve(t, hosts.Settings{"scope": "none"}, created)
 		first := s.do(post("/", "k", "Authorization", "Bearer alice"))
 		s.want(first, 201, "first")
-		s.wantReplay(first, s.do(post("/", "k", "Authorization", "Bearer bob", "Host", "other.test")))
+		s.wantReplay(first, s.do(post("/", "k", "Authorization", "Bearer bob")))
 		s.calls(1)
+	})
+}
+
+// TestForeignHashes: who logs in with the hash of another format itself must not get in; so it is refused where it stands.
+func TestForeignHashes(t *testing.T) {
+	dir := t.TempDir()
+	onEveryHost(t, func(t *testing.T, host hosts.Host) {
+		for i, hash := range []string{
+			"$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC", "$2a$10$N9qo8uLOickgx2ZMRZoMye", "$apr1$r31.....$HqJZimcKQFAMYayBlzkrA/",
+			"$1$salt$hash", "$5$salt$hash", "$6$rounds=5000$salt$hash", "$argon2id$v=19$m=65536$salt$hash", "{CRYPT}$6$salt$hash", "{SSHA}c2VjcmV0d29yZA==",
+			"{md5}c2VjcmV0d29yZA==", "{SHA512}c2VjcmV0d29yZA==", "{sha}+PY/+o41iAewg7IitdqgVx9OCq0=",
+		} {
+			file := filepath.Join(dir, fmt.Sprintf("%s%d", host, i))
+			writeFile(t, file, "# comment\nops:"+hash+"\n")
+			for setting, want := range map[string]string{"users": `stats.users: "ops:…"`, "usersFile": "line 2: "} {
+				value := map[string]string{"users": "ok:fine, ops:" + hash, "usersFile": file}[setting]
+				if setting == "users" && strings.Contains(hash, ",") {
+					continue // a list is split there
+				}
+				refusal := host.Refusal(t, hosts.Settings{"stats": map[string]any{setting: value}})
+				if !strings.Contains(refusal, want) || !strings.Contains(refusal, "hash of another kind") || strings.Contains(refusal, hash[3:]) {
+					t.Errorf("stats.%s with %s: error %q, want %s", setting, hash, refusal, want)
+				}
+			}
+		}
+		s := serve(t, host, created, hosts.Settings{"stats": map[string]any{"users": "ops:$ecret$2y"}})
+		request := call{method: http.MethodGet, path: "/_idem/stats.json", header: http.Header{}}
+		s.want(s.do(request), 401, "")
+		request.header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte("ops:$ecret$2y")))
+		s.want(s.do(request), 200, "")
 	})
 }
