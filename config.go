@@ -172,6 +172,9 @@ type settings struct {
 	header          string // canonical
 	ttl             time.Duration
 	protected       map[string]*regexp.Regexp // paths by method
+	spared          map[string]bool           // methods of which no path is protected
+	aliases         *regexp.Regexp            // of header, and of those in scope
+	harmless        map[string]bool           // headers that are no such alias, canonical
 	required        bool
 	observe         bool
 	maxKeyLength    int
@@ -282,6 +285,7 @@ func (c *Config) settings() (*settings, string, error) {
 	if len(s.scope) > 0 {
 		s.scopeFirst = s.scope[0]
 	}
+	s.setAliases(append([]string{s.header}, s.scope...))
 	s.omit = map[string]bool{}
 	s.omitHeaders = k.tokens("omitHeaders", list(c.OmitHeaders, "Set-Cookie"))
 	for _, name := range append(hopByHop, s.omitHeaders...) {
@@ -299,6 +303,10 @@ func (c *Config) settings() (*settings, string, error) {
 	s.methods = k.methods("methods", list(c.Methods, "POST", "PUT", "PATCH", "DELETE"))
 	s.endpoints = list(c.Endpoints)
 	s.protected = k.endpoints(s.methods, s.endpoints)
+	s.spared = map[string]bool{}
+	for _, method := range httpMethods {
+		s.spared[method] = s.protected[method] == nil && s.protected["*"] == nil
+	}
 	c.Redis.check(k, s)
 	c.Stats.check(k, s)
 	if k.err != nil {

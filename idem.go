@@ -108,7 +108,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if strings.HasPrefix(r.URL.Path, h.statsPath) && serveStats(h, w, r) {
 		return
 	}
-	if (r.Header[h.header] != nil || h.required) && protects(h, r) {
+	if (r.Header[h.header] != nil || h.required || (!h.spared[r.Method] && r.Header.WriteSubset(closed, h.harmless) != nil && hasAlias(h, r.Header))) && protects(h, r) {
 		serve(h, w, r, nil)
 		return
 	}
@@ -173,7 +173,7 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request, c *charge) {
 	}
 	key := parseKey(r.Header[h.header], h.maxKeyLength)
 	types := r.Header["Content-Type"]
-	if key == "" || (types != nil && strings.HasPrefix(types[0], "application/grpc")) {
+	if key == "" || (types != nil && strings.HasPrefix(types[0], "application/grpc")) || (r.Header.WriteSubset(closed, h.harmless) != nil && hasAlias(h, r.Header)) {
 		withoutKey(h, w, r, types)
 		return
 	}
@@ -217,16 +217,20 @@ func serveDuplicate(ctx context.Context, h *handler, w http.ResponseWriter, r *h
 	}
 }
 
-// withoutKey serves a request without a valid key, or gRPC.
+// withoutKey serves a request without a valid key, or with an alias of its header, or gRPC.
 func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, types []string) {
 	lines := r.Header[h.header]
-	keyless := len(lines) == 0 || (len(lines) == 1 && lines[0] == "")
+	alias := hasAlias(h, r.Header)
+	keyless := !alias && (len(lines) == 0 || (len(lines) == 1 && lines[0] == ""))
 	grpc := len(types) > 0 && strings.HasPrefix(types[0], "application/grpc")
 	if grpc || (keyless && (h.observe || !h.required)) {
 		h.next.ServeHTTP(w, r)
 		return
 	}
 	h.stats.Counts[stats.Invalid].Add(1)
+	if alias {
+		h.log.seldom(levelWarn, "a header that backends may take for that of the key, or for one in scope, is an invalid key", nil)
+	}
 	switch {
 	case h.observe:
 		h.next.ServeHTTP(w, r)
