@@ -434,6 +434,8 @@ func F(x int) bool { b := &body{x}; var c io.ReadCloser = b; r := &http.Request{
 	{name: "map element among several assigned", want: broken, code: `
 func two(x int) (int, error) { return 2 * x, nil }
 func F(x int) bool { m := map[string]int{}; var err error; m["a"], err = two(x); return err == nil && m["a"] == 2*x }`},
+	{name: "value declared together with a composite literal", want: broken, code: `
+func F(x int) bool { a, s := x, []int{x}; return a == x && s[0] == x }`},
 	{name: "context key of an own struct type", want: broken, code: `
 type a struct{}
 type b struct{}

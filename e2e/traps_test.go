@@ -339,6 +339,16 @@ var snippets = []struct{ rule, bad, good string }{
 		`func f(m, n map[string]int) { var ok bool; m["a"], ok = n["a"]; print(ok) }`,
 		`func f(m []int, n map[string]int) { var ok bool; m[0], ok = n["a"]; m[0], m[1] = m[1], m[0]; print(ok) }`},
 
+	{"literal-among",
+		`func f() int { a, m := g(), map[string]int{}; return a + m["x"] }
+		func g() int { return 1 }`,
+		`func f() int { a, b := g(), g(); m, n := map[string]int{}, []int{1}; return a + b + m["x"] + n[0] }
+		func g() int { return 1 }`},
+	{"literal-among",
+		`func f() int { var a, s = 1, []int{2}; return a + s[0] }`,
+		`type t struct { n int }
+		func f() int { a, p := 1, &t{2}; var n int; var s []int; n, s = a, []int{2}; return n + p.n + s[0] }`},
+
 	{"native-literal",
 		`import "net/http"
 		type h struct{}

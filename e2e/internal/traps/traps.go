@@ -46,6 +46,7 @@ var Rules = map[string]string{
 	"late-closure":        "native code that keeps the closure sees the last round's variables: make it in a function of its own",
 	"stale-result":        "a result that is not set holds what the last call left there: set it first, before any defer that recovers",
 	"map-multi-assign":    "the map element is not set: assign to variables, then to the map",
+	"literal-among":       "a value declared together with a composite literal is lost: declare each by itself",
 	"native-literal":      "the value does not get its methods and panics: assign it to the field, or to a variable of the interface first",
 	"context-key":         "keys of one shape are equal whatever their type: use a pointer to a package variable",
 	"import":              "a plugin must do without unsafe, syscall, cgo and embedded files",
@@ -409,6 +410,9 @@ func (c *checker) node(n ast.Node, stack []ast.Node) {
 	case *ast.AssignStmt:
 		c.assign(n)
 
+	case *ast.ValueSpec:
+		c.declare(n, n.Values)
+
 	case *ast.FuncLit:
 		c.params(n.Type)
 		c.capture(n, stack)
@@ -617,7 +621,23 @@ func (c *checker) params(t *ast.FuncType) {
 	}
 }
 
+// declare finds composite literals among other values.
+func (c *checker) declare(n ast.Node, values []ast.Expr) {
+	literals := 0
+	for _, v := range values {
+		if _, ok := ast.Unparen(v).(*ast.CompositeLit); ok {
+			literals++
+		}
+	}
+	if literals > 0 && literals < len(values) {
+		c.found(n, "literal-among", "%d of %d", literals, len(values))
+	}
+}
+
 func (c *checker) assign(n *ast.AssignStmt) {
+	if n.Tok == token.DEFINE {
+		c.declare(n, n.Rhs)
+	}
 	if len(n.Rhs) != 1 {
 		return
 	}
