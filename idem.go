@@ -122,7 +122,8 @@ func serveLarge(h *handler, w http.ResponseWriter, r *http.Request) {
 	serve(h, w, r, c)
 }
 
-// protects tells whether r is one of those that the configuration names, and can be recorded and replayed at all.
+// protects tells whether r is one of those that the configuration names, and can be recorded and replayed at all. What
+// cannot needs a key all the same where one is required.
 func protects(h *handler, r *http.Request) bool {
 	paths := h.protected[r.Method]
 	if paths == nil {
@@ -131,7 +132,10 @@ func protects(h *handler, r *http.Request) bool {
 	if paths != everyPath && !paths.MatchString(r.URL.Path) {
 		return false
 	}
-	return r.Header["Connection"] == nil || !isUpgrade(r)
+	if r.Header["Connection"] != nil && handsOver(r) {
+		return h.required && parseKey(r.Header[h.header], h.maxKeyLength) == ""
+	}
+	return true
 }
 
 // otherMethods is what protects r if no rule names its method. TRACE is never protected: it may have no body, and so
@@ -150,16 +154,6 @@ var (
 	noPath    = regexp.MustCompile(`[^\x00-\x{10FFFF}]`)
 )
 
-// isUpgrade tells whether r asks for another protocol, such as WebSocket (RFC 9110, section 7.8).
-func isUpgrade(r *http.Request) bool {
-	for _, option := range strings.Split(strings.Join(r.Header["Connection"], ","), ",") {
-		if strings.EqualFold(strings.TrimSpace(option), "upgrade") {
-			return true
-		}
-	}
-	return false
-}
-
 // serve is the way of a protected request. What its body holds goes to the account c; nil as long as it has none.
 func serve(h *handler, w http.ResponseWriter, r *http.Request, c *charge) {
 	ctx := r.Context()
@@ -174,7 +168,7 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request, c *charge) {
 	key := parseKey(r.Header[h.header], h.maxKeyLength)
 	types := r.Header["Content-Type"]
 	if key == "" || (types != nil && strings.HasPrefix(types[0], "application/grpc")) || (r.Header.WriteSubset(closed, h.harmless) != nil && hasAlias(h, r.Header)) {
-		withoutKey(h, w, r, types)
+		withoutKey(h, w, r, key, types)
 		return
 	}
 	body, rest, err := takeBody(h, r, c)
@@ -217,13 +211,14 @@ func serveDuplicate(ctx context.Context, h *handler, w http.ResponseWriter, r *h
 	}
 }
 
-// withoutKey serves a request without a valid key, or with an alias of its header, or gRPC.
-func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, types []string) {
+// withoutKey serves a request without a valid key, or with an alias of its header, or gRPC, which needs one where it is
+// required, but is not recorded.
+func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, key string, types []string) {
 	lines := r.Header[h.header]
 	alias := hasAlias(h, r.Header)
 	keyless := !alias && (len(lines) == 0 || (len(lines) == 1 && lines[0] == ""))
 	grpc := len(types) > 0 && strings.HasPrefix(types[0], "application/grpc")
-	if grpc || (keyless && (h.observe || !h.required)) {
+	if (grpc && ((key != "" && !alias) || !h.required)) || (keyless && (h.observe || !h.required)) {
 		h.next.ServeHTTP(w, r)
 		return
 	}
@@ -355,6 +350,9 @@ func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *sto
 	r = r.WithContext(context.WithValue(r.Context(), insideKey, true))
 	if r.ContentLength == 0 {
 		hideEmptyBody(r)
+	}
+	if r.Header["Connection"] != nil {
+		dropOffer(r)
 	}
 	h.next.ServeHTTP(w, r)
 }

@@ -39,6 +39,9 @@ func run(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request
 	if r.ContentLength == 0 {
 		hideEmptyBody(r)
 	}
+	if r.Header["Connection"] != nil {
+		dropOffer(r)
+	}
 	h.next.ServeHTTP(x, r)
 	if x.status == 0 { // net/http would answer so
 		x.WriteHeader(http.StatusOK)
