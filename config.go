@@ -55,6 +55,8 @@ type Config struct {
 
 	Redis RedisConfig `json:"redis,omitempty"`
 	Stats StatsConfig `json:"stats,omitempty"`
+
+	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // settings that there are not
 }
 
 // RedisConfig says where keys are kept. Without endpoints they live in this Traefik's memory.
@@ -79,6 +81,8 @@ type RedisConfig struct {
 	MaxActiveConns int `json:"maxActiveConns,omitempty"` // connections at the most; 0 = poolSize alone counts
 
 	WaitReplicas int `json:"waitReplicas,omitempty"` // that must have a claim before the request runs; 0 = none
+
+	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // settings that there are not
 }
 
 // TLSConfig says how connections to Redis are encrypted. They are if any of it is set, or an endpoint is rediss://.
@@ -90,6 +94,8 @@ type TLSConfig struct {
 	Key                string `json:"key,omitempty"`                // of the client
 	ServerName         string `json:"serverName,omitempty"`         // in the server's certificate; empty = host of the endpoint
 	InsecureSkipVerify bool   `json:"insecureSkipVerify,omitempty"` // take any certificate
+
+	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // settings that there are not
 }
 
 // SentinelConfig says how sentinels, which are at the endpoints then, know the master, and how to log in to them.
@@ -98,6 +104,8 @@ type SentinelConfig struct {
 	Username     string `json:"username,omitempty"`
 	Password     string `json:"password,omitempty"`
 	PasswordFile string `json:"passwordFile,omitempty"`
+
+	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // settings that there are not
 }
 
 // StatsConfig says where the statistics are shown, who may see them, and what is kept.
@@ -108,6 +116,8 @@ type StatsConfig struct {
 	Insecure     bool     `json:"insecure,omitempty"`     // no login
 	TTL          string   `json:"ttl,omitempty"`          // life of the statistics in Redis
 	MaxEndpoints int      `json:"maxEndpoints,omitempty"` // counted apart; the rest together
+
+	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // settings that there are not
 }
 
 // CreateConfig returns the defaults of everything but lists.
@@ -223,6 +233,7 @@ const longestTTL = 100 * 365 * 24 * time.Hour
 // settings returns the checked settings, a warning or "", and the first error, which wraps ErrConfig.
 func (c *Config) settings() (*settings, string, error) {
 	k := &check{}
+	k.unknown(c)
 	s := &settings{
 		header:          http.CanonicalHeaderKey(k.token("header", c.Header)),
 		ttl:             k.duration("ttl", c.TTL, time.Millisecond, longestTTL),
@@ -270,14 +281,14 @@ func (c *Config) settings() (*settings, string, error) {
 	if len(scope) == 1 && strings.EqualFold(scope[0], noScope) {
 		scope = nil
 	} else if len(scope) == 0 {
-		k.fail("scope", strings.Join(c.Scope, ","), scopeForm)
+		k.fail("scope", strings.Join(scope, ","), scopeForm)
 	}
 	for _, name := range k.tokens("scope", scope) {
 		switch {
 		case name == "Host":
 			s.scopeHost = true
 		case strings.EqualFold(name, noScope):
-			k.fail("scope", strings.Join(c.Scope, ","), scopeForm)
+			k.fail("scope", strings.Join(scope, ","), scopeForm)
 		default:
 			s.scope = append(s.scope, name)
 		}
@@ -503,7 +514,7 @@ func (k *check) duration(key, value string, least, most time.Duration) time.Dura
 // someOf refuses a list of blanks, as it comes from a variable that is not set. An empty one is meant to be.
 func (k *check) someOf(key string, values []string) {
 	if len(values) > 0 && len(list(values)) == 0 {
-		k.fail(key, strings.Join(values, ","), "a list with more in it than blanks")
+		k.fail(key, "", "a list with more in it than blanks")
 	}
 }
 

@@ -333,6 +333,9 @@ func describe(config reflect.Value, prefix string, do func(name, place string, f
 	for i := range config.NumField() {
 		field := config.Type().Field(i)
 		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		if name == "" { // what is left over when a configuration is decoded
+			continue
+		}
 		if field.Type.Kind() == reflect.Struct {
 			describe(config.Field(i), prefix+name+".", do)
 		} else {

@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/example/traefik-idem/e2e/internal/decode"
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 )
 
@@ -23,12 +25,12 @@ func TestSettingsThatHurtInSilenceAreRefused(t *testing.T) {
 		}{
 			{hosts.Settings{"scope": ""}, []string{`scope: ""`, "none"}},
 			{hosts.Settings{"scope": []any{}}, []string{`scope: ""`, "none"}},
-			{hosts.Settings{"scope": " , "}, []string{`scope: " , "`, "none"}},
+			{hosts.Settings{"scope": " , "}, []string{`scope: ""`, "none"}},
 			{hosts.Settings{"scope": []any{"Host", "none"}}, []string{`scope: "Host,none"`, "none"}},
-			{hosts.Settings{"methods": []any{" "}}, []string{`methods: " "`, "blanks"}},
-			{hosts.Settings{"endpoints": ","}, []string{`endpoints: ","`, "blanks"}},
+			{hosts.Settings{"methods": []any{" "}}, []string{`methods: ""`, "blanks"}},
+			{hosts.Settings{"endpoints": ","}, []string{`endpoints: ""`, "blanks"}},
 			{within("redis", "endpoints", []any{""}), []string{`redis.endpoints: ""`, "blanks"}},
-			{within("stats", "users", " "), []string{`stats.users: " "`, "blanks"}},
+			{within("stats", "users", " "), []string{`stats.users: ""`, "blanks"}},
 			{hosts.Settings{"endpoints": "POST /api/caf%C3%A9/"}, []string{`endpoints: "POST /api/caf%C3%A9/"`, "decoded"}},
 			{hosts.Settings{"replayHeader": "content-length"}, []string{`replayHeader: "content-length"`, "X-Request-ID"}},
 			{hosts.Settings{"replayHeader": "Set-Cookie"}, []string{`replayHeader: "Set-Cookie"`, "X-Request-ID"}},
@@ -87,5 +89,63 @@ func TestForeignHashes(t *testing.T) {
 		s.want(s.do(request), 401, "")
 		request.header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte("ops:$ecret$2y")))
 		s.want(s.do(request), 200, "")
+	})
+}
+
+// TestUnknownSettingsAreRefused: a slip of the pen is named, and what was probably meant.
+func TestUnknownSettingsAreRefused(t *testing.T) {
+	onEveryHost(t, func(t *testing.T, host hosts.Host) {
+		for label, want := range map[string]string{
+			"redis.endpoint=redis:6379":             "redis.endpoint: there is no such setting; the nearest that is allowed is redis.endpoints",
+			"onStorError=reject":                    "onStorError: there is no such setting; the nearest that is allowed is onStoreError",
+			"stats.user=ops:secret":                 "stats.user: there is no such setting; the nearest that is allowed is stats.users",
+			"redis.tls.caFile=/secret":              "redis.tls.caFile: there is no such setting; ",
+			"redis.tls.servername.x=1":              "",
+			"redis.tls.sever_name=secret":           "redis.tls.sever_name: there is no such setting; the nearest that is allowed is redis.tls.serverName",
+			"redis.sentinel.endpoints=secret":       "redis.sentinel.endpoints: there is no such setting; the nearest that is allowed is redis.endpoints",
+			"redis.sentinel.mastername2=secret":     "redis.sentinel.mastername2: there is no such setting; the nearest that is allowed is redis.sentinel.masterName",
+			"redisEndpoints=redis:6379":             "redisEndpoints: there is no such setting; the nearest that is allowed is redis.endpoints",
+			"redis_password=secret":                 "redis_password: there is no such setting; the nearest that is allowed is redis.password",
+			"redis.pasword=secret":                  "redis.pasword: there is no such setting; the nearest that is allowed is redis.password",
+			"passwordFile=secret":                   "passwordFile: there is no such setting; the nearest that is allowed is redis.passwordFile",
+			"tls.ca=secret":                         "tls: there is no such setting; the nearest that is allowed is redis.tls",
+			"redis.stats.path=/x":                   "redis.stats: there is no such setting; the nearest that is allowed is stats",
+			"max_ttl=1h":                            "max_ttl: there is no such setting; the nearest that is allowed is maxTTL",
+			"endpoint=POST /secret":                 "endpoint: there is no such setting; the nearest that is allowed is endpoints",
+			"stats.colour=secret":                   "stats.colour: there is no such setting; allowed: stats.path, stats.users, stats.usersFile, stats.insecure, stats.ttl, stats.maxEndpoints",
+			"redis.address=secret":                  "redis.address: there is no such setting; allowed: redis.endpoints, redis.username",
+			"rest=secret":                           "rest: there is no such setting; ",
+			"redis.rest.x=secret":                   "redis.rest: there is no such setting; ",
+			"REDIS.Endpoints=\nSTATS.insecure=true": "",
+		} {
+			refusal := host.Refusal(t, hosts.Settings(decode.Labels(label)))
+			if want == "" {
+				if strings.Contains(refusal, "no such setting") {
+					t.Errorf("%s: error %q", label, refusal)
+				}
+				continue
+			}
+			if !strings.Contains(refusal, "invalid configuration: "+want) || strings.Contains(refusal, "secret") {
+				t.Errorf("%s: error %q, want %q", label, refusal, want)
+			}
+		}
+	})
+}
+
+// TestUnknownSettingsInTOML is the same from a file in TOML, in a table of a table.
+func TestUnknownSettingsInTOML(t *testing.T) {
+	p := hosts.StartTraefik(t)
+	p.WriteFile(t, "unknown.test.toml", []byte(`
+[http.routers.unknown]
+  rule = "Host(`+"`unknown.test`"+`)"
+  service = "unknown"
+  middlewares = ["unknown"]
+[[http.services.unknown.loadBalancer.servers]]
+  url = "http://127.0.0.1:1"
+[http.middlewares.unknown.plugin.idem.redis.sentinel]
+  master = "secret"
+`))
+	until(t, "the middleware is refused", time.Minute, func() bool {
+		return strings.Contains(p.Logs(), "redis.sentinel.master: there is no such setting; the nearest that is allowed is redis.sentinel.masterName")
 	})
 }

@@ -1,0 +1,113 @@
+package idem
+
+import (
+	"fmt"
+	"reflect"
+	"sort"
+	"strings"
+)
+
+// unknown refuses settings that there are not. Traefik leaves them over when it decodes, and would say nothing: a slip of
+// the pen in redis.endpoints would have every Traefik keep its keys to itself. What they are set to may be a secret.
+func (k *check) unknown(c *Config) {
+	names := settingNames("", reflect.TypeOf(*c))
+	k.leftover("", c.Rest, names)
+	k.leftover("redis.", c.Redis.Rest, names)
+	k.leftover("redis.tls.", c.Redis.TLS.Rest, names)
+	k.leftover("redis.sentinel.", c.Redis.Sentinel.Rest, names)
+	k.leftover("stats.", c.Stats.Rest, names)
+}
+
+// leftover refuses the first of what was left over in a section, whose name ends with a dot, or is empty.
+func (k *check) leftover(section string, rest map[string]interface{}, names []string) {
+	var unknown []string
+	for name := range rest {
+		unknown = append(unknown, section+name)
+	}
+	if len(unknown) == 0 || k.err != nil {
+		return
+	}
+	sort.Strings(unknown)
+	near := nearest(unknown[0], names)
+	if near != "" {
+		k.err = fmt.Errorf("%w: %s: there is no such setting; the nearest that is allowed is %s", ErrConfig, unknown[0], near)
+		return
+	}
+	var allowed []string
+	for _, name := range names {
+		inside, within := strings.CutPrefix(name, section)
+		if within && !strings.Contains(inside, ".") {
+			allowed = append(allowed, name)
+		}
+	}
+	k.err = fmt.Errorf("%w: %s: there is no such setting; allowed: %s", ErrConfig, unknown[0], strings.Join(allowed, ", "))
+}
+
+// settingNames returns the names of all settings in a struct of them, and of the sections that it has.
+func settingNames(section string, settings reflect.Type) []string {
+	var names []string
+	for i := 0; i < settings.NumField(); i++ {
+		field := settings.Field(i)
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		if name == "" { // Rest
+			continue
+		}
+		names = append(names, section+name)
+		if field.Type.Kind() == reflect.Struct {
+			names = append(names, settingNames(section+name+".", field.Type)...)
+		}
+	}
+	return names
+}
+
+// nearest returns the name that was probably meant: a few letters differ, or it stands in another section. It is empty if
+// none is near.
+func nearest(unknown string, names []string) string {
+	best, leastEdits, leastWhole := "", len(letters(lastPart(unknown)))*2/3+1, 0
+	for _, name := range names {
+		whole := edits(letters(unknown), letters(name))
+		least := smaller(whole, edits(letters(lastPart(unknown)), letters(lastPart(name)))+1)
+		if least < leastEdits || (least == leastEdits && best != "" && whole < leastWhole) {
+			best, leastEdits, leastWhole = name, least, whole
+		}
+	}
+	return best
+}
+
+// lastPart is a setting's name within its section.
+func lastPart(name string) string {
+	return name[strings.LastIndex(name, ".")+1:]
+}
+
+// letters is a name without what people separate words with, and without case, which Traefik does not mind.
+func letters(name string) string {
+	return strings.ToLower(strings.NewReplacer(".", "", "_", "", "-", "", " ", "").Replace(name))
+}
+
+// edits counts the letters to be put in, taken out or exchanged to make one text of the other (Levenshtein's distance).
+func edits(from, to string) int {
+	row := make([]int, len(to)+1) // distances of from, as far as it has been read, to each beginning of to
+	for j := range row {
+		row[j] = j
+	}
+	for i := 0; i < len(from); i++ {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := 0; j < len(to); j++ {
+			least := diagonal
+			if from[i] != to[j] {
+				least = smaller(diagonal, smaller(row[j], row[j+1])) + 1
+			}
+			diagonal = row[j+1]
+			row[j+1] = least
+		}
+	}
+	return row[len(to)]
+}
+
+func smaller(a, b int) int {
+	if a < b {
+		return a
+	}
+	return b
+}
