@@ -31,6 +31,7 @@ type Config struct {
 
 	MaxKeyLength int      `json:"maxKeyLength,omitempty"` // characters, 1..255
 	Scope        []string `json:"scope,omitempty"`        // request headers that set callers apart; default Host, Authorization; "none" alone = none
+	OnInvalidKey string   `json:"onInvalidKey,omitempty"` // a key that cannot be used: reject, ignore
 	OnMismatch   string   `json:"onMismatch,omitempty"`   // same key, other request: reject, replay
 
 	InFlight        string `json:"inFlight,omitempty"`        // duplicate of a running request: wait, reject
@@ -128,6 +129,7 @@ func CreateConfig() *Config {
 		MaxTTL:               "60s",
 		Mode:                 "enforce",
 		MaxKeyLength:         128,
+		OnInvalidKey:         "reject",
 		OnMismatch:           "reject",
 		InFlight:             "wait",
 		InFlightTimeout:      "10s",
@@ -188,6 +190,7 @@ type settings struct {
 	required        bool
 	observe         bool
 	maxKeyLength    int
+	ignoreInvalid   bool     // a key that is not valid is no key
 	scopeHost       bool     // Host is in scope
 	scope           []string // canonical, without Host
 	scopeFirst      string   // of scope; empty for none
@@ -240,6 +243,7 @@ func (c *Config) settings() (*settings, string, error) {
 		required:        c.Required,
 		observe:         k.oneOf("mode", c.Mode, "enforce", "observe") == "observe",
 		maxKeyLength:    int(k.number("maxKeyLength", int64(c.MaxKeyLength), 1, 255)),
+		ignoreInvalid:   k.oneOf("onInvalidKey", c.OnInvalidKey, "reject", "ignore") == "ignore",
 		rejectMismatch:  k.oneOf("onMismatch", c.OnMismatch, "reject", "replay") == "reject",
 		wait:            k.oneOf("inFlight", c.InFlight, "wait", "reject") == "wait",
 		inFlightTimeout: k.duration("inFlightTimeout", c.InFlightTimeout, time.Millisecond, time.Hour),

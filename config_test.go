@@ -70,6 +70,7 @@ func TestBadSettings(t *testing.T) {
 		{"redis.endpoints", "", "blanks", func(c *Config) { c.Redis.Endpoints = []string{" "} }},
 		{"stats.users", "", "blanks", func(c *Config) { c.Stats.Users = []string{"", ""} }},
 		{"scope", "a:b", "header name", func(c *Config) { c.Scope = []string{"a:b"} }},
+		{"onInvalidKey", "replay", "reject, ignore", func(c *Config) { c.OnInvalidKey = "replay" }},
 		{"onMismatch", "ignore", "reject, replay", func(c *Config) { c.OnMismatch = "ignore" }},
 		{"inFlight", "queue", "wait, reject", func(c *Config) { c.InFlight = "queue" }},
 		{"inFlightTimeout", "2h", "from 1ms to 1h", func(c *Config) { c.InFlightTimeout = "2h" }},

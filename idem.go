@@ -216,7 +216,7 @@ func serveDuplicate(ctx context.Context, h *handler, w http.ResponseWriter, r *h
 func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, key string, types []string) {
 	lines := r.Header[h.header]
 	alias := hasAlias(h, r.Header)
-	keyless := !alias && (len(lines) == 0 || (len(lines) == 1 && lines[0] == ""))
+	keyless := !alias && ((key == "" && h.ignoreInvalid) || len(lines) == 0 || (len(lines) == 1 && lines[0] == ""))
 	grpc := len(types) > 0 && strings.HasPrefix(types[0], "application/grpc")
 	if (grpc && ((key != "" && !alias) || !h.required)) || (keyless && (h.observe || !h.required)) {
 		h.next.ServeHTTP(w, r)
