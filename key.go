@@ -47,15 +47,8 @@ func unquote(text string) string {
 
 // newLease returns the lease that r, with this key, these lines of Content-Type and this body, asks for. The lease's Key
 // names r's key in a store: the SHA-256 over everything that must not be shared, each part quoted, so that no part can be
-// shifted into another. Its Fingerprint is the SHA-256 over query string, Content-Type and body.
+// shifted into another; also what middlewares above say of the path before they changed it.
 func newLease(h *handler, r *http.Request, key string, types []string, body []byte) *store.Lease {
-	var same []byte
-	if len(body) > smallBody {
-		same = sumLarge(r, types, body)
-	} else {
-		sum := sha256.Sum256(fmt.Appendf(nil, "%q%q%s", r.URL.RawQuery, types, body))
-		same = sum[:]
-	}
 	host := ""
 	if h.scopeHost {
 		host = strings.ToLower(r.Host)
@@ -64,20 +57,15 @@ func newLease(h *handler, r *http.Request, key string, types []string, body []by
 	if len(h.scope) > 1 {
 		parts = appendScope(parts, r.Header, h.scope[1:])
 	}
+	if r.Header["X-Forwarded-Prefix"] != nil || r.Header["X-Replaced-Path"] != nil {
+		parts = fmt.Appendf(parts, "path%q%q", r.Header["X-Forwarded-Prefix"], r.Header["X-Replaced-Path"])
+	}
 	identity := sha256.Sum256(parts)
 	return &store.Lease{
 		Key:         string(identity[:]),
-		Fingerprint: string(same),
+		Fingerprint: string(fingerprint(h, r, types, body)),
 		Owner:       processToken + strconv.FormatInt(ownerCount.Add(1), 36),
 	}
-}
-
-// sumLarge is the same sum without a copy of body.
-func sumLarge(r *http.Request, types []string, body []byte) []byte {
-	sum := sha256.New()
-	fmt.Fprintf(sum, "%q%q", r.URL.RawQuery, types)
-	sum.Write(body)
-	return sum.Sum(nil)
 }
 
 // appendScope adds the values of further headers that set callers apart.

@@ -200,6 +200,21 @@ func (p *Process) Serve(t testing.TB, backend string, chain ...Settings) *Site {
 	return site
 }
 
+// ServeAs adds a site to the Traefik of all tests. The dynamic configuration is the caller's own: YAML, in which NAME stands
+// for the site's name and ROUTER for that of the router that has to be there.
+func ServeAs(t testing.TB, dynamic string) *Site {
+	t.Helper()
+	host, _ := Traefik.(*traefikHost)
+	p, name := host.shared(t), newName()
+	logs := p.logs.fromHere()
+	text := strings.NewReplacer("NAME", name, "ROUTER", routerOf(name)).Replace(dynamic)
+	p.WriteFile(t, name+".yml", []byte(text))
+	t.Cleanup(func() { p.remove(name) })
+	site := p.Site(t, name)
+	site.logs = logs
+	return site
+}
+
 // Site waits until the site called name, whose configuration was written, is served.
 func (p *Process) Site(t testing.TB, name string) *Site {
 	t.Helper()
