@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/example/traefik-idem/store"
@@ -42,6 +43,9 @@ type execution struct {
 	client context.Context
 	cancel context.CancelFunc // of the upstream call, with detach
 	missed time.Time          // when care first saw that the client has gone
+
+	renewal  atomic.Int32 // how the last renewal of the lease ended
+	renewing atomic.Bool  // one is under way
 
 	// What Traefik's transport reported, from its own goroutines. A locked one has happened; see run.
 	sought          expvar.String // a connection to a backend was asked for

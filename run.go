@@ -2,6 +2,7 @@ package idem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/example/traefik-idem/redisclient"
 	"github.com/example/traefik-idem/store"
 )
 
@@ -154,21 +156,27 @@ type care struct {
 
 	awake atomic.Bool // a look is to come. Who adds to runs reads it afterwards; who clears it reads runs afterwards
 
-	// renewed is when leases were last renewed. look uses it without a lock, as it does execution.missed: the next look
-	// begins when one has ended.
-	renewed time.Time
+	// What follows look and again use without a lock, as they do execution.missed: the next look begins when one has ended.
+	renewed time.Time // leases were last renewed then
+	unhook  func()    // ends what has leases renewed when Redis is back; nil if nothing does
 }
 
-// newCare returns the care of h. Leases are renewed three times in their life. A client's absence is noticed within an
-// eighth of detachTimeout, at most a quarter of a second.
+// States of execution.renewal.
+const (
+	notRenewed int32 = iota // yet
+	renewedLast
+	notRenewedLast
+)
+
+// newCare returns the care of h. Leases are renewed three times in their life. A renewal that failed is tried again, and a
+// client's absence noticed, at the next look.
 func newCare(h *handler) *care {
-	c := &care{h: h, period: h.lease / 3}
-	if h.detach {
-		for _, period := range []time.Duration{h.detachTimeout / 8, time.Second / 4} {
-			if period < c.period {
-				c.period = period
-			}
-		}
+	c := &care{h: h, period: h.lease / 12}
+	if c.period > time.Second/4 {
+		c.period = time.Second / 4
+	}
+	if h.detach && h.detachTimeout/8 < c.period {
+		c.period = h.detachTimeout / 8
 	}
 	// A timer made anew at each look would have, under Yaegi, the variables of the last look as its own, and so those of
 	// all looks before.
@@ -204,8 +212,11 @@ func (c *care) look() {
 	if due {
 		c.renewed = now
 	}
+	if c.unhook == nil && c.h.keys.redis != nil {
+		c.unhook = redisclient.WhenBack(c.h.keys.redis, c.renewAll)
+	}
 	for _, x := range running(c) {
-		if due {
+		if due || overdue(x) {
 			go renew(x)
 		}
 		if x.cancel != nil {
@@ -220,6 +231,10 @@ func (c *care) again() {
 		log.Printf("level=error msg=\"looking after running requests failed\" cause=%q", p)
 	}
 	if len(running(c)) == 0 {
+		if c.unhook != nil {
+			c.unhook()
+			c.unhook = nil
+		}
 		c.awake.Store(false)
 		if len(running(c)) > 0 { // one came in between, and may have seen it still awake
 			wakeCare(c)
@@ -229,11 +244,33 @@ func (c *care) again() {
 	c.timer.Reset(c.period)
 }
 
-// renew makes the lease of x last. A renewal that overtakes the end of the run does no harm: it is fenced.
+// overdue tells whether Redis may not have the lease of x, or not for long.
+func overdue(x *execution) bool {
+	state := x.renewal.Load()
+	return state == notRenewedLast || (state == notRenewed && x.lease.Degraded)
+}
+
+// renewAll renews all leases as soon as Redis is back. It may have lost them.
+func (c *care) renewAll() {
+	for _, x := range running(c) {
+		go renew(x)
+	}
+}
+
+// renew makes the lease of x last, unless the last renewal still waits for its reply.
 func renew(x *execution) {
 	defer recovered("renewing a lease")
+	if !x.renewing.CompareAndSwap(false, true) {
+		return
+	}
+	defer x.renewing.Store(false)
 	_, err := renewKey(x.h.keys, x.lease, x.h.lease)
-	if err != nil {
+	if err == nil {
+		x.renewal.Store(renewedLast)
+		return
+	}
+	known := x.renewal.Swap(notRenewedLast) == notRenewedLast
+	if !known && !(x.lease.Degraded && errors.Is(err, redisclient.ErrDown)) { // else it was said before
 		storeFailed(x.h, "a lease could not be renewed", err)
 	}
 }

@@ -80,23 +80,20 @@ func claimInMemory(t *tiers, l *store.Lease, err error) (*store.Held, error) {
 	return held, nil
 }
 
-// renewKey makes the lease last d from now; false if it is lost. A key that was claimed in memory while Redis was away is
-// claimed there as soon as it is back.
+// renewKey makes the lease last d from now; false if somebody else has the key. A key that Redis does not have is claimed
+// there: one that was claimed in memory while Redis was away, or that Redis lost.
 func renewKey(t *tiers, l *store.Lease, d time.Duration) (bool, error) {
 	if t.redis == nil {
 		return true, nil
 	}
+	if store.StateOf(t.memory, l) != store.Running { // it has ended
+		return false, nil
+	}
 	kept, err := redisclient.Renew(t.redis, l, d)
-	if !l.Degraded || kept {
-		return kept, err
+	if store.StateOf(t.memory, l) == store.Free { // it was released meanwhile, and perhaps before it was renewed
+		redisclient.Later(t.redis, l, "", longestLease)
 	}
-	if err == nil {
-		_, err = redisclient.Claim(t.redis, l, d)
-	}
-	if errors.Is(err, redisclient.ErrDown) { // which is why the lease is in memory
-		err = nil
-	}
-	return true, err
+	return kept, err
 }
 
 // finishKey replaces the lease by a finished record for ttl; false if the lease is lost.
@@ -116,7 +113,7 @@ func finishShared(t *tiers, l *store.Lease, record string, ttl time.Duration) (b
 	kept, err := redisclient.Finish(t.redis, l, record, ttl)
 	switch {
 	case err != nil:
-		finishAlone(t, l, record, ttl, err)
+		finishAlone(t, l, record, ttl)
 	case kept && t.cache:
 		store.Finish(t.memory, l, record, ttl, false)
 	default:
@@ -125,39 +122,37 @@ func finishShared(t *tiers, l *store.Lease, record string, ttl time.Duration) (b
 	return kept, err
 }
 
-// finishAlone keeps in memory what Redis failed to take with err, so that this process at least answers its duplicates
-// right, and has it written to Redis when that is back. A key may be gone because Redis could not be told in time that its
-// request goes on; else its lease has ended, and who has lost a lease changes nothing.
-func finishAlone(t *tiers, l *store.Lease, record string, ttl time.Duration, err error) {
+// finishAlone keeps in memory what Redis failed to take, so that this process at least answers its duplicates right, and has
+// it written to Redis when that is back.
+func finishAlone(t *tiers, l *store.Lease, record string, ttl time.Duration) {
 	store.Finish(t.memory, l, record, ttl, true)
-	if !errors.Is(err, redisclient.ErrGone) || t.redis.Failed() {
-		redisclient.Later(t.redis, l, record, ttl)
-	}
+	redisclient.Later(t.redis, l, record, ttl)
 }
 
-// releaseKey makes the key free; false if the lease is lost.
+// releaseKey makes the key free; false if the lease is lost. Memory is told first, so that a renewal that Redis gets after
+// the release is known for that: see renewKey.
 func releaseKey(t *tiers, l *store.Lease) (bool, error) {
+	free := store.Release(t.memory, l)
 	if t.redis == nil {
-		return store.Release(t.memory, l), nil
+		return free, nil
 	}
 	if l.Degraded {
-		return releaseDegraded(t, l), nil
+		releaseDegraded(t, l)
+		return free, nil
 	}
 	free, err := redisclient.Release(t.redis, l)
-	store.Release(t.memory, l)
 	if err != nil {
 		redisclient.Later(t.redis, l, "", longestLease)
 	}
 	return free, err
 }
 
-// releaseDegraded is releaseKey for a lease that was taken in memory while Redis was away. Redis may have it all the same:
-// since only the reply was lost, or since it was renewed there.
-func releaseDegraded(t *tiers, l *store.Lease) bool {
+// releaseDegraded has Redis told, if need be, of the end of a lease that was taken in memory while Redis was away. Redis may
+// have it all the same: since only the reply was lost, or since it was renewed there.
+func releaseDegraded(t *tiers, l *store.Lease) {
 	if l.Doubtful || t.redis.Trouble.Load() == 0 {
 		redisclient.Later(t.redis, l, "", longestLease)
 	}
-	return store.Release(t.memory, l)
 }
 
 // waitForKey returns when it is worth while to claim a running key again, or when ctx is over. attempt counts the calls

@@ -41,11 +41,7 @@ func tiersSubject(k *tiers) storetest.Subject {
 		Claim: func(l *store.Lease, d time.Duration) (*store.Held, error) { return claimKey(k, l, d) },
 		Renew: func(l *store.Lease, d time.Duration) (bool, error) { return renewKey(k, l, d) },
 		Finish: func(l *store.Lease, record string, ttl time.Duration) (bool, error) {
-			kept, err := finishKey(k, l, record, ttl)
-			if errors.Is(err, redisclient.ErrGone) { // a lost lease, told more exactly
-				err = nil
-			}
-			return kept, err
+			return finishKey(k, l, record, ttl)
 		},
 		Release: func(l *store.Lease) (bool, error) { return releaseKey(k, l) },
 	}

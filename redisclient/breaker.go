@@ -67,10 +67,35 @@ type plight struct {
 	mu    sync.Mutex // guards everything below
 	cause error      // why a server was not fine, of the last one
 	probe string     // key that probes may write
+
+	hooks map[int64]func() // called when a server is back
+	hook  int64            // number of the last one
 }
 
 func newPlight() *plight {
-	return &plight{backlog: backlog{debts: list.New()}}
+	return &plight{backlog: backlog{debts: list.New()}, hooks: map[int64]func(){}}
+}
+
+// WhenBack has f called, in a goroutine of its own, each time that a server with keys does again what they need, until
+// unhook is called.
+func WhenBack(k *Keys, f func()) (unhook func()) {
+	p := k.client.plight
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.hook++
+	number := p.hook
+	p.hooks[number] = f
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.hooks, number)
+	}
+}
+
+// callHook calls one of those who want to know that a server is back.
+func callHook(f func()) {
+	defer recovered("telling that Redis is back")
+	f()
 }
 
 func (p *plight) setProbe(key string) {
@@ -145,6 +170,9 @@ func become(c *Client, state int32, cause error) {
 		p.outages.Add(1)
 	case before != fine && state == fine:
 		p.servers.Add(-1)
+		for _, f := range p.hooks {
+			go callHook(f)
+		}
 	}
 	if cause != nil {
 		p.cause = cause

@@ -26,22 +26,25 @@ if v == ARGV[1] then return false end
 return redis.call('PTTL', KEYS[1]) .. ' ' .. v`)
 
 	// finish: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody else has
-	// the key, 2 if nobody has. If there is no room for it, the claim stays for as long, so that nobody else runs the
-	// request again.
+	// the key. That nobody has it is no reason not to keep it: the request ran. If there is no room for it, the claim stays
+	// for as long, so that nobody else runs the request again.
 	finishScript = newScript(':', 3, `
 local v = redis.call('GET', KEYS[1])
-if v == ARGV[1] then
+if not v or v == ARGV[1] then
   local r = redis.pcall('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
   if r.err then redis.call('PEXPIRE', KEYS[1], ARGV[3]) return r end
   return 1
 end
-if v == ARGV[2] then return 1 end
-return v and 0 or 2`)
+return v == ARGV[2] and 1 or 0`)
 
-	// renew: ARGV = the running record, the lease in ms. 1 if the lease goes on, 0 if it is lost.
+	// renew: ARGV = the running record, the lease in ms. 1 if the lease goes on, also if it was gone: then it is claimed
+	// again; 0 if somebody else has the key. PEXPIRE needs no room.
 	renewScript = newScript(':', 2, `
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return 0`)
+local v = redis.call('GET', KEYS[1])
+if v == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+if v then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1`)
 
 	// release: ARGV = the running record. 1 if the key is free now, 0 if the lease was lost.
 	releaseScript = newScript(':', 1, `
@@ -107,11 +110,6 @@ func (k *Keys) Outage() int64 {
 	return k.client.plight.outages.Load()
 }
 
-// Failed tells whether there has been an outage.
-func (k *Keys) Failed() bool {
-	return k.client.plight.outages.Load() > 0
-}
-
 // NewClusterKeys is NewKeys for a cluster.
 func NewClusterKeys(cluster *Cluster, keyPrefix string, times ...time.Duration) *Keys {
 	k := NewKeys(cluster.front, keyPrefix, times...)
@@ -147,25 +145,18 @@ func WasFree(err error) bool {
 	return errors.Is(err, ErrReplicas)
 }
 
-// Renew makes the lease last d from now; false if it is lost.
+// Renew makes the lease last d from now, and claims the key again if nobody has it any more; false if somebody else has it.
 func Renew(k *Keys, l *store.Lease, d time.Duration) (bool, error) {
 	cmd := &command{}
 	step(k, renewScript, l, cmd, argument(k, d))
 	return cmd.line == oneLine, cmd.err
 }
 
-// ErrGone is the error for a lease that ended without anybody having taken the key: Redis was restarted or had no room.
-var ErrGone = errors.New("the key is gone from Redis, though its lease was renewed")
-
-// Finish replaces the lease by record for ttl; false, and nothing is changed, if the lease is lost, with ErrGone if nobody
-// else has it.
+// Finish replaces the lease by record for ttl; false, and nothing is changed, if somebody else has the key.
 func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
 	cmd := new(command)
 	// The brackets spare two copies of the record: strings are put together two at a time.
 	step(k, finishScript, l, cmd, "$"+strconv.Itoa(len(record))+"\r\n"+(record+("\r\n"+argument(k, ttl))))
-	if cmd.err == nil && cmd.line == ":2\r\n" {
-		cmd.err = ErrGone
-	}
 	return cmd.line == oneLine, cmd.err
 }
 

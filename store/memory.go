@@ -186,6 +186,20 @@ func Lookup(m *Memory, l *Lease) *Held {
 	return describe(m, l)
 }
 
+// StateOf tells what has become of l: Running until it ends, the state of its record when that is kept, and Free if it was
+// released, never had the key, or is forgotten.
+func StateOf(m *Memory, l *Lease) State {
+	m.lock()
+	defer m.unlock()
+	switch {
+	case m.entries[l.Key] != l:
+		return Free
+	case l.record == "":
+		return Running
+	}
+	return State(l.record[len(magic)])
+}
+
 // describe tells who has the key of l, or returns nil if nobody has it. An expired entry is dropped; a finished one stays
 // in its queue until it is swept.
 func describe(m *Memory, l *Lease) *Held {

@@ -246,17 +246,24 @@ func (l *life) holds(r *request) bool {
 	return f != nil && f.holder == r
 }
 
+// mayHold tells whether r may go on: since its lease is not over, or since nobody has taken the key from it in a store that
+// may lose leases.
+func (l *life) mayHold(r *request) bool {
+	return l.holds(r) || (r.process.Renew != nil && l.current(l.shared, r.Key) == nil)
+}
+
 func (l *life) renew(r *request) {
 	if r.process.Renew == nil {
 		return
 	}
 	d := l.duration()
+	goesOn := l.mayHold(r) && (!l.world.Remembers || r.process.runs[r.Key] == r)
 	kept, err := r.process.Renew(&r.Lease, d)
 	l.tell("%s: %s renews its lease on %s for %s: %t", r.process.name, r.Owner, r.Key, d, kept)
 	l.expect(err == nil, "renew: %v", err)
-	l.expect(kept == l.holds(r), "rule 3: it holds the key: %t", l.holds(r))
+	l.expect(kept == goesOn, "rule 3: it may go on: %t", goesOn)
 	if kept {
-		l.shared[r.Key].until = l.now + d
+		l.shared[r.Key] = &fact{holder: r, rec: store.Held{State: store.Running, Fingerprint: r.Fingerprint}, until: l.now + d}
 	}
 }
 
@@ -283,21 +290,21 @@ func (l *life) finish(r *request) {
 	}[l.random.Intn(3)]
 	rec, err := store.Decode(record)
 	l.expect(err == nil, "decode: %v", err)
-	free := l.current(l.shared, r.Key) == nil
+	may := l.mayHold(r)
 	kept, err := r.process.Finish(&r.Lease, record, ttl)
 	l.tell("%s: %s finishes %s for %s with %q %+v: %t", r.process.name, r.Owner, r.Key, ttl, rec.State, rec.Answer, kept)
 	l.expect(err == nil, "finish: %v", err)
 	// A record has no owner: of two requests with the same end, each finds its own.
 	f := l.current(l.shared, r.Key)
 	same := f != nil && f.holder == nil && rec.State == store.Unknown && f.rec.State == rec.State && f.rec.Fingerprint == rec.Fingerprint
-	l.expect(kept == l.holds(r) || same, "rule 3: it holds the key: %t", l.holds(r))
+	l.expect(kept == may || same, "rule 3: it may hold the key: %t", may)
 	known := &fact{rec: *rec, until: l.now + ttl}
-	if l.holds(r) {
+	if may {
 		l.shared[r.Key] = known
 	}
 	if r.process.runs[r.Key] == r {
 		delete(r.process.runs, r.Key)
-		if kept || free {
+		if kept {
 			r.process.known[r.Key] = known
 		}
 	}

@@ -4,7 +4,6 @@ package storetest
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -21,7 +20,7 @@ import (
 // Subject is an empty store under test: the steps of a key's life as package store tells of them.
 type Subject struct {
 	Claim   func(l *store.Lease, d time.Duration) (*store.Held, error) // nil: the lease has the key
-	Renew   func(l *store.Lease, d time.Duration) (bool, error)        // nil for a store that dies with its owners
+	Renew   func(l *store.Lease, d time.Duration) (bool, error)        // nil for a store that dies with its owners, and loses no lease
 	Finish  func(l *store.Lease, record string, ttl time.Duration) (bool, error)
 	Release func(l *store.Lease) (bool, error)
 	Wait    func(ctx context.Context, key string, attempt int) // returns when it is worth while to claim again
@@ -47,11 +46,7 @@ func Redis(k *redisclient.Keys, pass func(d time.Duration)) Subject {
 		Claim: func(l *store.Lease, d time.Duration) (*store.Held, error) { return redisclient.Claim(k, l, d) },
 		Renew: func(l *store.Lease, d time.Duration) (bool, error) { return redisclient.Renew(k, l, d) },
 		Finish: func(l *store.Lease, record string, ttl time.Duration) (bool, error) {
-			kept, err := redisclient.Finish(k, l, record, ttl)
-			if errors.Is(err, redisclient.ErrGone) { // a lost lease, told more exactly
-				err = nil
-			}
-			return kept, err
+			return redisclient.Finish(k, l, record, ttl)
 		},
 		Release: func(l *store.Lease) (bool, error) { return redisclient.Release(k, l) },
 		Wait:    func(ctx context.Context, _ string, attempt int) { store.Poll(ctx, attempt) },
@@ -147,10 +142,33 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 		{"a lease ends, and its owner changes nothing any more", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), short)
 			s.Pass(short)
-			fenced(t, s, lease("k", "a"))
+			if s.Renew == nil {
+				fenced(t, s, lease("k", "a"))
+			}
 			claimed(t, claim(t, s, lease("k", "b"), long))
 			fenced(t, s, lease("k", "a"))
 			claimed(t, claim(t, s, lease("k", "b"), long))
+		}},
+		{"a lease that is gone is claimed again if nobody has it", func(t *testing.T, s Subject) {
+			if s.Renew == nil {
+				return
+			}
+			claim(t, s, lease("k", "a"), short)
+			s.Pass(short)
+			want(t, "renew", true, func() (bool, error) { return s.Renew(lease("k", "a"), long) })
+			wantState(t, claim(t, s, lease("k", "b"), long), store.Running)
+			fenced(t, s, lease("k", "b"))
+			finish(t, s, lease("k", "a"), done("yes"), true)
+			wantState(t, claim(t, s, lease("k", "b"), long), store.Done)
+		}},
+		{"a request that ends when its lease is gone is kept if nobody has it", func(t *testing.T, s Subject) {
+			if s.Renew == nil {
+				return
+			}
+			claim(t, s, lease("k", "a"), short)
+			s.Pass(short)
+			finish(t, s, lease("k", "a"), done("yes"), true)
+			wantState(t, claim(t, s, lease("k", "b"), long), store.Done)
 		}},
 		{"a finished key is not taken back by its owner", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
