@@ -5,7 +5,7 @@ TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
 OLDEST := .build/traefik-3.0.0
 NEW_REDIS := $(CURDIR)/.build/redis-of-debian
 # Yaegi itself has races, and these tests have no part of their own for the compiled plugin.
-NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared|Versions|Linearizable|Soak|Example|ModuleMoves
+NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared|Versions|Linearizable|Since37|Soak|Example|ModuleMoves
 FUZZTIME ?= 30s
 SOAK ?= 10m
 MODULE := $(shell sed -n 's/^module //p' go.mod)
