@@ -76,22 +76,22 @@ func (h *handler) openShared(ctx context.Context) {
 	}
 	// A middleware without a cache must not find what another one has cached.
 	memoryID := fmt.Sprintf("memory %t %s", h.localCacheBytes > 0 || h.redis.Address == "", id)
-	newMemory := func() closer { return store.NewMemory(limit) }
+	newMemory := func() resource { return store.NewMemory(limit) }
 	memory, _ := shared.get(ctx, memoryID, newMemory).(*store.Memory)
 	memory.SetLimit(limit)
 	h.keys = &tiers{memory: memory, cache: h.localCacheBytes > 0, fallback: h.onStoreError == "degrade"}
-	newCollector := func() closer { return stats.New(stats.NewProcess(memory), h.statsLimits) }
+	newCollector := func() resource { return stats.New(stats.NewProcess(memory), h.statsLimits) }
 	switch {
 	case h.redis.Cluster && h.redis.Address != "":
-		newCluster := func() closer { return redisclient.NewCluster(h.redis) }
+		newCluster := func() resource { return redisclient.NewCluster(h.redis) }
 		cluster, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.redis), newCluster).(*redisclient.Cluster)
 		h.keys.redis = redisclient.NewClusterKeys(cluster, h.keyPrefix, h.lease, h.ttl)
-		newCollector = func() closer { return stats.New(redisclient.NewClusterStats(cluster, h.keyPrefix), h.statsLimits) }
+		newCollector = func() resource { return stats.New(redisclient.NewClusterStats(cluster, h.keyPrefix), h.statsLimits) }
 	case h.redis.Address != "":
-		newClient := func() closer { return redisclient.New(h.redis) }
+		newClient := func() resource { return redisclient.New(h.redis) }
 		client, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.redis), newClient).(*redisclient.Client)
 		h.keys.redis = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)
-		newCollector = func() closer { return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits) }
+		newCollector = func() resource { return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits) }
 	}
 	h.stats, _ = shared.get(ctx, "stats "+id, newCollector).(*stats.Collector)
 	h.first = h.stats.Counts[stats.First]

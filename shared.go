@@ -14,25 +14,29 @@ const graceTime = 10 * time.Second
 // registry holds what must outlive a handler, under a name that says what makes it the same: stores in memory, and
 // connections to Redis.
 type registry struct {
+	grace time.Duration
+
 	mu    sync.Mutex // guards items and the fields of every item
 	items map[string]*item
 }
 
 type item struct {
-	value closer
+	value resource
 	users int
 	end   *time.Timer // set while there are no users
 }
 
-type closer interface {
+// resource is what handlers share.
+type resource interface {
+	Idle() bool // it holds nothing that has to outlive its users
 	Close()
 }
 
 // shared is the registry of all handlers in this process.
-var shared = &registry{items: map[string]*item{}}
+var shared = &registry{grace: graceTime, items: map[string]*item{}}
 
 // get returns what is registered under name, or what build returns, and counts one user until ctx is over.
-func (r *registry) get(ctx context.Context, name string, build func() closer) closer {
+func (r *registry) get(ctx context.Context, name string, build func() resource) resource {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	it := r.items[name]
@@ -64,16 +68,21 @@ func (u *use) end() {
 	defer u.registry.mu.Unlock()
 	u.item.users--
 	if u.item.users == 0 {
-		u.item.end = time.AfterFunc(graceTime, u.free)
+		u.item.end = time.AfterFunc(u.registry.grace, u.free)
 	}
 }
 
-// free closes what nobody has used again within the grace time.
+// free closes what nobody has used again within the grace time, unless it holds what a middleware that comes back has to
+// know. Then it looks again later.
 func (u *use) free() {
 	defer recovered("freeing a shared resource")
 	u.registry.mu.Lock()
 	defer u.registry.mu.Unlock()
-	if u.item.users == 0 && u.registry.items[u.name] == u.item {
+	switch {
+	case u.item.users > 0 || u.registry.items[u.name] != u.item:
+	case !u.item.value.Idle():
+		u.item.end.Reset(u.registry.grace)
+	default:
 		delete(u.registry.items, u.name)
 		u.item.value.Close()
 	}

@@ -124,6 +124,9 @@ func New(opts Options) *Client {
 	return c
 }
 
+// Idle tells that nobody needs a client without users.
+func (c *Client) Idle() bool { return true }
+
 // Close closes idle connections now, and busy ones when their commands are done. Who still has something to send can do
 // so, over a connection that lasts no longer: a request may outlive the configuration that it came under.
 func (c *Client) Close() {

@@ -51,6 +51,9 @@ func NewCluster(opts Options) *Cluster {
 	return c
 }
 
+// Idle tells that nobody needs a cluster without users.
+func (c *Cluster) Idle() bool { return true }
+
 // Close closes the connections to all nodes, as Client.Close does.
 func (c *Cluster) Close() {
 	c.mu.Lock()

@@ -118,6 +118,9 @@ func (c *Collector) SetLimits(limits Limits) {
 	c.limits = limits
 }
 
+// Idle tells that nobody needs a collector without users.
+func (c *Collector) Idle() bool { return true }
+
 // Close flushes once more, without waiting for it, and ends the flushing.
 func (c *Collector) Close() {
 	c.mu.Lock()

@@ -110,6 +110,13 @@ func (m *Memory) SetLimit(limit int64) {
 	setAside(limit)
 }
 
+// Idle tells that there is no record, running or finished.
+func (m *Memory) Idle() bool {
+	m.lock()
+	defer m.unlock()
+	return len(m.entries) == 0
+}
+
 // Close frees what is finished. Requests that still run may come to their end, and are known to their duplicates.
 func (m *Memory) Close() {
 	m.lock()

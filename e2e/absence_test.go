@@ -1,0 +1,136 @@
+package e2e
+
+// What a middleware knows when it comes back after a while, or after its settings have changed.
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/example/traefik-idem/e2e/internal/hosts"
+	"github.com/example/traefik-idem/e2e/internal/redistest"
+)
+
+// absence is longer than what is shared outlives its last user.
+const absence = 12 * time.Second
+
+// changeable is a site whose middleware comes and goes.
+type changeable struct {
+	*site
+	remove func()
+	put    func(settings hosts.Settings) // in place of the one that is there, as at a reload
+}
+
+// onEveryHostThatReloads runs test in parallel on every host, with a site before a backend that is slowFirst.
+func onEveryHostThatReloads(t *testing.T, test func(t *testing.T, s *changeable, arrived chan struct{}, proceed chan struct{})) {
+	t.Helper()
+	builders := hosts.Builders(t)
+	for _, host := range []hosts.Host{hosts.Compiled, hosts.Yaegi} {
+		t.Run(host.String(), func(t *testing.T) {
+			t.Parallel()
+			arrived, proceed := make(chan struct{}, 1), make(chan struct{})
+			b := newBackend(t, slowFirst(arrived, proceed))
+			logs := host.Serve(t, b.URL).Logs
+			test(t, inThisProcess(t, builders[host.String()], b, logs), arrived, proceed)
+		})
+	}
+	t.Run("traefik", func(t *testing.T) {
+		t.Parallel()
+		arrived, proceed := make(chan struct{}, 1), make(chan struct{})
+		b := newBackend(t, slowFirst(arrived, proceed))
+		p, name := hosts.StartTraefik(t), "absence.test"
+		s := &changeable{}
+		length := 100
+		s.put = func(settings hosts.Settings) {
+			length++ // by which the new configuration is known
+			settings["maxKeyLength"] = length
+			p.Write(t, name, hosts.Dynamic(name, b.URL, settings))
+			if s.site == nil {
+				s.site = siteOf(t, p.Site(t, name), b)
+			}
+			for !s.Served() || keyLength(t, p, "absence") != length {
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+		s.remove = func() {
+			p.Write(t, name, map[string]any{})
+			for s.Served() {
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+		test(t, s, arrived, proceed)
+	})
+}
+
+// inThisProcess serves with handlers of this process that take turns.
+func inThisProcess(t *testing.T, builder hosts.Builder, b *backend, logs func() string) *changeable {
+	t.Helper()
+	current := make(chan http.Handler, 1)
+	current <- nil
+	swap := func(next http.Handler) {
+		<-current
+		current <- next
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := <-current
+		current <- h
+		h.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	end := func() {}
+	t.Cleanup(func() { end() })
+	s := &changeable{site: siteOf(t, hosts.At(server.Listener.Addr().String(), "absence.test", logs), b)}
+	name := fmt.Sprintf("%s@file", t.Name())
+	s.remove = func() {
+		end()
+		swap(http.NotFoundHandler())
+	}
+	s.put = func(settings hosts.Settings) {
+		end() // as Traefik does before it builds the new one
+		var ctx context.Context
+		ctx, end = context.WithCancel(context.Background())
+		h, err := builder(ctx, proxyTo(b.URL), settings, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		swap(h)
+	}
+	return s
+}
+
+// TestAMiddlewareComesBack finds a finished key and one that runs, with keys in memory and with a Redis that is away.
+func TestAMiddlewareComesBack(t *testing.T) {
+	for _, kind := range []string{"memory", "a Redis that is away"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			onEveryHostThatReloads(t, func(t *testing.T, s *changeable, arrived, proceed chan struct{}) {
+				degraded := ""
+				settings := hosts.Settings{"statusHeader": "Decision", "inFlight": "reject"}
+				if kind != "memory" {
+					degraded = ";degraded"
+					server := redistest.Start(t)
+					server.Kill()
+					settings["redis"] = map[string]any{"endpoints": server.Addr}
+				}
+				s.put(settings)
+				finished := s.do(post("/", "finished"))
+				s.want(finished, 201, "first"+degraded)
+				first := make(chan answer, 1)
+				go func() { first <- s.send(post("/", "k")) }()
+				<-arrived
+				s.remove()
+				time.Sleep(absence)
+				s.put(settings)
+				s.want(s.do(post("/", "notice")), 201, "first"+degraded)
+				s.wantReplayAs(finished, s.do(post("/", "finished")), "replayed"+degraded)
+				s.wantProblem(s.do(post("/", "k")), 409, "in-flight", "conflict"+degraded)
+				close(proceed)
+				s.wantReplayAs(<-first, s.do(post("/", "k")), "replayed"+degraded)
+				s.calls(3)
+			})
+		})
+	}
+}
