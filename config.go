@@ -323,6 +323,11 @@ func (c *Config) settings() (*settings, string, error) {
 		s.spared[method] = s.protected[method] == nil && s.protected["*"] == nil
 	}
 	c.Redis.check(k, s)
+	// A renewal is due after a third of lease, and may take a whole time-out.
+	slowest := longer(s.redis.DialTimeout, longer(s.redis.ReadTimeout, s.redis.WriteTimeout))
+	if s.redis.Address != "" && s.lease < slowest*3/2 {
+		k.fail("lease", c.Lease, "at least one and a half times redis.dialTimeout, redis.readTimeout and redis.writeTimeout, the longest of which is "+slowest.String())
+	}
 	c.Stats.check(k, s)
 	if k.err != nil {
 		return nil, "", k.err
@@ -547,6 +552,13 @@ func (k *check) free(key, value string) {
 	if used {
 		k.fail(key, value, "a header name such as X-Request-ID, but not Host, Content-Length, Set-Cookie or another that HTTP needs for itself")
 	}
+}
+
+func longer(a, b time.Duration) time.Duration {
+	if a > b {
+		return a
+	}
+	return b
 }
 
 func (k *check) token(key, value string) string {

@@ -75,6 +75,8 @@ func TestBadSettings(t *testing.T) {
 		{"inFlight", "queue", "wait, reject", func(c *Config) { c.InFlight = "queue" }},
 		{"inFlightTimeout", "2h", "from 1ms to 1h", func(c *Config) { c.InFlightTimeout = "2h" }},
 		{"lease", "10ms", "from 100ms to 1h", func(c *Config) { c.Lease = "10ms" }},
+		{"lease", "1499ms", "the longest of which is 1s", func(c *Config) { c.Lease = "1499ms"; c.Redis.Endpoints = []string{"redis:6379"} }},
+		{"lease", "15s", "the longest of which is 20s", func(c *Config) { c.Redis.DialTimeout = "20s"; c.Redis.Endpoints = []string{"redis:6379"} }},
 		{"detachTimeout", "x", "duration", func(c *Config) { c.DetachTimeout = "x" }},
 		{"retryableStatuses", "5xx", "200 to 599", func(c *Config) { c.RetryableStatuses = []string{"5xx"} }},
 		{"retryableStatuses", "599-500", "200 to 599", func(c *Config) { c.RetryableStatuses = []string{"599-500"} }},

@@ -421,11 +421,11 @@ func TestADuplicateIsRejectedOrWaitsNoLongerThanAsked(t *testing.T) {
 func TestALeaseIsRenewedWhileTheRequestRuns(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
 		arrived, proceed := make(chan struct{}), make(chan struct{})
-		s := e.serve(t, hosts.Settings{"lease": "2s", "inFlight": "reject", "localCacheBytes": 0}, gated(arrived, proceed))
+		s := serve(t, e.host, gated(arrived, proceed), withTimeouts("2s", e.settings(hosts.Settings{"lease": "3s", "inFlight": "reject", "localCacheBytes": 0})))
 		first := make(chan answer)
 		go func() { first <- s.send(post("/", "k")) }()
 		<-arrived
-		for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(4 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 			s.wantProblem(s.do(post("/", "k")), 409, "in-flight", "conflict")
 		}
 		close(proceed)

@@ -39,7 +39,7 @@ func TestLabelSettings(t *testing.T) {
 		settings := hosts.Settings{
 			"header": "X-Key", "ttl": "30", "maxTTL": "2m", "methods": "POST, PUT", "endpoints": "POST /pay/, /order/*/x",
 			"required": "true", "mode": "enforce", "maxKeyLength": "10", "scope": "Host, X-Tenant", "onMismatch": "reject",
-			"inFlight": "reject", "inFlightTimeout": "1s", "lease": "20", "detach": "false", "detachTimeout": "3s",
+			"inFlight": "reject", "inFlightTimeout": "1s", "lease": "60", "detach": "false", "detachTimeout": "3s",
 			"retryableStatuses": "429, 500-504", "onUnknown": "release", "replayHeader": "X-Replay", "statusHeader": "Decision",
 			"omitHeaders": "Date, Set-Cookie", "maxRequestBodyBytes": "1000", "maxResponseBodyBytes": "1000",
 			"onStoreError": "reject", "localCacheBytes": "1000000", "logLevel": "warn",

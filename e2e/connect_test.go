@@ -15,7 +15,7 @@ import (
 func overRedis(t *testing.T, host hosts.Host, redis map[string]any) *site {
 	t.Helper()
 	redis["keyPrefix"] = fmt.Sprintf("t%d", prefixCount.Add(1))
-	return serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "redis": redis})
+	return serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "lease": "1m", "redis": redis})
 }
 
 // wantRun checks that a key runs once.

@@ -89,7 +89,7 @@ func twoOn(t *testing.T, host hosts.Host, addr string, more hosts.Settings, redi
 		common[key] = value
 	}
 	build := func(cache int) *site {
-		settings := hosts.Settings{"statusHeader": "Decision", "scope": "Authorization", "redis": common, "localCacheBytes": cache}
+		settings := hosts.Settings{"statusHeader": "Decision", "scope": "Authorization", "redis": common, "localCacheBytes": cache, "lease": "1m"}
 		for key, value := range more {
 			settings[key] = value
 		}
@@ -172,12 +172,12 @@ func TestARunningRequestIsKnownHereAfterRedisRestartedEmpty(t *testing.T) {
 	onEveryHost(t, func(t *testing.T, host hosts.Host) {
 		e, server := restartable(t, host)
 		arrived, proceed := make(chan struct{}, 5), make(chan struct{})
-		s := e.serve(t, hosts.Settings{"lease": "500ms", "inFlight": "reject"}, gated(arrived, proceed))
+		s := serve(t, host, gated(arrived, proceed), withTimeouts("1s", e.settings(hosts.Settings{"lease": "1500ms", "inFlight": "reject"})))
 		first := make(chan answer)
 		go func() { first <- s.send(post("/", "k")) }()
 		<-arrived
 		server.Restart()
-		time.Sleep(1200 * time.Millisecond)
+		time.Sleep(2 * time.Second)
 		again := make(chan answer)
 		go func() { again <- s.send(post("/", "k")) }()
 		var a answer
@@ -256,7 +256,7 @@ func TestA499IsNoAnswer(t *testing.T) {
 	onEveryHost(t, func(t *testing.T, host hosts.Host) {
 		server := redistest.Start(t)
 		f := newFront(t, server.Addr)
-		s := serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "detach": false,
+		s := serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "detach": false, "lease": "1m",
 			"redis": map[string]any{"endpoints": f.addr, "readTimeout": "20s"}})
 		s.do(post("/", "warm"))
 		before := f.commands.Load()
@@ -476,9 +476,9 @@ func TestWhoReplaysOmitsItsHeaders(t *testing.T) {
 			w.Header().Set("X-Internal", "secret")
 			created(w, r)
 		})
-		strict := siteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "scope": "Authorization", "omitHeaders": "X-Internal", "localCacheBytes": 0,
+		strict := siteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "scope": "Authorization", "omitHeaders": "X-Internal", "localCacheBytes": 0, "lease": "1m",
 			"redis": map[string]any{"endpoints": server.Addr, "readTimeout": "20s", "keyPrefix": "omit"}}), b)
-		loose := siteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "scope": "Authorization", "localCacheBytes": 0,
+		loose := siteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "scope": "Authorization", "localCacheBytes": 0, "lease": "1m",
 			"redis": map[string]any{"endpoints": server.Addr, "readTimeout": "20s", "keyPrefix": "omit"}}), b)
 		loose.do(post("/", "k"))
 		a := strict.do(post("/", "k"))
@@ -515,11 +515,11 @@ func TestARequestThatOutlivesAReloadKeepsItsAnswer(t *testing.T) {
 			})
 			prefix := fmt.Sprintf("t%d", prefixCount.Add(1))
 			settings := func(timeout string) hosts.Settings {
-				return hosts.Settings{"statusHeader": "Decision", "lease": "1s", "inFlightTimeout": "40s",
+				return hosts.Settings{"statusHeader": "Decision", "lease": "3s", "inFlightTimeout": "40s",
 					"redis": map[string]any{"endpoints": server.Addr, "keyPrefix": prefix, "readTimeout": timeout}}
 			}
 			ctx, cancel := context.WithCancel(context.Background())
-			old, err := builder(ctx, next, settings("20s"), name+"reload")
+			old, err := builder(ctx, next, settings("2s"), name+"reload")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -540,7 +540,7 @@ func TestARequestThatOutlivesAReloadKeepsItsAnswer(t *testing.T) {
 			cancel()
 			ctx, cancel = context.WithCancel(context.Background())
 			defer cancel()
-			reloaded, err := builder(ctx, next, settings("19s"), name+"reload") // another connection setting
+			reloaded, err := builder(ctx, next, settings("1900ms"), name+"reload") // another connection setting
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -583,7 +583,7 @@ func TestWhoHasTheWholeAnswerFindsItKept(t *testing.T) {
 			}
 			w.Header().Set("Content-Length", fmt.Sprint(len(body)))
 			_, _ = w.Write(body)
-		}, hosts.Settings{"statusHeader": "Decision", "inFlight": "reject", "redis": map[string]any{"endpoints": f.addr, "readTimeout": "20s"}})
+		}, hosts.Settings{"statusHeader": "Decision", "inFlight": "reject", "lease": "1m", "redis": map[string]any{"endpoints": f.addr, "readTimeout": "20s"}})
 		s.do(post("/", "warm"))
 		response, err := s.client.Do(s.request(post("/", "k")))
 		if err != nil {
@@ -626,7 +626,7 @@ func TestAnAnswerThatHangsOnItsWayToRedisIsKeptHere(t *testing.T) {
 				f.swallow.Store(true)
 			}
 			created(w, r)
-		}, hosts.Settings{"statusHeader": "Decision", "lease": "500ms", "redis": map[string]any{"endpoints": f.addr, "readTimeout": "1s"}})
+		}, withTimeouts("600ms", hosts.Settings{"statusHeader": "Decision", "lease": "900ms", "redis": map[string]any{"endpoints": f.addr}}))
 		s.do(post("/", "warm"))
 		first := s.do(post("/", "k"))
 		s.want(first, 201, "first")
@@ -644,8 +644,8 @@ func TestARenewalThatHangsLosesNoLeaseHere(t *testing.T) {
 		server := redistest.Start(t)
 		arrived, proceed := make(chan struct{}, 5), make(chan struct{})
 		b := newBackend(t, gated(arrived, proceed))
-		s := siteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "lease": "600ms", "inFlight": "reject",
-			"redis": map[string]any{"endpoints": server.Addr, "readTimeout": "1s"}}), b)
+		s := siteOf(t, host.Serve(t, b.URL, withTimeouts("500ms", hosts.Settings{"statusHeader": "Decision", "lease": "750ms", "inFlight": "reject",
+			"redis": map[string]any{"endpoints": server.Addr}})), b)
 		first := make(chan answer, 1)
 		go func() { first <- s.send(post("/", "k")) }()
 		<-arrived

@@ -125,6 +125,7 @@ func override(t *testing.T, swarm bool, labels map[string]string) string {
 	for name, value := range labels {
 		all["traefik.http.middlewares.idem.plugin.idem."+name] = value
 	}
+	all["traefik.http.middlewares.idem.plugin.idem.lease"] = "1m"
 	for _, name := range []string{"dialTimeout", "readTimeout", "writeTimeout"} {
 		all["traefik.http.middlewares.idem.plugin.idem.redis."+name] = "20s"
 	}

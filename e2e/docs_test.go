@@ -97,7 +97,7 @@ func TestTheACLInTheDocsIsEnough(t *testing.T) {
 	server := redistest.Start(t)
 	server.Do(strings.Fields(rule)...)
 	onEveryHost(t, func(t *testing.T, host hosts.Host) {
-		s := serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "retryableStatuses": "500",
+		s := serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "retryableStatuses": "500", "lease": "1m",
 			"stats": map[string]any{"insecure": true}, "redis": map[string]any{"endpoints": server.Addr, "username": "traefik", "password": "password", "readTimeout": "20s"}})
 		server.Do("SCRIPT", "FLUSH")
 		s.wantRun(unusedKey())

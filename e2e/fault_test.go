@@ -469,7 +469,7 @@ func TestRedisWithAPasswordAndADatabase(t *testing.T) {
 		} {
 			c["endpoints"] = server.Addr
 			c["readTimeout"] = "20s"
-			s := serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "redis": c})
+			s := serve(t, host, created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "lease": "1m", "redis": c})
 			key := fmt.Sprintf("%s-%d", host, i)
 			s.want(s.do(post("/", key)), 201, "first")
 			s.want(s.do(post("/", key)), 201, "replayed")

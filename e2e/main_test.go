@@ -53,6 +53,7 @@ var prefixCount atomic.Int64
 func (e *env) settings(more hosts.Settings) hosts.Settings {
 	settings := hosts.Settings{"statusHeader": "Decision"}
 	if e.redis != nil {
+		settings["lease"] = "1m"
 		settings["redis"] = map[string]any{
 			"endpoints": []any{e.redis.Addr},
 			"keyPrefix": fmt.Sprintf("t%d", prefixCount.Add(1)),
@@ -62,6 +63,15 @@ func (e *env) settings(more hosts.Settings) hosts.Settings {
 	}
 	for key, value := range more {
 		settings[key] = value
+	}
+	return settings
+}
+
+// withTimeouts returns settings with these time-outs of Redis: for leases that are to end while a test waits.
+func withTimeouts(each string, settings hosts.Settings) hosts.Settings {
+	redis, inRedis := settings["redis"].(map[string]any)
+	if inRedis {
+		redis["dialTimeout"], redis["readTimeout"], redis["writeTimeout"] = each, each, each
 	}
 	return settings
 }

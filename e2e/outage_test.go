@@ -348,7 +348,7 @@ func TestARequestThatBeganInAnOutageIsClaimedWhenItEnds(t *testing.T) {
 		server := redistest.Start(t)
 		arrived, proceed := make(chan struct{}, 5), make(chan struct{})
 		b := newBackend(t, gated(arrived, proceed))
-		one, other := twoOn(t, host, server.Addr, hosts.Settings{"lease": "3s", "inFlight": "reject"}, nil, b)
+		one, other := twoOn(t, host, server.Addr, hosts.Settings{"lease": "3s", "inFlight": "reject"}, map[string]any{"dialTimeout": "2s", "readTimeout": "2s", "writeTimeout": "2s"}, b)
 		server.Kill()
 		first := make(chan answer, 1)
 		go func() { first <- one.send(post("/", "k")) }()
@@ -415,7 +415,7 @@ func TestAnAnswerThatRedisHasNoRoomFor(t *testing.T) {
 			created(w, r)
 		}
 		b := newBackend(t, full)
-		one, other := twoOn(t, host, server.Addr, hosts.Settings{"lease": "500ms", "inFlight": "reject"}, nil, b)
+		one, other := twoOn(t, host, server.Addr, hosts.Settings{"lease": "1500ms", "inFlight": "reject"}, map[string]any{"dialTimeout": "1s", "readTimeout": "1s", "writeTimeout": "1s"}, b)
 		first := one.do(post("/", "k"))
 		one.want(first, 201, "first")
 		server.Pass(2 * time.Second) // the lease would be over, and nobody renews it
@@ -455,7 +455,7 @@ func TestOneOfTwoFindsRedisOutOfReach(t *testing.T) {
 			_, _ = io.Copy(io.Discard, conn)
 		})
 		arrived, proceed := make(chan struct{}, 5), make(chan struct{})
-		s := serve(t, host, gated(arrived, proceed), hosts.Settings{"statusHeader": "Decision", "stats": map[string]any{"path": ""},
+		s := serve(t, host, gated(arrived, proceed), hosts.Settings{"statusHeader": "Decision", "lease": "2m", "stats": map[string]any{"path": ""},
 			"redis": map[string]any{"endpoints": addr, "readTimeout": "1m"}})
 		answers := make(chan answer, 2)
 		send := func() { answers <- s.send(post("/", "k")) }

@@ -210,7 +210,7 @@ func TestBurst(t *testing.T) {
 func TestATraefikThatDies(t *testing.T) {
 	server := redistest.Start(t)
 	e := &env{redis: server}
-	settings := e.settings(hosts.Settings{"scope": []any{"Authorization"}, "lease": "6s", "inFlightTimeout": "60s"})
+	settings := withTimeouts("4s", e.settings(hosts.Settings{"scope": []any{"Authorization"}, "lease": "6s", "inFlightTimeout": "60s"}))
 	arrived := make(chan struct{})
 	var calls atomic.Int64
 	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {

@@ -149,3 +149,35 @@ func TestUnknownSettingsInTOML(t *testing.T) {
 		return strings.Contains(p.Logs(), "redis.sentinel.master: there is no such setting; the nearest that is allowed is redis.sentinel.masterName")
 	})
 }
+
+// TestALeaseIsLongerThanTheTimeOuts, or it could end before a slow reply tells that it was granted, or renewed.
+func TestALeaseIsLongerThanTheTimeOuts(t *testing.T) {
+	onEveryHost(t, func(t *testing.T, host hosts.Host) {
+		for _, c := range []struct {
+			lease, timeout, value string
+			refused               bool
+		}{
+			{"400ms", "readTimeout", "1s", true},
+			{"1s", "readTimeout", "1s", true},
+			{"1s", "writeTimeout", "900ms", true},
+			{"5s", "dialTimeout", "5s", true},
+			{"", "readTimeout", "20s", true}, // the default lease
+			{"", "readTimeout", "10s", false},
+			{"1500ms", "readTimeout", "1s", false},
+			{"30", "writeTimeout", "20", false},
+		} {
+			settings := hosts.Settings{"redis": map[string]any{"endpoints": "127.0.0.1:1", c.timeout: c.value}}
+			if c.lease != "" {
+				settings["lease"] = c.lease
+			}
+			refusal := host.Refusal(t, settings)
+			if strings.Contains(refusal, "invalid configuration: lease: ") != c.refused || (c.refused && !strings.Contains(refusal, "redis.readTimeout")) || (!c.refused && refusal != "") {
+				t.Errorf("lease %q with redis.%s %s: error %q", c.lease, c.timeout, c.value, refusal)
+			}
+		}
+		refusal := host.Refusal(t, hosts.Settings{"lease": "400ms", "redis": map[string]any{"readTimeout": "1s"}})
+		if refusal != "" {
+			t.Errorf("a short lease with keys in memory: error %q", refusal)
+		}
+	})
+}

@@ -322,7 +322,7 @@ func TestSoak(t *testing.T) {
 	s.write = func(round int) {
 		for i, more := range settings {
 			for key, value := range (hosts.Settings{
-				"maxKeyLength": 100 + round%50, "ttl": soakTTL.String(), "lease": "5s", "inFlightTimeout": "10m", "maxResponseBodyBytes": 100 << 10, "localCacheBytes": 64 << 20,
+				"maxKeyLength": 100 + round%50, "ttl": soakTTL.String(), "lease": "30s", "inFlightTimeout": "10m", "maxResponseBodyBytes": 100 << 10, "localCacheBytes": 64 << 20,
 				"stats": map[string]any{"insecure": true},
 			}) {
 				more[key] = value

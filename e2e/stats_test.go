@@ -416,7 +416,7 @@ func TestObservedDuplicatesAreCounted(t *testing.T) {
 func TestObservingIsBounded(t *testing.T) {
 	onEveryHost(t, func(t *testing.T, host hosts.Host) {
 		e, server := restartable(t, host)
-		settings := e.settings(hosts.Settings{"mode": "observe", "stats": open["stats"]})
+		settings := e.settings(hosts.Settings{"mode": "observe", "lease": "2m", "stats": open["stats"]})
 		settings["redis"].(map[string]any)["readTimeout"] = "1m" // the first that has waited for so long would let the others go
 		s := serve(t, host, created, settings)
 		server.Pause()
