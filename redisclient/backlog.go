@@ -33,7 +33,19 @@ type debt struct {
 	record  string // empty: the key is free
 	expires time.Time
 	size    int64
+
+	fate fate // of the last try; of whoever settles
 }
+
+// fate is what became of a debt.
+type fate int
+
+const (
+	dropped fate = iota // something is wrong with this key
+	written             // Redis has been told
+	held                // somebody else has the key
+	owed                // Redis cannot be told now
+)
 
 // backlog is what happened to keys while the server could not be told. When there is no room, the oldest goes first.
 type backlog struct {
@@ -42,8 +54,8 @@ type backlog struct {
 	bytes    int64
 	settling bool // a goroutine is at it
 
-	written, held, dropped int   // records settled, found in other hands, given up: since that was last logged
-	reported               int64 // outages up to then
+	fates    [owed]int // what became of records since that was last logged
+	reported int64     // outages up to then
 }
 
 // Later has Redis told that the request of l ended with record, which is good for ttl, or without anything to keep if it
@@ -62,7 +74,7 @@ func Later(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 			break
 		}
 		if !expired && first.record != "" {
-			b.dropped++
+			b.fates[dropped]++
 		}
 		strike(b, oldest)
 	}
@@ -80,7 +92,7 @@ func strike(b *backlog, place *list.Element) {
 	}
 }
 
-// settle tells Redis one thing after the other until nothing is left, or Redis fails again.
+// settle tells Redis what it is to be told until nothing is left, or Redis fails again.
 func settle(c *Client) {
 	defer endSettle(&c.plight.backlog)
 	b := &c.plight.backlog
@@ -105,42 +117,63 @@ func endSettle(b *backlog) {
 	}
 }
 
-// settleOldest settles one debt, and tells whether to go on. If not, settling has ended.
+// What is settled at a time: many small things, few large ones.
+const (
+	mostSettled      = 256
+	mostSettledBytes = 1 << 20
+)
+
+// settleOldest settles the oldest debts together, and tells whether to go on. If not, settling has ended.
 func settleOldest(c *Client) bool {
 	b := &c.plight.backlog
+	var places []*list.Element
+	var bytes int64
 	b.mu.Lock()
-	place := b.debts.Front()
-	if place == nil {
+	for place := b.debts.Front(); place != nil && len(places) < mostSettled && bytes < mostSettledBytes; place = place.Next() {
+		d, _ := place.Value.(*debt)
+		bytes += d.size
+		places = append(places, place)
+	}
+	if len(places) == 0 {
 		b.settling = false
 		report(c)
 	}
 	b.mu.Unlock()
-	if place == nil {
+	if len(places) == 0 {
 		return false
 	}
-	d, _ := place.Value.(*debt)
-	kept, err := pay(d)
+	var paying sync.WaitGroup
+	for _, place := range places {
+		d, _ := place.Value.(*debt)
+		paying.Add(1)
+		go pay(d, &paying)
+	}
+	paying.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	failed := false
+	for _, place := range places {
+		d, _ := place.Value.(*debt)
+		if d.fate == owed {
+			failed = true
+			continue
+		}
+		if d.record != "" {
+			b.fates[d.fate]++
+		}
+		strike(b, place)
+	}
 	switch {
-	case err != nil && ofServer(err) && c.plight.closed.Load(): // nobody probes for those who have gone
+	case !failed:
+		return true
+	case c.plight.closed.Load(): // nobody probes for those who have gone
 		b.debts.Init()
 		b.bytes = 0
 		b.settling = false
-		return false
-	case err != nil && ofServer(err): // the watch goes on with it, or found us at it if Redis is fine already
+	default: // the watch goes on with it, or found us at it if Redis is fine already
 		b.settling = c.plight.servers.Load() == 0
-		return b.settling
-	case d.record == "":
-	case err != nil: // something is wrong with this key
-		b.dropped++
-	case kept:
-		b.written++
-	default:
-		b.held++
 	}
-	strike(b, place)
-	return true
+	return b.settling
 }
 
 // report logs once after each outage what became of the records since the last. The caller holds the lock.
@@ -150,21 +183,43 @@ func report(c *Client) {
 	if b.reported == outages {
 		return
 	}
-	log.Printf("level=warn msg=\"answers of the outage were written to Redis\" redis=%q written=%d held=%d dropped=%d", c.opts.Address, b.written, b.held, b.dropped)
+	log.Printf("level=warn msg=\"answers of the outage were written to Redis\" redis=%q written=%d held=%d dropped=%d", c.opts.Address, b.fates[written], b.fates[held], b.fates[dropped])
 	b.reported = outages
-	b.written = 0
-	b.held = 0
-	b.dropped = 0
+	b.fates = [owed]int{}
 }
 
-// pay tells Redis what d says; false if somebody else has the key.
-func pay(d *debt) (bool, error) {
+// pay tells Redis what d says.
+func pay(d *debt, paying *sync.WaitGroup) {
+	defer endPay(paying)
+	d.fate = dropped
+	kept, err := true, error(nil)
 	left := time.Until(d.expires)
 	if d.record == "" || left < time.Millisecond {
-		_, err := Release(d.keys, d.lease)
-		return true, err
+		_, err = Release(d.keys, d.lease)
+	} else {
+		kept, err = writeBack(d.keys, d.lease, d.record, left)
 	}
+	switch {
+	case err != nil && ofServer(err):
+		d.fate = owed
+	case err != nil:
+	case kept:
+		d.fate = written
+	default:
+		d.fate = held
+	}
+}
+
+// writeBack keeps record for ttl; false if somebody else has the key.
+func writeBack(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
 	cmd := &command{}
-	step(d.keys, writeBackScript, d.lease, cmd, bulk(d.record)+argument(d.keys, left))
+	step(k, writeBackScript, l, cmd, bulk(record)+argument(k, ttl))
 	return cmd.line == oneLine, cmd.err
+}
+
+func endPay(paying *sync.WaitGroup) {
+	if p := recover(); p != nil {
+		log.Printf("level=error msg=\"telling Redis what happened without it failed\" cause=%q", p)
+	}
+	paying.Done()
 }

@@ -143,7 +143,10 @@ func ofServer(err error) bool {
 
 // trip notes that a command failed, if the server has not been found as bad before, and has it probed.
 func trip(c *Client, state int32, cause error) {
-	b := &c.breaker
+	if c.main != nil {
+		c = c.main
+	}
+	b := c.breaker
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	before := b.state.Load()
@@ -181,7 +184,7 @@ func become(c *Client, state int32, cause error) {
 
 // turn changes the state and says so. The caller holds the lock.
 func turn(c *Client, state int32, cause error) {
-	b := &c.breaker
+	b := c.breaker
 	become(c, state, cause)
 	switch state {
 	case fine:
@@ -226,7 +229,7 @@ func found(c *Client) bool {
 	c.lock()
 	closed := c.closed
 	c.unlock()
-	b := &c.breaker
+	b := c.breaker
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {

@@ -61,10 +61,14 @@ type Client struct {
 	lanes  chan *lane // those that nobody uses now; receiving one is the permission to use it
 	master *master    // whom the sentinels name; nil: the server is at opts.Address
 
-	breaker breaker
+	breaker *breaker
 	state   func() int32 // of the breaker. Yaegi finds a function in a field in half the time that a method takes
 	plight  *plight      // shared by the nodes of a cluster
 	node    bool         // it is one of those
+
+	confirmer *Client // to the same server, for what waits for replicas; nil: nothing does
+	waits     bool    // it is that of main
+	main      *Client // whose side it is; nil: it is nobody's
 
 	lock, unlock func()        // guard everything below
 	queue        []*command    // to be sent
@@ -86,9 +90,9 @@ type lane struct {
 // command is a command and its reply.
 type command struct {
 	wire   string // as Redis' protocol has it
-	asking bool   // ASKING goes before it
-	wait   bool   // Options.WaitReplicas are to have what it writes
-	waits  bool   // it is the WAIT for them
+	script *script
+	asking bool // ASKING goes before it
+	waits  bool // it is the WAIT for replicas
 
 	done  chan struct{} // it has its reply
 	line  string        // the first line of the reply
@@ -108,15 +112,16 @@ func New(opts Options) *Client {
 			n = limit
 		}
 	}
-	var mu sync.Locker = &sync.Mutex{}
-	c := &Client{opts: opts, lanes: make(chan *lane, n), wake: make(chan struct{}, n), lock: mu.Lock, unlock: mu.Unlock}
+	c := newClient(opts, n)
+	c.breaker = &breaker{}
 	c.state = c.breaker.state.Load
 	c.plight = newPlight()
-	for i := 0; i < n; i++ {
-		c.lanes <- &lane{}
-	}
 	if opts.Sentinel.MasterName != "" {
 		c.master = newMaster(opts)
+	}
+	if opts.WaitReplicas > 0 {
+		c.confirmer = newSide(c, n)
+		c.confirmer.waits = true
 	}
 	if opts.MinIdleConns > 0 {
 		go c.warm(n)
@@ -127,15 +132,37 @@ func New(opts Options) *Client {
 // Idle tells that nobody needs a client without users.
 func (c *Client) Idle() bool { return true }
 
+// newClient returns a client with room for n connections.
+func newClient(opts Options, n int) *Client {
+	var mu sync.Locker = &sync.Mutex{}
+	c := &Client{opts: opts, lanes: make(chan *lane, n), wake: make(chan struct{}, n), lock: mu.Lock, unlock: mu.Unlock}
+	for i := 0; i < n; i++ {
+		c.lanes <- &lane{}
+	}
+	return c
+}
+
+// newSide returns a client for what takes long, so that nothing else waits behind it. It has connections of its own, up to n,
+// unless their number is limited, and knows of the server what main knows.
+func newSide(main *Client, n int) *Client {
+	c := newClient(main.opts, n)
+	if main.opts.MaxActiveConns > 0 {
+		c.lanes = main.lanes
+	}
+	c.main = main
+	c.breaker = main.breaker
+	c.state = main.state
+	c.master = main.master
+	return c
+}
+
 // Close closes idle connections now, and busy ones when their commands are done. Who still has something to send can do
 // so, over a connection that lasts no longer: a request may outlive the configuration that it came under.
 func (c *Client) Close() {
-	c.lock()
-	c.closed = true
-	for ; c.idle > 0; c.idle-- {
-		c.wake <- struct{}{}
+	retire(c)
+	if c.confirmer != nil {
+		retire(c.confirmer)
 	}
-	c.unlock()
 	if !c.node {
 		c.plight.closed.Store(true)
 	}
@@ -145,8 +172,21 @@ func (c *Client) Close() {
 	c.closeIdle()
 }
 
+// retire has the senders of c end when there is nothing left to send.
+func retire(c *Client) {
+	c.lock()
+	defer c.unlock()
+	c.closed = true
+	for ; c.idle > 0; c.idle-- {
+		c.wake <- struct{}{}
+	}
+}
+
 // closeIdle closes the connections that nobody uses now.
 func (c *Client) closeIdle() {
+	if c.confirmer != nil {
+		c.confirmer.closeIdle()
+	}
 	for i := len(c.lanes); i > 0; i-- {
 		l := <-c.lanes
 		disconnect(l)
@@ -223,7 +263,7 @@ func sendAll(s *sender) {
 		l := <-c.lanes
 		s.lane = l
 		all := commands
-		if c.node || c.opts.WaitReplicas > 0 {
+		if c.node || c.waits {
 			all = withOthers(c, commands)
 		}
 		out = out[:0]
@@ -279,7 +319,7 @@ func sendAll(s *sender) {
 		if err != nil {
 			trip(c, down, err)
 			fail(commands, fmt.Errorf("%w: %w", errUnreachable, err))
-		} else if c.opts.WaitReplicas > 0 && len(all) > 0 {
+		} else if c.waits && len(all) > 0 {
 			judge(c, all)
 		}
 		if l.unread {

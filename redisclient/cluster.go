@@ -74,7 +74,7 @@ func sendToSlot(c *Cluster, key string, cmd *command) {
 		return
 	}
 	cmd.asking = false
-	send(node, cmd)
+	sendToReplicas(node, cmd)
 	for attempt := 0; cmd.err != nil && attempt < maxRedirects; attempt++ {
 		next, ask := c.next(slot, node, cmd.err)
 		if next == nil {
@@ -82,7 +82,7 @@ func sendToSlot(c *Cluster, key string, cmd *command) {
 		}
 		node = next
 		cmd.asking = ask
-		send(node, cmd)
+		sendToReplicas(node, cmd)
 	}
 }
 

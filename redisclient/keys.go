@@ -14,15 +14,15 @@ import (
 )
 
 // Each script is one step of a key's life and touches that key alone. Each can be sent twice with the same arguments:
-// the second time it finds its own work and answers as if it did it then. They read before they write: what Redis has is
-// known also while it refuses to write.
+// the second time it finds its own work and answers as if it did it then. What replicas are to have is written again, or
+// nobody could wait for it over another connection. They read before they write: what Redis has is known also while it
+// refuses to write.
 var (
 	// claim: ARGV = the running record, the lease in ms. Nil if the key is ours now, else for how many ms it is held, a
 	// space, and its record.
 	claimScript = newScript('$', 2, `
 local v = redis.call('GET', KEYS[1])
-if not v then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return false end
-if v == ARGV[1] then return false end
+if not v or v == ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return false end
 return redis.call('PTTL', KEYS[1]) .. ' ' .. v`)
 
 	// finish: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody else has
@@ -35,7 +35,8 @@ if not v or v == ARGV[1] then
   if r.err then redis.call('PEXPIRE', KEYS[1], ARGV[3]) return r end
   return 1
 end
-return v == ARGV[2] and 1 or 0`)
+if v == ARGV[2] then return redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return 0`)
 
 	// renew: ARGV = the running record, the lease in ms. 1 if the lease goes on, also if it was gone: then it is claimed
 	// again; 0 if somebody else has the key. PEXPIRE needs no room.
@@ -235,11 +236,11 @@ func curable(k *Keys, s *script, l *store.Lease, cmd *command, args string) bool
 	return true
 }
 
-// deliver sends cmd, of the script s, to where the key of l is. Claims and finished records may be wanted at replicas too.
+// deliver sends cmd, of the script s, to where the key of l is.
 func deliver(k *Keys, s *script, l *store.Lease, cmd *command) {
-	cmd.wait = s == claimScript || s == finishScript
+	cmd.script = s
 	if k.cluster == nil {
-		send(k.client, cmd)
+		sendToReplicas(k.client, cmd)
 	} else {
 		sendToSlot(k.cluster, fmt.Sprintf("%s%x", k.prefix, l.Key), cmd)
 	}

@@ -177,9 +177,24 @@ func claimOdd(m *Memory, l *Lease, d time.Duration) *Held {
 	if held == nil { // it was there, and had expired
 		held = claimOdd(m, l, d)
 	} else if held.State == Running && held.Owner == l.Owner {
+		extend(m, l, d)
 		held = nil // it asks again because an answer was lost
 	}
 	return held
+}
+
+// extend makes the lease last d from now, if it is not over.
+func extend(m *Memory, l *Lease, d time.Duration) {
+	m.lock()
+	defer m.unlock()
+	e := m.entries[l.Key]
+	if e == nil || e.record != "" || e.Owner != l.Owner {
+		return
+	}
+	e.expires = 0
+	if d != Endless {
+		e.expires = m.since(m.epoch) + d
+	}
 }
 
 // Lookup tells who has the key, or returns nil if nobody has it or l has it itself.

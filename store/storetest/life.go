@@ -219,6 +219,7 @@ func (l *life) claim(r *request) {
 		l.granted++
 	case f.holder == r:
 		l.expect(held.State == store.Free, "rule 1: it holds the key itself")
+		f.until = l.now + d
 	default:
 		l.expect(held.State == f.rec.State && held.Fingerprint == f.rec.Fingerprint, "rule 1: the key is held: state %q", f.rec.State)
 		l.expect(held.Left == f.until-l.now, "it is held for %s, not %s", f.until-l.now, held.Left)
@@ -299,7 +300,7 @@ func (l *life) finish(r *request) {
 	same := f != nil && f.holder == nil && rec.State == store.Unknown && f.rec.State == rec.State && f.rec.Fingerprint == rec.Fingerprint
 	l.expect(kept == may || same, "rule 3: it may hold the key: %t", may)
 	known := &fact{rec: *rec, until: l.now + ttl}
-	if may {
+	if may || kept {
 		l.shared[r.Key] = known
 	}
 	if r.process.runs[r.Key] == r {

@@ -92,6 +92,12 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 			claim(t, s, lease("k", "a"), long)
 			claimed(t, claim(t, s, lease("k", "a"), long))
 		}},
+		{"a claim sent again is written again", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), short)
+			claimed(t, claim(t, s, lease("k", "a"), long))
+			s.Pass(short)
+			wantState(t, claim(t, s, lease("k", "b"), long), store.Running)
+		}},
 		{"keys do not touch each other", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
 			claimed(t, claim(t, s, lease("l", "b"), long))

@@ -70,7 +70,13 @@ func Path(t T) string {
 // It ends with the test, or with the process of the test if that comes first.
 func Start(t T, args ...string) *Server {
 	t.Helper()
-	s := &Server{t: t, path: Path(t), dir: t.TempDir(), args: args}
+	return StartBinary(t, Path(t), args...)
+}
+
+// StartBinary is Start for the redis-server at path.
+func StartBinary(t T, path string, args ...string) *Server {
+	t.Helper()
+	s := &Server{t: t, path: path, dir: t.TempDir(), args: args}
 	t.Cleanup(s.Kill)
 	s.start(func() { s.Addr = freeAddr(t) })
 	return s
