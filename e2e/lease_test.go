@@ -53,7 +53,9 @@ func twoTraefiks(t *testing.T, host hosts.Host, server *redistest.Server, more h
 		}
 		return siteOf(t, host.Serve(t, b.URL, settings), b)
 	}
-	return build(server.Addr, "1s"), build(byName(server), "20s")
+	one = build(server.Addr, "1s")
+	more["lease"] = "10m" // it only asks
+	return one, build(byName(server), "20s")
 }
 
 // TestALeaseThatRedisLostIsClaimedAgain: whatever became of it, no other Traefik runs the request a second time.
@@ -202,7 +204,7 @@ func TestARenewalThatComesLate(t *testing.T) {
 					arrived <- struct{}{}
 					<-proceed
 				}, hosts.Settings{"statusHeader": "Decision", "lease": "9s", "ttl": "1h", "maxTTL": "1h",
-					"redis": map[string]any{"endpoints": l.addr, "dialTimeout": "20s", "readTimeout": "20s", "writeTimeout": "20s"}})
+					"redis": map[string]any{"endpoints": l.addr, "dialTimeout": "6s", "readTimeout": "6s", "writeTimeout": "6s"}})
 				first := make(chan answer, 1)
 				go func() { first <- s.send(post("/", "k")) }()
 				<-arrived
