@@ -20,7 +20,7 @@ import (
 // memory, as two Traefiks do.
 func onPair(t *testing.T, host hosts.Host, addr, prefix, onStoreError, readTimeout string, b *backend) *site {
 	t.Helper()
-	return siteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "onStoreError": onStoreError, "localCacheBytes": 0, "scope": []any{"Authorization"},
+	return siteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "onStoreError": onStoreError, "localCacheBytes": 0, "scope": []any{"Authorization"}, "lease": "10m",
 		"redis": map[string]any{"endpoints": addr, "waitReplicas": "1", "readTimeout": readTimeout, "keyPrefix": prefix}}), b)
 }
 
