@@ -656,6 +656,10 @@ func TestTheMemoryFigure(t *testing.T) {
 		if want := measure(); !f.Memory.Exact || f.Memory.Bytes != want || f.Memory.AtLeast != want || f.Memory.Sampled != 1 || f.Memory.Warning {
 			t.Errorf("memory %+v, want %d", f.Memory, want)
 		}
+		page := string(writer.do(read("/_idem/")).body)
+		if want := `Measured <time datetime="` + f.Memory.MeasuredAt + `"`; !strings.Contains(page, want) {
+			t.Errorf("no %s on the page:\n%s", want, page)
+		}
 		// It is not measured again at once.
 		server.Do("SET", prefix+":req:big", strings.Repeat("x", 11<<20))
 		if again := writer.stats().Memory; again != f.Memory {

@@ -22,6 +22,7 @@ type view struct {
 	Outcomes                            []outcome
 	Memory, MemoryNote, MemoryWidth     string
 	MemoryClass                         string
+	Measured, MeasuredAt, MeasuredAgo   string
 	Warning                             bool
 	Settings                            []Setting
 }
@@ -192,6 +193,10 @@ func (v *view) memory(s Snapshot) {
 	v.MemoryClass = "first"
 	if v.Warning {
 		v.MemoryClass = "trouble"
+	}
+	if s.Unmeasured == nil && !s.Measured.IsZero() {
+		at := s.Measured.Unix()
+		v.Measured, v.MeasuredAt, v.MeasuredAgo = exact(at), iso(at), ago(s.Now.Unix()-at)
 	}
 	switch {
 	case s.Unmeasured != nil:

@@ -162,3 +162,24 @@ func TestAmounts(t *testing.T) {
 		}
 	}
 }
+
+// TestThePageSaysWhenMemoryWasMeasured, since there may be other keys by now.
+func TestThePageSaysWhenMemoryWasMeasured(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 35, 0, time.UTC)
+	for _, c := range []struct {
+		snapshot Snapshot
+		want     string
+	}{
+		{Snapshot{Memory: Memory{Exact: true}, Measured: now.Add(-29 * time.Second)}, `0 keys in Redis, each measured. Measured <time datetime="2026-01-02T03:04:06Z" title="2 Jan 2026, 03:04:06 UTC">29 s ago</time>`},
+		{Snapshot{Memory: Memory{Keys: 7, Estimated: true}, Measured: now}, `by its own accounts. Measured <time datetime="2026-01-02T03:04:35Z" title="2 Jan 2026, 03:04:35 UTC">just now</time>`},
+		{Snapshot{Memory: Memory{Keys: 7, Bytes: 9, Looked: 0.5}, Measured: now.Add(-time.Hour)}, `title="2 Jan 2026, 02:04:35 UTC">1 h ago</time>`},
+		{Snapshot{}, "It could not be measured yet.</span>"},
+		{Snapshot{Measured: now, Unmeasured: errors.New("NOPERM")}, "It cannot be measured: NOPERM</span>"},
+	} {
+		c.snapshot.Now, c.snapshot.Numbers = now, NewNumbers()
+		page := Page(c.snapshot, nil)
+		if !strings.Contains(page, c.want) {
+			t.Errorf("no %s in\n%s", c.want, page)
+		}
+	}
+}

@@ -68,7 +68,7 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 <div>
 <section aria-labelledby="memory-title"><h2 id="memory-title">Memory</h2>
 <div id="memory" class="{{.MemoryClass}}" data-live>
-<p><strong class="big">{{.Memory}}</strong> <span class="quiet">{{.MemoryNote}}</span></p>
+<p><strong class="big">{{.Memory}}</strong> <span class="quiet">{{.MemoryNote}}{{if .MeasuredAt}} Measured <time datetime="{{.MeasuredAt}}" title="{{.Measured}}">{{.MeasuredAgo}}</time>; this is done at most every 30 seconds.{{end}}</span></p>
 <svg class="share" viewBox="0 0 100 1" preserveAspectRatio="none" role="img" aria-label="{{.MemoryWidth}} % of 10 MB"><rect width="{{.MemoryWidth}}" height="1"></rect></svg>
 <p class="axis quiet"><span>0</span><span>10 MB</span></p>
 {{if .Warning}}<p class="alert warn"><strong>More than 10 MB.</strong> Kept answers take the most. Lower <code>ttl</code> or <code>maxResponseBodyBytes</code>, or name fewer <code>endpoints</code>. If so much is meant to be kept, see that Redis has the memory and the policy <code>noeviction</code>.</p>{{end}}
