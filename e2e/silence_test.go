@@ -181,3 +181,18 @@ func TestALeaseIsLongerThanTheTimeOuts(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatTheDefaultScopeSeparates: callers by Authorization, and not by what else sets them apart, as the README says.
+func TestWhatTheDefaultScopeSeparates(t *testing.T) {
+	everywhere(t, func(t *testing.T, e *env) {
+		s := e.serve(t, nil, created)
+		for name, separates := range map[string]bool{"Authorization": true, "Cookie": false, "X-Api-Key": false} {
+			s.want(s.do(post("/", name, name, "alice")), 201, "first")
+			decision := map[bool]string{true: "first", false: "replayed"}[separates]
+			s.want(s.do(post("/", name, name, "bob")), 201, decision)
+		}
+		named := e.serve(t, hosts.Settings{"scope": "Host, X-Api-Key"}, created)
+		named.want(named.do(post("/", "k", "X-Api-Key", "alice")), 201, "first")
+		named.want(named.do(post("/", "k", "X-Api-Key", "bob")), 201, "first")
+	})
+}
