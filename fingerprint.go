@@ -48,7 +48,9 @@ func fingerprint(h *handler, r *http.Request, types []string, body []byte) []byt
 
 // fingerprintHead is what a fingerprint covers before the body, and the boundary of the body's parts, if it has parts.
 // Whatever begins with a quote has no conditions and no parts.
-func fingerprintHead(r *http.Request, types []string) (head []byte, boundary string) {
+func fingerprintHead(r *http.Request, types []string) ([]byte, string) {
+	head := []byte{}
+	boundary := ""
 	if len(types) == 1 {
 		var media string
 		media, boundary = mediaType(types[0])
@@ -67,7 +69,8 @@ func fingerprintHead(r *http.Request, types []string) (head []byte, boundary str
 // mediaType returns a media type in one way of writing, as RFC 9110, section 8.3.1, compares it, and the boundary of a
 // multipart body, which is made anew for each try and so left out of the type. What is no media type stays as it is, and
 // so does a boundary that is none (RFC 2046, section 5.1.1).
-func mediaType(text string) (media, boundary string) {
+func mediaType(text string) (string, string) {
+	boundary := ""
 	media, parameters, err := mime.ParseMediaType(text)
 	if err != nil {
 		return text, ""
