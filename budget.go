@@ -7,9 +7,10 @@ import (
 
 // mostInFlight bounds what all requests under way hold in this process, in bytes: bodies that were read to be compared,
 // and answers that are being recorded. Bodies that tell that they are at most settings.smallRequest long, and answers that
-// come in one piece, are not counted.
+// come in one piece, are not counted. One request can have all of it: a body of mostBody, and the byte that shows that it is longer.
 const (
-	mostInFlight = 256 << 20
+	mostInFlight = mostBody + 1
+	mostBody     = 256 << 20
 	smallBody    = 16 << 10
 )
 

@@ -47,8 +47,8 @@ type Config struct {
 	StatusHeader string   `json:"statusHeader,omitempty"` // response header with the decision; empty = none
 	OmitHeaders  []string `json:"omitHeaders,omitempty"`  // response headers that are not replayed; default Set-Cookie
 
-	MaxRequestBodyBytes  int64 `json:"maxRequestBodyBytes,omitempty"`  // read for the fingerprint
-	MaxResponseBodyBytes int64 `json:"maxResponseBodyBytes,omitempty"` // kept for replays
+	MaxRequestBodyBytes  int64 `json:"maxRequestBodyBytes,omitempty"`  // read for the fingerprint; up to 256 MiB
+	MaxResponseBodyBytes int64 `json:"maxResponseBodyBytes,omitempty"` // kept for replays; up to 256 MiB
 
 	OnStoreError    string `json:"onStoreError,omitempty"`    // Redis unreachable: degrade, pass, reject
 	LocalCacheBytes int64  `json:"localCacheBytes,omitempty"` // answers kept in this process; 0 = off
@@ -164,7 +164,6 @@ const (
 	defaultLocalBytes = 32 << 20
 	maxTTL            = 168 * time.Hour
 	longestLease      = time.Hour
-	maxBodyBytes      = 1 << 30
 	maxLocalBytes     = 64 << 30
 )
 
@@ -253,8 +252,8 @@ func (c *Config) settings() (*settings, string, error) {
 		holdUnknown:     k.oneOf("onUnknown", c.OnUnknown, "hold", "release") == "hold",
 		replayHeader:    k.tokenOrNone("replayHeader", c.ReplayHeader),
 		statusHeader:    k.tokenOrNone("statusHeader", c.StatusHeader),
-		maxRequestBody:  k.number("maxRequestBodyBytes", c.MaxRequestBodyBytes, 0, maxBodyBytes),
-		maxResponseBody: int(k.number("maxResponseBodyBytes", c.MaxResponseBodyBytes, 0, maxBodyBytes)),
+		maxRequestBody:  k.number("maxRequestBodyBytes", c.MaxRequestBodyBytes, 0, mostBody),
+		maxResponseBody: int(k.number("maxResponseBodyBytes", c.MaxResponseBodyBytes, 0, mostBody)),
 		onStoreError:    k.oneOf("onStoreError", c.OnStoreError, "degrade", "pass", "reject"),
 		localCacheBytes: k.number("localCacheBytes", c.LocalCacheBytes, 0, maxLocalBytes),
 		logLevel:        k.oneOf("logLevel", c.LogLevel, "error", "warn", "info", "debug"),

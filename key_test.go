@@ -270,3 +270,12 @@ func TestABodyThatFindsNoRoomGoesOn(t *testing.T) {
 		t.Errorf("%d bytes are held afterwards", held)
 	}
 }
+
+// TestTheLargestBodyHasRoom: what maxRequestBodyBytes may be can be given to a request that is alone, which reads one byte more.
+func TestTheLargestBodyHasRoom(t *testing.T) {
+	c := &charge{}
+	defer refund(c)
+	if !pay(c, mostBody+1) || pay(c, 1) {
+		t.Errorf("%d bytes are held, want all there are, %d", c.bytes, mostInFlight)
+	}
+}

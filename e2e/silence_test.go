@@ -38,6 +38,8 @@ func TestSettingsThatHurtInSilenceAreRefused(t *testing.T) {
 			{hosts.Settings{"statusHeader": "keep-alive"}, []string{`statusHeader: "keep-alive"`, "X-Request-ID"}},
 			{hosts.Settings{"statusHeader": "Location"}, []string{`statusHeader: "Location"`, "X-Request-ID"}},
 			{hosts.Settings{"statusHeader": "idempotent-replayed"}, []string{`statusHeader: "idempotent-replayed"`, "another header than replayHeader"}},
+			{hosts.Settings{"maxRequestBodyBytes": 268435457}, []string{`maxRequestBodyBytes: "268435457"`, "0 to 268435456"}},
+			{hosts.Settings{"maxResponseBodyBytes": "1073741824"}, []string{`maxResponseBodyBytes: "1073741824"`, "0 to 268435456"}},
 			{hosts.Settings{"header": "Cookie"}, []string{`header: "Cookie"`, "X-Request-ID"}},
 			{hosts.Settings{"header": "content-type"}, []string{`header: "content-type"`, "X-Request-ID"}},
 		} {
