@@ -129,7 +129,7 @@ func (r request) lease(t *testing.T, h *handler, length int) *store.Lease {
 	sent := r.request(length)
 	c := &charge{}
 	defer refund(c)
-	taken, _, err := takeBody(h, sent, c)
+	taken, err := takeBody(h, sent, c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func (r request) lease(t *testing.T, h *handler, length int) *store.Lease {
 	if err != nil || string(after) != r[body] {
 		t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, r[body])
 	}
-	return newLease(h, sent, r[key], []string{r[contentType]}, taken)
+	return newLease(h, sent, r[key], []string{r[contentType]}, taken.compared)
 }
 
 // FuzzEndpoints compares the regular expressions that patterns become with a matcher that follows the README word by word.

@@ -161,37 +161,37 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request, c *charge) {
 		h.next.ServeHTTP(w, r)
 		return
 	}
-	if c == nil && (r.ContentLength < 0 || r.ContentLength > h.smallRequest) {
-		serveLarge(h, w, r)
-		return
-	}
 	key := parseKey(r.Header[h.header], h.maxKeyLength)
 	types := r.Header["Content-Type"]
 	if key == "" || (types != nil && strings.HasPrefix(types[0], "application/grpc")) || (r.Header.WriteSubset(closed, h.harmless) != nil && hasAlias(h, r.Header)) {
 		withoutKey(h, w, r, key, types)
 		return
 	}
-	body, rest, err := takeBody(h, r, c)
-	if err != nil {
-		withoutBody(h, w, r, err)
-		return
-	}
-	lease := newLease(h, r, key, types, body)
 	if h.observe {
-		observe(h, w, r, lease)
+		observe(h, w, r, key, types)
 		return
 	}
+	if c == nil && (r.ContentLength < 0 || r.ContentLength > h.smallRequest) {
+		serveLarge(h, w, r)
+		return
+	}
+	body, err := takeBody(h, r, c)
+	if err != nil {
+		withoutBody(h, w, err)
+		return
+	}
+	lease := newLease(h, r, key, types, body.compared)
 	held, err := claimKey(h.keys, lease, h.lease)
 	if held == nil && err == nil {
 		h.first.Add(1)
-		run(ctx, h, w, r, lease, rest)
+		run(ctx, h, w, r, lease, body)
 		return
 	}
-	serveDuplicate(ctx, h, w, r, lease, rest, held, err)
+	serveDuplicate(ctx, h, w, r, lease, body, held, err)
 }
 
 // serveDuplicate goes on where somebody else has the key, or the store failed.
-func serveDuplicate(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody, held *store.Held, err error) {
+func serveDuplicate(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, body *takenBody, held *store.Held, err error) {
 	if err != nil || held.State == store.Running {
 		held, err = persist(ctx, h, lease, held, err)
 	}
@@ -203,7 +203,7 @@ func serveDuplicate(ctx context.Context, h *handler, w http.ResponseWriter, r *h
 		withoutStore(h, w, r, lease, err)
 	case held == nil:
 		h.first.Add(1)
-		run(ctx, h, w, r, lease, rest)
+		run(ctx, h, w, r, lease, body)
 	case held.State == store.Done && held.Fingerprint == lease.Fingerprint:
 		replay(h, w, r, held)
 	default:
@@ -236,24 +236,16 @@ func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, key string, 
 	}
 }
 
-// withoutBody serves a request whose body broke off, or found no room.
-func withoutBody(h *handler, w http.ResponseWriter, r *http.Request, err error) {
-	busy := errors.Is(err, errBusy)
-	switch {
-	case busy && h.observe:
-		h.stats.Counts[stats.Unobserved].Add(1)
-		h.next.ServeHTTP(w, r)
-	case busy:
+// withoutBody refuses a request whose body broke off, or found no room.
+func withoutBody(h *handler, w http.ResponseWriter, err error) {
+	if errors.Is(err, errBusy) {
 		h.stats.Counts[stats.Unavailable].Add(1)
 		h.log.seldom(levelWarn, "requests under way hold too much memory; further large ones get 503", nil)
 		refuse(h, w, overloaded(), false)
-	case h.observe: // whoever reads on finds the body broken
-		h.stats.Counts[stats.Invalid].Add(1)
-		h.next.ServeHTTP(w, r)
-	default:
-		h.stats.Counts[stats.Invalid].Add(1)
-		refuse(h, w, incompleteBody(), false)
+		return
 	}
+	h.stats.Counts[stats.Invalid].Add(1)
+	refuse(h, w, incompleteBody(), false)
 }
 
 // mostWaiting is how many duplicates wait in this process at the same time, each with its connection and its body. So a

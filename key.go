@@ -79,48 +79,75 @@ func appendScope(parts []byte, header http.Header, names []string) []byte {
 // errIncompleteBody says that the client broke off, or its body is malformed.
 var errIncompleteBody = errors.New("the request body did not arrive whole")
 
+// takenBody is a request body that was read, as far as it is compared, and put back.
+type takenBody struct {
+	compared []byte           // what stands for it in the fingerprint
+	original io.ReadCloser    // the request's Body, which has been read
+	data     []byte           // what was read
+	unread   io.LimitedReader // of data, by those who are next
+	rest     *streamedBody    // the whole, where it goes on behind data; else nil
+}
+
+// noBody is that of a request without one.
+var noBody = &takenBody{}
+
 // takeBody reads r's body as far as it is compared, and puts it back. Of a body longer than maxRequestBodyBytes the
-// declared length stands for the rest, which streams; that body is returned too, and nil for one that was read whole.
-func takeBody(h *handler, r *http.Request, c *charge) ([]byte, *streamedBody, error) {
+// declared length stands for the rest, which streams.
+func takeBody(h *handler, r *http.Request, c *charge) (*takenBody, error) {
 	size := r.ContentLength
 	switch {
 	case size <= 0:
 	case size > h.smallRequest:
 	default:
-		body := make([]byte, size)
-		_, err := io.ReadFull(r.Body, body)
+		data := make([]byte, size)
+		t := &takenBody{compared: data, original: r.Body, data: data}
+		_, err := io.ReadFull(r.Body, data)
 		if err != nil {
-			return nil, nil, errIncompleteBody
+			err = takeAgain(r, data, err)
+			if err != nil {
+				return nil, err
+			}
 		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		return body, nil, nil
+		t.unread.R = bytes.NewReader(data)
+		t.unread.N = size
+		r.Body = io.NopCloser(&t.unread)
+		return t, nil
 	}
 	return takeOddBody(h, r, c)
 }
 
 // takeOddBody is takeBody where there is none, or it does not tell its length, or is long. What it takes goes to the
 // account c.
-func takeOddBody(h *handler, r *http.Request, c *charge) ([]byte, *streamedBody, error) {
+func takeOddBody(h *handler, r *http.Request, c *charge) (*takenBody, error) {
 	if r.ContentLength == 0 {
-		return nil, nil, nil
+		return noBody, nil
 	}
-	most := h.maxRequestBody
-	data, err := readSome(r, most+1, c)
-	if errors.Is(err, errBusy) {
-		r.Body = &streamedBody{reader: io.MultiReader(bytes.NewReader(data), r.Body), body: r.Body}
-		return nil, nil, errBusy
-	}
+	t := &takenBody{original: r.Body}
+	err := readAgain(r)
 	if err != nil {
-		return nil, nil, errIncompleteBody
+		return nil, err
 	}
-	if int64(len(data)) <= most {
-		r.Body = io.NopCloser(bytes.NewReader(data))
-		return data, nil, nil
+	source := r.Body
+	most := h.maxRequestBody
+	t.data, err = readSome(r, most+1, c)
+	t.unread.R = bytes.NewReader(t.data)
+	t.unread.N = int64(len(t.data))
+	r.Body = io.NopCloser(&t.unread)
+	if errors.Is(err, errBusy) || int64(len(t.data)) > most {
+		t.rest = &streamedBody{reader: io.MultiReader(&t.unread, source), body: t.original}
+		r.Body = t.rest
 	}
-	rest := &streamedBody{reader: io.MultiReader(bytes.NewReader(data), r.Body), body: r.Body}
-	r.Body = rest
-	// The byte over the bound is left out, so that the fingerprint does not depend on how the read went.
-	return strconv.AppendInt(bytes.Clone(data[:most]), r.ContentLength, 10), rest, nil
+	switch {
+	case errors.Is(err, errBusy):
+		return nil, errBusy
+	case err != nil:
+		return nil, errIncompleteBody
+	case t.rest == nil:
+		t.compared = t.data
+	default: // The byte over the bound is left out, so that the fingerprint does not depend on how the read went.
+		t.compared = strconv.AppendInt(bytes.Clone(t.data[:most]), r.ContentLength, 10)
+	}
+	return t, nil
 }
 
 // firstRoom is how much room, in bytes, is made first for a body that does not tell its length, or is not believed.

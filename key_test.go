@@ -68,11 +68,11 @@ func TestStoreKeysCannotBeShifted(t *testing.T) {
 	storeKey := func(r *http.Request, key string) string {
 		c := &charge{}
 		defer refund(c)
-		body, _, err := takeBody(h, r, c)
+		body, err := takeBody(h, r, c)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return newLease(h, r, key, nil, body).Key
+		return newLease(h, r, key, nil, body.compared).Key
 	}
 	seen := map[string]int{}
 	for i, c := range []struct {
@@ -112,18 +112,18 @@ func TestFingerprints(t *testing.T) {
 		r.Header.Set("Content-Type", contentType)
 		c := &charge{}
 		defer refund(c)
-		data, rest, err := takeBody(h, r, c)
+		taken, err := takeBody(h, r, c)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if (rest != nil) != (len(body) > 10) {
-			t.Errorf("a body of %d bytes streams: %t", len(body), rest != nil)
+		if (taken.rest != nil) != (len(body) > 10) {
+			t.Errorf("a body of %d bytes streams: %t", len(body), taken.rest != nil)
 		}
 		after, err := io.ReadAll(r.Body)
 		if err != nil || string(after) != body {
 			t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, body)
 		}
-		return newLease(h, r, "k", r.Header["Content-Type"], data).Fingerprint
+		return newLease(h, r, "k", r.Header["Content-Type"], taken.compared).Fingerprint
 	}
 	first := take("/?a", "t", "body")
 	if first != take("/?a", "t", "body") {
@@ -145,7 +145,7 @@ func TestABrokenBodyHasNoFingerprint(t *testing.T) {
 	r := httptest.NewRequest(http.MethodPost, "/", io.MultiReader(bytes.NewReader([]byte("half")), brokenReader{}))
 	c := &charge{}
 	defer refund(c)
-	_, _, err := takeBody(h, r, c)
+	_, err := takeBody(h, r, c)
 	if err == nil {
 		t.Error("half a body has a fingerprint")
 	}
@@ -180,11 +180,12 @@ func TestLargeBodies(t *testing.T) {
 					r.ContentLength = int64(size)
 				}
 				c := &charge{}
-				data, _, err := takeBody(h, r, c)
+				whole, err := takeBody(h, r, c)
 				if err != nil {
 					t.Errorf("%s: %v", name, err)
 					continue
 				}
+				data := whole.compared
 				want := body
 				if size > most {
 					want = body[:most] + fmt.Sprint(r.ContentLength)
@@ -232,7 +233,7 @@ func TestASlowClientHoldsLittle(t *testing.T) {
 		r.ContentLength = h.maxRequestBody
 		c, done := &charge{}, make(chan error)
 		go func() {
-			_, _, err := takeBody(h, r, c)
+			_, err := takeBody(h, r, c)
 			done <- err
 		}()
 		_, _ = writer.Write(make([]byte, sent))
@@ -257,7 +258,7 @@ func TestABodyThatFindsNoRoomGoesOn(t *testing.T) {
 	body := strings.Repeat("x", 3*smallBody)
 	r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
 	c := &charge{}
-	_, _, err := takeBody(h, r, c)
+	_, err := takeBody(h, r, c)
 	if !errors.Is(err, errBusy) {
 		t.Fatalf("a body that there is no room for: %v", err)
 	}

@@ -35,10 +35,11 @@ const (
 type execution struct {
 	http.ResponseWriter // the client's
 
-	h     *handler
-	lease *store.Lease
-	rest  *streamedBody // what of the request body is still to come, or nil
-	head  bool          // the request's method is HEAD
+	h       *handler
+	lease   *store.Lease
+	request *http.Request // as it came
+	body    *takenBody
+	head    bool // the request's method is HEAD
 
 	client context.Context
 	cancel context.CancelFunc // of the upstream call, with detach
@@ -49,7 +50,8 @@ type execution struct {
 
 	// What Traefik's transport reported, from its own goroutines. A locked one has happened; see run.
 	sought          expvar.String // a connection to a backend was asked for
-	wrote, answered sync.RWMutex  // a request header was written; a byte of an answer has come
+	soughtAgain     atomic.Bool   // and another one, for a request without a body; see seek
+	wrote, answered sync.RWMutex  // a request header was written; a byte of an answer has come. Locked as often as it has
 
 	header   http.Header // of ResponseWriter
 	before   http.Header // what the middlewares above had set in it before the run, nil if nothing
@@ -136,7 +138,10 @@ func tell(x *execution) {
 // expect tells from the header how the answer is going to come.
 func expect(x *execution, header http.Header, length []string) {
 	bodiless := x.head || bodiless(x.status)
-	x.stream = len(length) == 0 && !bodiless // it streams if nobody knows its length
+	// It streams if nobody knows its length. A flush would make one of Traefik's own final for a retry middleware above,
+	// which waits for another. fastProxy reports no connections.
+	x.stream = len(length) == 0 && !bodiless && (!failure(x.status) || !bare(header)) &&
+		(happened(&x.answered) || (x.sought.Value() == "" && header["Date"] != nil))
 	// net/http does not guess where the header is there without a value, as in Traefik 3, nor for a stream, whose header
 	// is flushed before.
 	_, typed := header["Content-Type"]
@@ -273,23 +278,66 @@ func flush(x *execution) {
 // judge tells from the status and the trace what kind of answer this is, if it is not simply the backend's. Traefik
 // answers for a backend that it could not reach or that broke off with 500, 502, 504 or 499 (the client has gone), and
 // without any header. Its fast proxy reports nothing: then nobody knows what the backend saw.
+//
+// What a trace reports need not be about this request: a middleware below may have asked somebody else, errors for a page
+// to show instead of Traefik's own answer, or forwardAuth whether the client may pass.
 func judge(x *execution, header http.Header) {
-	sought, wrote, got := x.sought.Value() != "", happened(&x.wrote), happened(&x.answered)
+	sought, wrote, got := x.sought.Value() != "", times(&x.wrote), times(&x.answered)
 	gateway := x.status == http.StatusBadGateway || x.status == http.StatusServiceUnavailable || x.status == http.StatusGatewayTimeout
+	failed := failure(x.status) || gateway
 	own := bare(header) && x.status != http.StatusServiceUnavailable
-	failure := gateway || x.status == http.StatusInternalServerError || x.status == statusClientClosed
 	switch {
-	case failure && sought && !wrote && (gateway || own):
+	case failed && sought && wrote == 0 && (gateway || own):
 		x.outcome = neverSent
-	case failure && wrote && (!got || own):
+	case failed && wrote > 0 && unsent(x):
+		x.outcome = neverSent
+	case failed && wrote > 0 && (wrote > got || own):
 		x.outcome = unknown
-	case failure && own && !sought && x.h.retryable[x.status]: // it may have been sent: its key must not be freed
+	case failed && wrote == 1 && x.soughtAgain.Load(): // the first connection failed, and the second may be for a page
+		x.outcome = unknown
+	case gateway && wrote > 1: // one that Traefik's own page stands for may have been sent
+		x.outcome = unknown
+	case failed && own && !sought && x.h.retryable[x.status]: // it may have been sent: its key must not be freed
 		x.outcome = unknown
 	case x.h.retryable[x.status]:
 		x.outcome = askedAgain
 	case (gateway && !sought) || x.status == statusClientClosed:
 		x.outcome = unknown
 	}
+}
+
+// failure tells whether Traefik answers with status for a backend.
+func failure(status int) bool {
+	switch status {
+	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout, statusClientClosed:
+		return true
+	}
+	return false
+}
+
+// unsent tells whether nothing of the request's body was taken, so that no backend can have been sent the request whole. A
+// client that expects to be asked for its body may have been refused by the backend itself.
+func unsent(x *execution) bool {
+	size := len(x.body.data)
+	return size > 0 && x.body.unread.N == int64(size) && x.request.Header["Expect"] == nil
+}
+
+// seek notes that a connection is asked for, where it matters how often: there is no body whose sending could be seen.
+func (x *execution) seek(hostPort string) {
+	if x.sought.Value() != "" {
+		x.soughtAgain.Store(true)
+	}
+	x.sought.Set(hostPort)
+}
+
+// times tells how often the hook that locks m was called. It is not locked any more afterwards.
+func times(m *sync.RWMutex) int {
+	n := 0
+	for happened(m) {
+		m.RUnlock()
+		n++
+	}
+	return n
 }
 
 // happened tells whether the hook that locks m was called.

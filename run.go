@@ -16,9 +16,9 @@ import (
 
 // run calls the backend under lease and settles the key by the outcome, also when the call panics. Panics pass
 // through: Traefik's own proxy breaks off an answer with one.
-func run(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, rest *streamedBody) {
+func run(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, body *takenBody) {
 	header := w.Header()
-	x := &execution{ResponseWriter: w, h: h, lease: lease, rest: rest, client: ctx, header: header, declared: -1, head: r.Method == http.MethodHead}
+	x := &execution{ResponseWriter: w, h: h, lease: lease, request: r, body: body, client: ctx, header: header, declared: -1, head: r.Method == http.MethodHead}
 	_, typed := header["Content-Type"]
 	if len(header) != 1 || !typed { // Traefik sets it to nothing, so that net/http does not guess one
 		noteHeader(x)
@@ -31,7 +31,11 @@ func run(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request
 	}
 	// The hooks are methods of the standard library's own types, which cost nothing; a function of the plugin would be
 	// interpreted at each call.
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GetConn: x.sought.Set, WroteHeaders: x.wrote.RLock, GotFirstResponseByte: x.answered.RLock})
+	trace := &httptrace.ClientTrace{GetConn: x.sought.Set, WroteHeaders: x.wrote.RLock, GotFirstResponseByte: x.answered.RLock}
+	if r.ContentLength == 0 {
+		trace.GetConn = x.seek
+	}
+	ctx = httptrace.WithClientTrace(ctx, trace)
 	h.runs.Store(lease.Owner, x)
 	if !h.awake() {
 		wakeCare(h.care)
@@ -78,8 +82,11 @@ func settle(x *execution) {
 	switch ended(x) {
 	case answered:
 		keepAnswer(x, x.parts.String())
-	case askedAgain, neverSent:
+	case askedAgain:
 		free(x)
+	case neverSent:
+		free(x)
+		keepBody(x.client, x.body)
 	case tooLarge:
 		finish(x, fmt.Sprintf(store.UnkeptFormat, x.lease.Fingerprint, x.status))
 	default:
@@ -94,7 +101,7 @@ func ended(x *execution) outcome {
 	switch {
 	case complete && x.outcome != unknown:
 		return x.outcome
-	case x.rest != nil && x.rest.broken.Load():
+	case x.body.rest != nil && x.body.rest.broken.Load():
 		return neverSent // the client broke off: the backend never saw the request whole
 	}
 	return unknown

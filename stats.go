@@ -1,7 +1,6 @@
 package idem
 
 import (
-	"fmt"
 	"net/http"
 	"net/url"
 	"sort"
@@ -9,53 +8,7 @@ import (
 	"strings"
 
 	"github.com/example/traefik-idem/stats"
-	"github.com/example/traefik-idem/store"
 )
-
-// mostObserved is how many requests a handler observes at one time. Those beyond are let through unseen, so that a store
-// that hangs costs no more than that.
-const mostObserved = 128
-
-// observe passes a request on, and notes beside it that its key was seen.
-func observe(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease) {
-	if h.observing.Add(1) > mostObserved {
-		h.observing.Add(-1)
-		h.stats.Counts[stats.Unobserved].Add(1)
-	} else {
-		target := *r.URL // r goes on, and who is next may change it
-		go note(h, lease, &http.Request{Method: r.Method, Host: r.Host, URL: &target})
-	}
-	decide(h, w, "observed", false)
-	h.next.ServeHTTP(w, r) // not marked: a plugin further down may enforce
-}
-
-// note keeps the key for its time to live, and counts that it was there before.
-func note(h *handler, lease *store.Lease, r *http.Request) {
-	defer recovered("observing a request")
-	defer h.observing.Add(-1)
-	held, err := claimKey(h.keys, lease, h.lease)
-	if err != nil {
-		held, err = fallBack(h, lease, err)
-	}
-	if lease.Degraded || (held != nil && held.Degraded) {
-		h.stats.Counts[stats.Degraded].Add(1)
-	}
-	switch {
-	case err != nil:
-		h.stats.Counts[stats.Unobserved].Add(1)
-	case held == nil:
-		h.first.Add(1)
-		_, err = finishKey(h.keys, lease, fmt.Sprintf(store.UnknownFormat, lease.Fingerprint), h.ttl)
-		if err != nil {
-			storeFailed(h, "an observed key could not be kept", err)
-		}
-	case mismatch(h, held, lease):
-		h.stats.Counts[stats.Mismatches].Add(1)
-	default:
-		stats.Duplicate(h.stats, stats.Observed, r)
-		h.log.print(levelDebug, "duplicate observed", nil)
-	}
-}
 
 // slashes keeps an encoded slash encoded when the rest of a path is decoded.
 var slashes = strings.NewReplacer("%2F", "%252F", "%2f", "%252F")

@@ -1,0 +1,148 @@
+package idem
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+
+	"github.com/example/traefik-idem/stats"
+	"github.com/example/traefik-idem/store"
+)
+
+// mostObserved is how many requests a handler notes at one time. Those beyond are let through unseen, so that a store that
+// hangs costs no more than that.
+const mostObserved = 128
+
+// observe passes a request on as if there were no plugin, and notes beside it that its key was seen: at once if there is no
+// body, and else as soon as whoever is next has read all of it. What nobody reads to its end was not observed.
+func observe(h *handler, w http.ResponseWriter, r *http.Request, key string, types []string) {
+	o := &observedBody{body: r.Body, h: h, lease: newLease(h, r, key, nil, nil), length: r.ContentLength}
+	o.head, o.boundary = fingerprintHead(r, types)
+	target := *r.URL // r goes on, and who is next may change it
+	o.seen = &http.Request{Method: r.Method, Host: r.Host, URL: &target}
+	decide(h, w, "observed", false)
+	if r.ContentLength == 0 {
+		noteEnd(o)
+	} else {
+		r = r.WithContext(r.Context()) // a copy: what is above goes on with the body that it has
+		r.Body = o
+		defer o.unread()
+	}
+	h.next.ServeHTTP(w, r) // not marked: a plugin further down may enforce
+}
+
+// observedBody is the body of an observed request. It keeps what is compared of it while it is read.
+type observedBody struct {
+	body     io.ReadCloser // the client's
+	h        *handler
+	lease    *store.Lease
+	head     []byte // of the fingerprint
+	boundary string
+	seen     *http.Request // what is counted of the request
+	length   int64         // as declared, or -1
+
+	mu     sync.Mutex // guards all below: the transport may read while the handler ends
+	data   bytes.Buffer
+	read   int64
+	charge charge // for data
+	done   bool   // noted, or given up
+}
+
+// Read implements io.Reader.
+func (o *observedBody) Read(p []byte) (int, error) {
+	n, err := o.body.Read(p)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.done {
+		return n, err
+	}
+	o.read += int64(n)
+	kept := p[:n]
+	if room := o.h.maxRequestBody + 1 - int64(o.data.Len()); int64(n) > room {
+		kept = p[:room]
+	}
+	switch {
+	case !pay(&o.charge, len(kept)):
+		giveUp(o, stats.Unobserved)
+		return n, err
+	case err != nil && err != io.EOF: //nolint:errorlint // a reader returns io.EOF itself
+		giveUp(o, stats.Invalid)
+		return n, err
+	}
+	o.data.Write(kept)
+	if err == io.EOF || o.read == o.length { //nolint:errorlint // likewise
+		noteEnd(o)
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (o *observedBody) Close() error {
+	return o.body.Close()
+}
+
+// unread gives up a body that nobody has read to its end.
+func (o *observedBody) unread() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.done {
+		giveUp(o, stats.Unobserved)
+	}
+}
+
+// giveUp counts the request of o under total. The lock is held.
+func giveUp(o *observedBody, total int) {
+	o.done = true
+	o.data = bytes.Buffer{}
+	refund(&o.charge)
+	o.h.stats.Counts[total].Add(1)
+}
+
+// noteEnd notes the key of a request whose body was read to its end. The lock is held.
+func noteEnd(o *observedBody) {
+	o.done = true
+	body := o.data.Bytes()
+	if most := o.h.maxRequestBody; int64(len(body)) > most {
+		body = strconv.AppendInt(bytes.Clone(body[:most]), o.length, 10)
+	}
+	o.lease.Fingerprint = string(sumBody(o.h, o.head, o.boundary, body))
+	o.data = bytes.Buffer{}
+	refund(&o.charge)
+	if o.h.observing.Add(1) > mostObserved {
+		o.h.observing.Add(-1)
+		o.h.stats.Counts[stats.Unobserved].Add(1)
+		return
+	}
+	go note(o.h, o.lease, o.seen)
+}
+
+// note keeps the key for its time to live, and counts that it was there before.
+func note(h *handler, lease *store.Lease, r *http.Request) {
+	defer recovered("observing a request")
+	defer h.observing.Add(-1)
+	held, err := claimKey(h.keys, lease, h.lease)
+	if err != nil {
+		held, err = fallBack(h, lease, err)
+	}
+	if lease.Degraded || (held != nil && held.Degraded) {
+		h.stats.Counts[stats.Degraded].Add(1)
+	}
+	switch {
+	case err != nil:
+		h.stats.Counts[stats.Unobserved].Add(1)
+	case held == nil:
+		h.first.Add(1)
+		_, err = finishKey(h.keys, lease, fmt.Sprintf(store.UnknownFormat, lease.Fingerprint), h.ttl)
+		if err != nil {
+			storeFailed(h, "an observed key could not be kept", err)
+		}
+	case mismatch(h, held, lease):
+		h.stats.Counts[stats.Mismatches].Add(1)
+	default:
+		stats.Duplicate(h.stats, stats.Observed, r)
+		h.log.print(levelDebug, "duplicate observed", nil)
+	}
+}
