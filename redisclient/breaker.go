@@ -33,8 +33,15 @@ var refusals = map[string]int32{
 	"NOREPLICAS ":  refusing,
 	"CLUSTERDOWN ": refusing,
 	"BUSY ":        refusing,
-	"NOAUTH ":      down,
-	"WRONGPASS ":   down,
+
+	"NOPERM ":                            refusing, // and what it is called in a script, by Redis 7 and before
+	"ACL failure in script":              refusing,
+	"The user executing the script":      refusing,
+	"unknown command":                    refusing,
+	"Unknown Redis command called from ": refusing,
+
+	"NOAUTH ":    down,
+	"WRONGPASS ": down,
 
 	"max number of clients reached": down,
 }
@@ -43,8 +50,13 @@ var refusals = map[string]int32{
 // that: so a server that comes and goes is not found fine, and logged, all the time.
 const probePause = 200 * time.Millisecond
 
-// probeScript does what keys need: run a script, and write. What it writes is gone after a second.
-const probeScript = `redis.call('SET', KEYS[1], '', 'PX', 1000) return 1`
+// probeScript does what keys need: run a script, and in it each command of the scripts for keys. An error names the command.
+var probeScript = newScript(':', 0, `
+for _, command in ipairs({{'GET', KEYS[1]}, {'SET', KEYS[1], '', 'PX', '1000'}, {'PTTL', KEYS[1]}, {'PEXPIRE', KEYS[1], '1000'}, {'DEL', KEYS[1]}}) do
+  local reply = redis.pcall(unpack(command))
+  if type(reply) == 'table' and reply.err then return redis.error_reply(command[1] .. ': ' .. reply.err) end
+end
+return 1`)
 
 // breaker is what is known of how a server is. The first command that fails opens it; from then on no request waits for
 // the server, until a probe in the background finds it fine.
@@ -62,6 +74,7 @@ type plight struct {
 	closed  atomic.Bool  // nobody uses them any more
 	servers atomic.Int32 // that are not fine
 	outages atomic.Int64 // that have begun
+	whole   atomic.Bool  // one of them has forbidden EVALSHA
 	backlog backlog
 
 	mu    sync.Mutex // guards everything below
@@ -136,6 +149,16 @@ func stateBy(reply error) int32 {
 	return fine
 }
 
+// isForbidden tells whether an error reply says that the server does not have a command, or the user may not give it.
+func isForbidden(reply error) bool {
+	for _, words := range []string{"NOPERM ", "ACL failure in script", "The user executing the script", "unknown command", "Unknown Redis command called from "} {
+		if strings.Contains(reply.Error(), words) {
+			return true
+		}
+	}
+	return false
+}
+
 // ofServer tells an error of the server or the way there from one of a command.
 func ofServer(err error) bool {
 	return errors.Is(err, ErrDown) || errors.Is(err, errUnreachable) || stateBy(err) != fine
@@ -191,6 +214,10 @@ func turn(c *Client, state int32, cause error) {
 		b.back = time.Now()
 		log.Printf("level=warn msg=\"Redis is back\" redis=%q after=%q", c.opts.Address, time.Since(b.since).Round(time.Millisecond))
 	case refusing:
+		if isForbidden(cause) {
+			log.Printf("level=error msg=\"Redis forbids a command that keys need\" redis=%q cause=%q", c.opts.Address, cause)
+			return
+		}
 		log.Printf("level=error msg=\"Redis refuses to write\" redis=%q cause=%q", c.opts.Address, cause)
 	default:
 		log.Printf("level=error msg=\"Redis is out of reach\" redis=%q cause=%q", c.opts.Address, cause)
@@ -247,17 +274,72 @@ func probe(c *Client) (int32, error) {
 	l := <-c.lanes
 	defer giveBack(c, l)
 	disconnect(l)
-	c.plight.mu.Lock()
-	key := c.plight.probe
-	c.plight.mu.Unlock()
-	replies, err := exchangeAny(c, l, []Command{{Name: "EVAL", Args: []interface{}{probeScript, 1, key}}})
+	state, cause := try(c, l)
+	if state == fine {
+		c.closeIdle() // other connections may lead to what the server was before
+	}
+	return state, cause
+}
+
+// check probes a server when it is connected to for the first time, since a command that is needed seldom may be forbidden
+// too, and when a command was.
+func check(c *Client) {
+	defer recovered("probing Redis")
+	if c.main != nil {
+		c = c.main
+	}
+	for i := 0; i < 100 && probeKey(c) == ""; i++ { // it was connected to in advance, before there was a store
+		time.Sleep(10 * time.Millisecond)
+	}
+	l := <-c.lanes
+	defer giveBack(c, l)
+	state, cause := try(c, l)
+	if state == refusing { // of all else the commands of requests tell
+		trip(c, state, cause)
+	}
+}
+
+// try does what keys need over l.
+func try(c *Client, l *lane) (int32, error) {
+	key := probeKey(c)
+	replies, err := exchangeAny(c, l, []Command{{Name: "EVALSHA", Args: []interface{}{probeScript.sha1, 1, key}}})
 	if err != nil {
 		return down, err
 	}
 	refusal := errorIn(replies[0])
-	if refusal != nil && stateBy(refusal) != fine {
-		return stateBy(refusal), refusal
+	if refusal != nil && (isUnknownScript(refusal) || lacksEVALSHA(refusal)) {
+		if lacksEVALSHA(refusal) {
+			sendWhole(c)
+		}
+		replies, err = exchangeAny(c, l, []Command{{Name: "EVAL", Args: []interface{}{probeScript.source, 1, key}}})
+		if err != nil {
+			return down, err
+		}
+		refusal = errorIn(replies[0])
 	}
-	c.closeIdle() // other connections may lead to what the server was before
+	if refusal != nil && stateBy(refusal) != fine {
+		return stateBy(refusal), named(refusal)
+	}
 	return fine, nil
+}
+
+// named is an error reply without the arguments of a command that the server does not know.
+func named(reply error) error {
+	text, _, cut := strings.Cut(reply.Error(), ", with args beginning with")
+	if !cut {
+		return reply
+	}
+	return errors.New(text)
+}
+
+// probeKey returns a key that a probe of c may write: of a node, one that it has.
+func probeKey(c *Client) string {
+	p := c.plight
+	p.mu.Lock()
+	key := p.probe
+	p.mu.Unlock()
+	if c.cluster != nil {
+		key = ownKey(c, key)
+	}
+	return key
 }

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
@@ -65,6 +66,8 @@ type Client struct {
 	state   func() int32 // of the breaker. Yaegi finds a function in a field in half the time that a method takes
 	plight  *plight      // shared by the nodes of a cluster
 	node    bool         // it is one of those
+	cluster *Cluster     // of which it is one; nil: of none
+	checked atomic.Bool  // check has been called
 
 	confirmer *Client // to the same server, for what waits for replicas; nil: nothing does
 	waits     bool    // it is that of main
@@ -76,6 +79,8 @@ type Client struct {
 	idle         int           // senders that wait for wake
 	wake         chan struct{} // has room for all that are idle
 	closed       bool
+	odd          bool // commands are not sent just as they are: see withOthers
+	whole        bool // scripts are sent whole, since EVALSHA is forbidden
 }
 
 // lane is a place for a connection. Whoever took it out of Client.lanes has it alone.
@@ -122,6 +127,7 @@ func New(opts Options) *Client {
 	if opts.WaitReplicas > 0 {
 		c.confirmer = newSide(c, n)
 		c.confirmer.waits = true
+		c.confirmer.odd = true
 	}
 	if opts.MinIdleConns > 0 {
 		go c.warm(n)
@@ -246,6 +252,7 @@ func sendAll(s *sender) {
 		c.lock()
 		commands := c.queue
 		c.queue = nil
+		odd := c.odd
 		if len(commands) == 0 {
 			if c.closed {
 				c.senders--
@@ -263,7 +270,7 @@ func sendAll(s *sender) {
 		l := <-c.lanes
 		s.lane = l
 		all := commands
-		if c.node || c.waits {
+		if odd {
 			all = withOthers(c, commands)
 		}
 		out = out[:0]

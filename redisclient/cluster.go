@@ -125,9 +125,15 @@ func (c *Cluster) next(slot int, node *Client, err error) (*Client, bool) {
 			return nil, false
 		}
 		address := fields[2]
-		if address[0] == ':' { // the node does not know by which name clients call it
-			address = hostOf(node.opts.Address) + address
+		colon := strings.LastIndexByte(address, ':')
+		if colon < 0 {
+			return nil, false
 		}
+		host := hostOf(address)
+		if host == "" || host == "?" { // the node does not know by which name clients call it
+			host = hostOf(node.opts.Address)
+		}
+		address = net.JoinHostPort(host, address[colon+1:]) // Redis writes IPv6 without brackets
 		if fields[0] == "ASK" {
 			return c.nodeAt(address), true
 		}
@@ -204,6 +210,8 @@ func (c *Cluster) nodeLocked(address string) *Client {
 		node = New(opts)
 		node.plight = c.front.plight
 		node.node = true
+		node.cluster = c
+		node.odd = true
 		if c.closed {
 			node.Close()
 		}
@@ -321,6 +329,34 @@ func rangeIn(fields []interface{}, host string) (slotRange, bool) {
 	}
 	r := slotRange{first: first, last: last, address: net.JoinHostPort(host, strconv.FormatInt(port, 10))}
 	return r, first >= 0 && first <= last && last < slotCount && port > 0
+}
+
+// ownKey returns key with an ending for which node has its slot; key itself if it has none, or if a part in braces decides.
+func ownKey(node *Client, key string) string {
+	c := node.cluster
+	has := false
+	c.mu.RLock()
+	for _, master := range c.slots {
+		if master == node {
+			has = true
+			break
+		}
+	}
+	c.mu.RUnlock()
+	if !has || Slot(key) == Slot(key+":0") {
+		return key
+	}
+	for i := 0; i < 8*slotCount; i++ {
+		own := key + ":" + strconv.Itoa(i)
+		slot := Slot(own)
+		c.mu.RLock()
+		found := c.slots[slot] == node
+		c.mu.RUnlock()
+		if found {
+			return own
+		}
+	}
+	return key
 }
 
 // integer is a reply as a number; -1 for anything else.

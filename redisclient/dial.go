@@ -137,6 +137,9 @@ func open(c *Client, l *lane, address string) error {
 	l.conn = conn
 	l.net = netConn
 	l.reader = bufio.NewReader(netConn)
+	if c.main == nil && !c.checked.Swap(true) {
+		go check(c)
+	}
 	return nil
 }
 

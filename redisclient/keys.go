@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -55,16 +56,20 @@ return 0`)
 
 // script is a Lua script over one key. Redis knows it by its digest once it has run.
 type script struct {
+	source, sha1     string
 	reply            byte   // the type of its reply in Redis' protocol
 	bySHA1, bySource string // the command in Redis' protocol up to the key
 }
 
 func newScript(reply byte, args int, source string) *script {
 	sum := sha1.Sum([]byte(source)) //nolint:gosec // Redis names scripts by their SHA-1
+	digest := hex.EncodeToString(sum[:])
 	head := "*" + strconv.Itoa(4+args) + "\r\n"
 	return &script{
+		source:   source,
+		sha1:     digest,
 		reply:    reply,
-		bySHA1:   head + bulk("EVALSHA") + bulk(hex.EncodeToString(sum[:])) + bulk("1"),
+		bySHA1:   head + bulk("EVALSHA") + bulk(digest) + bulk("1"),
 		bySource: head + bulk("EVAL") + bulk(source) + bulk("1"),
 	}
 }
@@ -216,17 +221,26 @@ func mend(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	if cmd.err == nil {
 		return
 	}
-	if cmd.from != nil {
+	switch {
+	case cmd.from == nil:
+	case isForbidden(cmd.err):
+		if cmd.from.state() == fine {
+			check(cmd.from) // it names the command
+		}
+	default:
 		trip(cmd.from, stateBy(cmd.err), cmd.err)
 	}
-	cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, cmd.err)
+	cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, named(cmd.err))
 }
 
 // curable sees to it that cmd can succeed, if what it failed for is that the server does not know the script, or is a
 // replica now.
 func curable(k *Keys, s *script, l *store.Lease, cmd *command, args string) bool {
 	switch {
-	case strings.Contains(cmd.err.Error(), "NOSCRIPT "):
+	case lacksEVALSHA(cmd.err):
+		sendWhole(cmd.from)
+		cmd.wire = s.bySource + l.Wire + args
+	case isUnknownScript(cmd.err):
 		cmd.wire = s.bySource + l.Wire + args
 	case isReplica(cmd.err):
 		k.client.closeIdle()
@@ -234,6 +248,44 @@ func curable(k *Keys, s *script, l *store.Lease, cmd *command, args string) bool
 		return false
 	}
 	return true
+}
+
+// isUnknownScript tells by an error reply that the server does not know a script by its digest.
+func isUnknownScript(reply error) bool {
+	return strings.Contains(reply.Error(), "NOSCRIPT ")
+}
+
+// lacksEVALSHA tells by an error reply that scripts cannot be called by their digests.
+func lacksEVALSHA(reply error) bool {
+	return isForbidden(reply) && strings.Contains(strings.ToLower(reply.Error()), "evalsha")
+}
+
+// sendWhole has scripts sent whole from now on. The first server for which that is so is logged.
+func sendWhole(c *Client) {
+	if c.main != nil {
+		c = c.main
+	}
+	for _, side := range []*Client{c, c.confirmer} {
+		if side != nil {
+			side.lock()
+			side.odd = true
+			side.whole = true
+			side.unlock()
+		}
+	}
+	if !c.plight.whole.Swap(true) {
+		log.Printf("level=warn msg=\"Redis forbids EVALSHA; scripts are sent whole, with EVAL\" redis=%q", c.opts.Address)
+	}
+}
+
+// inFull is a command with its script instead of the digest of that.
+func inFull(wire string) string {
+	for _, s := range []*script{claimScript, finishScript, renewScript, releaseScript, writeBackScript} {
+		if strings.HasPrefix(wire, s.bySHA1) {
+			return s.bySource + wire[len(s.bySHA1):]
+		}
+	}
+	return wire
 }
 
 // deliver sends cmd, of the script s, to where the key of l is.

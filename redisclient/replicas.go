@@ -27,11 +27,17 @@ func sendToReplicas(c *Client, cmd *command) {
 	}
 }
 
-// withOthers returns commands with what is to be sent along: ASKING before those that need it, and one WAIT behind all if
-// c waits for replicas. One will do: each would wait for itself in turn.
+// withOthers returns commands as they are to be sent, and what is to be sent along: ASKING before those that need it, and one
+// WAIT behind all if c waits for replicas. One will do: each would wait for itself in turn.
 func withOthers(c *Client, commands []*command) []*command {
 	all := make([]*command, 0, len(commands)+1)
+	c.lock()
+	whole := c.whole
+	c.unlock()
 	for _, cmd := range commands {
+		if whole {
+			cmd.wire = inFull(cmd.wire)
+		}
 		if cmd.asking {
 			all = append(all, &command{wire: asking})
 		}
