@@ -83,7 +83,7 @@ func TestRedisOverTLSIsChecked(t *testing.T) {
 			{"certificate signed by unknown authority", map[string]any{"endpoints": "rediss://" + server.TLSAddr, "tls": map[string]any{"cert": cert, "key": key}}},
 			{refused, map[string]any{"endpoints": server.TLSAddr, "tls": map[string]any{"ca": ca.CertFile}}},
 			{refused, map[string]any{"endpoints": server.TLSAddr, "tls": map[string]any{"ca": ca.CertFile, "cert": strangersCert, "key": strangersKey}}},
-			{"TLS with " + server.Addr, map[string]any{"endpoints": server.Addr, "tls": map[string]any{"ca": ca.CertFile, "cert": cert, "key": key}}},
+			{"TLS with " + server.Addr + ": no answer to the handshake, as from a port without TLS: ", map[string]any{"endpoints": server.Addr, "tls": map[string]any{"ca": ca.CertFile, "cert": cert, "key": key}}},
 			{refused, map[string]any{"endpoints": server.TLSAddr}},
 		} {
 			overRedis(t, host, c.redis).wantUnavailable("k", c.cause)

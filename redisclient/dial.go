@@ -104,6 +104,9 @@ func encrypt(opts *Options, conn net.Conn, address string) (net.Conn, error) {
 	_ = conn.SetDeadline(time.Now().Add(opts.DialTimeout))
 	err = secure.HandshakeContext(context.Background())
 	_ = conn.SetDeadline(time.Time{})
+	if errors.Is(err, os.ErrDeadlineExceeded) { // a Redis without TLS waits for the end of a line
+		err = fmt.Errorf("no answer to the handshake, as from a port without TLS: %w", err)
+	}
 	if err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("TLS with %s: %w", address, err)
