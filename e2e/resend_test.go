@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -221,6 +222,72 @@ func TestExampleRetrySince37(t *testing.T) {
 		s.wantExample(s.do(pay("", alice...)), 400, "missing")
 		l.wantPaid(t, 0, 0)
 	})
+}
+
+// TestRetryLedgerSince37 sends many payments at once through Traefik's retry and the plugin, each of them three times, to
+// a server that fails in one of four ways. None may be made twice.
+func TestRetryLedgerSince37(t *testing.T) {
+	var mu sync.Mutex // guards both
+	calls, paid := map[string]int{}, map[string]int{}
+	l := &till{backend: newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		key := r.Header.Get("X-Request-Id")
+		mu.Lock()
+		calls[key]++
+		fails := map[byte]int{'t': 2, 'f': 1}[key[0]] > calls[key]-1
+		if !fails {
+			paid[key]++
+		}
+		mu.Unlock()
+		switch {
+		case fails:
+			http.Error(w, "rolled back", http.StatusInternalServerError)
+		case key[0] == 'b' || key[0] == 'f':
+			panic(http.ErrAbortHandler)
+		default:
+			created(w, r)
+		}
+	})}
+	p := hosts.StartTraefik(t)
+	p.Write(t, "ledger.test", l.chained("ledger.test", hosts.Settings{"retryableStatuses": "429, 500, 503"},
+		[]string{"retry-ledger", "ledger.test"}, map[string]any{"retry-ledger": retryOn("500")}))
+	s := siteOf(t, p.Site(t, "ledger.test"), l.backend)
+
+	const each = 25
+	keys := make(chan string)
+	var clients sync.WaitGroup
+	for range 16 {
+		clients.Add(1)
+		go func() {
+			defer clients.Done()
+			for key := range keys {
+				a := s.send(post("/pay", key))
+				mu.Lock()
+				known := a.err == nil && paid[key] == 1 && (a.status == 201) == (key[0] == 'o' || key[0] == 't')
+				if !known || (a.status != 201 && a.status != 409 && a.status != 502) {
+					t.Errorf("%s: %d %q %v, paid %d times", key, a.status, a.header.Get("Decision"), a.err, paid[key])
+				}
+				mu.Unlock()
+			}
+		}()
+	}
+	for i := range each {
+		for range 3 {
+			for _, kind := range []string{"ok", "twice", "breaks", "fails-breaks"} {
+				keys <- fmt.Sprintf("%s-%d", kind, i)
+			}
+		}
+	}
+	close(keys)
+	clients.Wait()
+	all := 0
+	for _, n := range calls {
+		all += n
+	}
+	t.Logf("%d payments, each sent three times: the server was called %d times", len(paid), all)
+	if len(paid) != 4*each || all != 7*each {
+		t.Errorf("%d payments by %d calls, want %d by %d", len(paid), all, 4*each, 7*each)
+	}
 }
 
 // TestFailoverSince37 puts the plugin above a service that fails over by status, and on both of the services that it
