@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"sync"
 	"testing"
 
@@ -126,6 +128,34 @@ func TestRetrySince37(t *testing.T) {
 		s.want(s.do(post("/pay", "k")), 500, "replayed")
 		l.wantPaid(t, 1, 0)
 	})
+	t.Run("above, a server that pays and breaks off", func(t *testing.T) {
+		l := newTill(t, breaks, breaks)
+		s := serve(t, l, "breaks", comeAgain, "retry-breaks", "breaks.test")
+		s.wantProblem(s.do(post("/pay", "k")), 409, "outcome-unknown", "unknown")
+		s.wantProblem(s.do(post("/pay", "k")), 409, "outcome-unknown", "unknown")
+		l.wantPaid(t, 1, 1)
+	})
+	t.Run("above, a server that fails, and then pays and breaks off", func(t *testing.T) {
+		l := newTill(t, unpaid500, breaks)
+		s := serve(t, l, "fails-breaks", comeAgain, "retry-fails-breaks", "fails-breaks.test")
+		s.wantProblem(s.do(post("/pay", "k")), 409, "outcome-unknown", "unknown")
+		l.wantPaid(t, 2, 1)
+	})
+	t.Run("above, a server that is not there", func(t *testing.T) {
+		addr := freeAddress(t)
+		l := newTill(t)
+		gone := &till{backend: &backend{Server: &httptest.Server{URL: "http://" + addr}}}
+		s := serve(t, gone, "gone", comeAgain, "retry-gone", "gone.test")
+		s.want(s.do(post("/pay", "k")), 502, "released")
+		listener, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { _ = http.Serve(listener, l.Config.Handler) }() //nolint:gosec // ends with its listener
+		t.Cleanup(func() { _ = listener.Close() })
+		s.want(s.do(post("/pay", "k")), 201, "first")
+		l.wantPaid(t, 1, 1)
+	})
 	t.Run("above, many at once", func(t *testing.T) {
 		l := newTill(t, unpaid500, unpaid500)
 		s := serve(t, l, "many", comeAgain, "retry-many", "many.test")
@@ -171,9 +201,9 @@ func TestRetrySince37(t *testing.T) {
 	t.Run("below, the last try is told to come again", func(t *testing.T) {
 		l := newTill(t, unpaid500, unpaid500, unpaid500, unpaid503)
 		s := serve(t, l, "below-503", comeAgain, "below-503.test", "retry-below-503")
-		s.want(s.do(post("/pay", "k")), 503, "released")
-		s.want(s.do(post("/pay", "k")), 201, "first")
-		l.wantPaid(t, 5, 1)
+		s.want(s.do(post("/pay", "k")), 503, "unknown") // what the other tries did cannot be told from here
+		s.wantProblem(s.do(post("/pay", "k")), 409, "outcome-unknown", "unknown")
+		l.wantPaid(t, 4, 0)
 	})
 	t.Run("below, as a middleware of the service", func(t *testing.T) {
 		l := newTill(t, unpaid500, unpaid500)
@@ -348,5 +378,14 @@ func TestFailoverSince37(t *testing.T) {
 		s.wantReplay(first, s.do(post("/pay", "k")))
 		main.wantPaid(t, 1, 0)
 		spare.wantPaid(t, 1, 1)
+	})
+	t.Run("plugin on both services, and the first breaks off", func(t *testing.T) {
+		main, spare := newTill(t, breaks), newTill(t)
+		s := serve(t, "each-breaks", main, spare, true)
+		for range 2 {
+			s.wantProblem(s.do(post("/pay", "k")), 409, "outcome-unknown", "unknown")
+		}
+		main.wantPaid(t, 1, 1)
+		spare.wantPaid(t, 0, 0) // it may have been paid
 	})
 }
