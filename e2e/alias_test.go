@@ -100,3 +100,28 @@ func TestHeaderAliases(t *testing.T) {
 		})
 	})
 }
+
+// TestAliasHeadersStrategySince37 has Traefik's entry point look at aliases first.
+func TestAliasHeadersStrategySince37(t *testing.T) {
+	for strategy, want := range map[string]struct {
+		status   int
+		decision string
+		calls    int64
+	}{"keep": {400, "invalid", 0}, "delete": {201, "", 1}, "reject": {400, "", 0}} {
+		t.Run(strategy, func(t *testing.T) {
+			addr := freeAddress(t)
+			b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Header["X_request_id"] != nil {
+					t.Error("the backend got the alias")
+				}
+				created(w, r)
+			})
+			static := map[string]any{"entryPoints": map[string]any{"web": map[string]any{
+				"address": addr, "http": map[string]any{"aliasHeadersStrategy": strategy}}}}
+			site, _ := runTraefik(t, static, hosts.Dynamic("shop.test", b.URL, hosts.Settings{"statusHeader": "Decision"}), addr, "shop.test")
+			s := siteOf(t, site, b)
+			s.want(s.do(post("/", "").headers("X_Request_ID", "k")), want.status, want.decision)
+			s.calls(want.calls)
+		})
+	}
+}

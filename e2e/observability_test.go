@@ -69,11 +69,30 @@ func (c *collector) await(attribute, value string) {
 	}
 }
 
+// runTraefik starts a Traefik with this static and dynamic configuration, and returns the site called name at the entry
+// point addr, and the folder that Traefik runs in.
+func runTraefik(t *testing.T, static, dynamic map[string]any, addr, name string) (*hosts.Site, string) {
+	t.Helper()
+	dir := t.TempDir()
+	static["providers"] = map[string]any{"file": map[string]any{"filename": "dynamic.yml"}}
+	static["experimental"] = map[string]any{"localPlugins": map[string]any{"idem": map[string]any{"moduleName": "github.com/example/traefik-idem"}}}
+	for file, content := range map[string]any{"traefik.yml": static, "dynamic.yml": dynamic} {
+		data, err := yaml.Marshal(content)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, file), data, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return hosts.Run(t, dir, "traefik.yml", addr, name), dir
+}
+
 // TestObservabilitySince37 looks for the plugin's decisions in Traefik's access log, metrics and spans, and for the trace at the
 // backend.
 func TestObservabilitySince37(t *testing.T) {
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-	spans, addr, api, dir := newCollector(t), freeAddress(t), freeAddress(t), t.TempDir()
+	spans, addr, api := newCollector(t), freeAddress(t), freeAddress(t)
 	var traces sync.Map // of the requests that the backend got
 	b := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
 		traces.Store(r.Header.Get("Traceparent"), true)
@@ -81,23 +100,13 @@ func TestObservabilitySince37(t *testing.T) {
 	})
 	dynamic := hosts.Dynamic("shop.test", b.URL, hosts.Settings{"statusHeader": "Decision"})
 	static := map[string]any{
-		"entryPoints":  map[string]any{"web": map[string]any{"address": addr}, "traefik": map[string]any{"address": api}},
-		"providers":    map[string]any{"file": map[string]any{"filename": "dynamic.yml"}},
-		"accessLog":    map[string]any{"filePath": "access.log", "format": "json", "fields": map[string]any{"headers": map[string]any{"names": map[string]any{"Decision": "keep"}}}},
-		"metrics":      map[string]any{"prometheus": map[string]any{"addRoutersLabels": true, "headerLabels": map[string]any{"decision": "Decision"}}},
-		"tracing":      map[string]any{"capturedResponseHeaders": []string{"Decision"}, "otlp": map[string]any{"http": map[string]any{"endpoint": spans.URL + "/v1/traces"}}},
-		"experimental": map[string]any{"localPlugins": map[string]any{"idem": map[string]any{"moduleName": "github.com/example/traefik-idem"}}},
+		"entryPoints": map[string]any{"web": map[string]any{"address": addr}, "traefik": map[string]any{"address": api}},
+		"accessLog":   map[string]any{"filePath": "access.log", "format": "json", "fields": map[string]any{"headers": map[string]any{"names": map[string]any{"Decision": "keep"}}}},
+		"metrics":     map[string]any{"prometheus": map[string]any{"addRoutersLabels": true, "headerLabels": map[string]any{"decision": "Decision"}}},
+		"tracing":     map[string]any{"capturedResponseHeaders": []string{"Decision"}, "otlp": map[string]any{"http": map[string]any{"endpoint": spans.URL + "/v1/traces"}}},
 	}
-	for name, content := range map[string]any{"traefik.yml": static, "dynamic.yml": dynamic} {
-		data, err := yaml.Marshal(content)
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, name), data, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	s := siteOf(t, hosts.Run(t, dir, "traefik.yml", addr, "shop.test"), b)
+	site, dir := runTraefik(t, static, dynamic, addr, "shop.test")
+	s := siteOf(t, site, b)
 	trace := "4bf92f3577b34da6a3ce929d0e0e4736"
 	c := post("/pay", "k", "Traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
 	first := s.do(c)
