@@ -132,6 +132,9 @@ func protects(h *handler, r *http.Request) bool {
 	if paths != everyPath && !paths.MatchString(r.URL.Path) {
 		return false
 	}
+	if r.Method == http.MethodOptions && r.Header["Access-Control-Request-Method"] != nil {
+		return false // a browser's preflight, which has no key and changes nothing
+	}
 	if r.Header["Connection"] != nil && handsOver(r) {
 		return h.required && parseKey(r.Header[h.header], h.maxKeyLength) == ""
 	}
@@ -190,8 +193,30 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request, c *charge) {
 	serveDuplicate(ctx, h, w, r, lease, body, held, err)
 }
 
+// runHeader carries the owner tokens of the runs that a request is on its way for to whom it is sent. A Traefik behind this
+// one, on the same Redis and prefix, or this one again finds the key held by the very run that it serves, and lets the
+// request through. Nobody can guess a token, and one whose run has ended means nothing.
+const runHeader = "X-Idem-Run"
+
+// servesRun tells whether r is on its way for the run that holds the key.
+func servesRun(r *http.Request, held *store.Held) bool {
+	if held == nil || held.State != store.Running {
+		return false
+	}
+	for _, token := range r.Header[runHeader] {
+		if token == held.Owner {
+			return true
+		}
+	}
+	return false
+}
+
 // serveDuplicate goes on where somebody else has the key, or the store failed.
 func serveDuplicate(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, body *takenBody, held *store.Held, err error) {
+	if servesRun(r, held) {
+		h.next.ServeHTTP(w, r)
+		return
+	}
 	if err != nil || held.State == store.Running {
 		held, err = persist(ctx, h, lease, held, err)
 	}
@@ -339,7 +364,7 @@ func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *sto
 	}
 	h.stats.Counts[stats.Passed].Add(1)
 	decide(h, w, "first", true)
-	r = r.WithContext(context.WithValue(r.Context(), insideKey, true))
+	r = r.Clone(context.WithValue(r.Context(), insideKey, true))
 	if r.ContentLength == 0 {
 		hideEmptyBody(r)
 	}
@@ -411,7 +436,7 @@ func writeInPieces(w io.Writer, body string) {
 	pieces.Put(p)
 }
 
-// hideEmptyBody changes r, which has no body, so that no transport sends it twice on its own.
+// hideEmptyBody changes r, which has no body and a header of its own, so that no transport sends it twice on its own.
 //
 // Go's transport, and Traefik's fast proxy, resend a request without a body when a kept connection breaks, if its
 // method is a safe one or if it has the header Idempotency-Key or X-Idempotency-Key (Request.isReplayable). They look
@@ -423,7 +448,6 @@ func hideEmptyBody(r *http.Request) {
 		r.ContentLength = -1 // for these the transport looks whether there is a byte, and sends no body if not
 		r.Body = io.NopCloser(strings.NewReader(""))
 	default:
-		r.Header = r.Header.Clone()
 		for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
 			values, ok := r.Header[name]
 			if ok {

@@ -3,6 +3,7 @@ package idem
 import (
 	"fmt"
 	"log"
+	"net/http"
 	"sync"
 	"time"
 
@@ -43,13 +44,19 @@ func newLogger(middleware, level string) *logger {
 
 // print writes msg; cause may be nil. It is for what happens once, such as a start.
 func (l *logger) print(level int, msg string, cause error) {
+	more := ""
+	if cause != nil {
+		more = fmt.Sprintf(" cause=%q", cause.Error())
+	}
+	l.write(level, msg, more)
+}
+
+// write writes msg and more key=value pairs.
+func (l *logger) write(level int, msg, more string) {
 	if level > l.level {
 		return
 	}
-	line := fmt.Sprintf("level=%s middleware=%q msg=%q", levelNames[level], l.middleware, msg)
-	if cause != nil {
-		line += fmt.Sprintf(" cause=%q", cause.Error())
-	}
+	line := fmt.Sprintf("level=%s middleware=%q msg=%q%s", levelNames[level], l.middleware, msg, more)
 	if level <= levelWarn {
 		log.Print(line)
 		return
@@ -71,15 +78,41 @@ func (l *logger) started(settings []stats.Setting) {
 
 // seldom writes msg at most once in quietTime. It is for what every request could say.
 func (l *logger) seldom(level int, msg string, cause error) {
-	now := time.Now()
-	l.mu.Lock()
-	last, said := l.said[msg]
-	again := !said || now.Sub(last) >= quietTime
-	if again {
-		l.said[msg] = now
-	}
-	l.mu.Unlock()
-	if again {
+	if l.due(msg) {
 		l.print(level, msg, cause)
 	}
+}
+
+// seldomAbout is seldom for each method and path, which it names. The query string may hold secrets, and is left out.
+func (l *logger) seldomAbout(level int, msg string, r *http.Request) {
+	path := r.URL.Path
+	if len(path) > longestPath {
+		path = path[:longestPath] + "…"
+	}
+	about := fmt.Sprintf(" method=%q path=%q", r.Method, path)
+	if l.due(msg + about) {
+		l.write(level, msg, about)
+	}
+}
+
+// longestPath is how many bytes of a path are written.
+const longestPath = 512
+
+// mostSaid is how many messages are remembered. Clients may make up paths.
+const mostSaid = 1000
+
+// due tells whether text was not said within quietTime, and notes that it is now.
+func (l *logger) due(text string) bool {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	last, said := l.said[text]
+	if said && now.Sub(last) < quietTime {
+		return false
+	}
+	if len(l.said) >= mostSaid {
+		l.said = map[string]time.Time{}
+	}
+	l.said[text] = now
+	return true
 }

@@ -23,7 +23,7 @@ const (
 	askedAgain                // its status asks the client to come again
 	neverSent                 // the backend never saw the request
 	unknown                   // it was sent, and no whole answer came back
-	tooLarge                  // it was answered, longer than maxResponseBodyBytes, or than there is room for (see mostInFlight)
+	tooLarge                  // it was answered, longer than maxResponseBodyBytes, or than there is room for (see mostInFlight), or unreadable
 )
 
 // execution is one call of the backend under a lease. It is the ResponseWriter of that call: it streams to the client and
@@ -131,6 +131,9 @@ func writeOddHeader(x *execution, status int, length []string) {
 func tell(x *execution) {
 	if x.whole != "" { // it may be too long
 		declare(x, x.whole)
+	}
+	if x.outcome == answered && strings.ContainsAny(x.kept.String(), unreadable) {
+		x.outcome = tooLarge
 	}
 	decide(x.h, x.ResponseWriter, decisions[x.outcome], x.lease.Degraded)
 }

@@ -7,10 +7,12 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptrace"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/stats"
 	"github.com/example/traefik-idem/store"
 )
 
@@ -41,7 +43,8 @@ func run(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request
 		wakeCare(h.care)
 	}
 	defer end(x)
-	r = r.WithContext(context.WithValue(ctx, insideKey, true))
+	r = r.Clone(context.WithValue(ctx, insideKey, true))
+	r.Header[runHeader] = append(r.Header[runHeader], lease.Owner)
 	if r.ContentLength == 0 {
 		hideEmptyBody(r)
 	}
@@ -88,7 +91,7 @@ func settle(x *execution) {
 		free(x)
 		keepBody(x.client, x.body)
 	case tooLarge:
-		finish(x, fmt.Sprintf(store.UnkeptFormat, x.lease.Fingerprint, x.status))
+		keepStatus(x)
 	default:
 		holdOrFree(x)
 	}
@@ -109,6 +112,8 @@ func ended(x *execution) outcome {
 
 // holdOrFree settles the key of a run that nobody knows the end of.
 func holdOrFree(x *execution) {
+	x.h.stats.Counts[stats.UnknownOutcomes].Add(1)
+	x.h.log.seldomAbout(levelWarn, "nobody knows how a request ended: it was sent, and no whole answer came back; find out at the backend what it did", x.request)
 	if x.h.holdUnknown {
 		finish(x, fmt.Sprintf(store.UnknownFormat, x.lease.Fingerprint))
 	} else {
@@ -126,7 +131,12 @@ func free(x *execution) {
 
 // keepAnswer keeps the answer with this body.
 func keepAnswer(x *execution, body string) {
-	record := store.DoneHead + x.lease.Fingerprint + store.StatusLines[x.status] + x.kept.String() + "\r\n" + body
+	header := x.kept.String()
+	if strings.ContainsAny(header, unreadable) {
+		keepStatus(x)
+		return
+	}
+	record := store.DoneHead + x.lease.Fingerprint + store.StatusLines[x.status] + header + "\r\n" + body
 	if x.h.keys.redis != nil {
 		finish(x, record)
 		return
@@ -135,6 +145,14 @@ func keepAnswer(x *execution, body string) {
 	if !store.Finish(x.h.keys.memory, x.lease, record, x.h.ttl, true) {
 		logEnd(x.h, nil)
 	}
+}
+
+// unreadable are the characters that no header can be read back with, should a middleware below have set them.
+const unreadable = "\x00\x01\x02\x03\x04\x05\x06\x07\x08\x0b\x0c\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f\x7f"
+
+// keepStatus keeps no more of an answer than that there was one.
+func keepStatus(x *execution) {
+	finish(x, fmt.Sprintf(store.UnkeptFormat, x.lease.Fingerprint, x.status))
 }
 
 // finish keeps how the run ended. The lease is fenced: if it is lost, nothing changes.

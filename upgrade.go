@@ -28,10 +28,9 @@ func handsOver(r *http.Request) bool {
 	return false
 }
 
-// dropOffer takes the offer of another protocol off r, which is to be recorded: nothing can be of what comes when a
-// backend takes it up.
+// dropOffer takes the offer of another protocol off r, which has a header of its own and is to be recorded: nothing can be
+// of what comes when a backend takes it up.
 func dropOffer(r *http.Request) {
-	r.Header = r.Header.Clone()
 	var others []string
 	for _, option := range options(r.Header["Connection"]) {
 		if !strings.EqualFold(option, "upgrade") && !strings.EqualFold(option, "http2-settings") {

@@ -125,7 +125,7 @@ func TestExampleFile(t *testing.T) {
 
 // TestExampleChain checks what examples/chain/README.md says of the order.
 func TestExampleChain(t *testing.T) {
-	const order = "[compress, auth, limit, idem]"
+	const order = "[cors, compress, auth, limit, idem]"
 	alice, bob := "Basic YWxpY2U6d29uZGVybGFuZA==", "Basic Ym9iOmJ1aWxkZXI="
 	chain := func(t *testing.T, middlewares string) *site {
 		addr := freeAddress(t)
@@ -160,6 +160,16 @@ func TestExampleChain(t *testing.T) {
 		s.wantExample(zipped, 201, "replayed")
 		if unzipped(t, zipped) != string(again.body) {
 			t.Errorf("a client with gzip got %q %v", zipped.body, zipped.header)
+		}
+		for _, origin := range []string{"https://shop.example", "https://app.shop.example"} {
+			preflight := call{method: http.MethodOptions, path: "/api/payments/", header: http.Header{"Origin": {origin}, "Access-Control-Request-Method": {"POST"}}}
+			refused, replayed := s.do(pay("k", "Origin", origin)), s.do(pay("k", "Authorization", alice, "Origin", origin))
+			for _, a := range []answer{s.do(preflight), refused, replayed} {
+				if allowed := a.header.Values("Access-Control-Allow-Origin"); len(allowed) != 1 || allowed[0] != origin {
+					t.Errorf("%d to %s allows %q", a.status, origin, allowed)
+				}
+			}
+			s.wantExample(replayed, 201, "replayed")
 		}
 		s.wantExample(s.do(pay("k")), 401, "")
 		s.wantExample(s.do(pay("k", "X-User", "alice")), 401, "")

@@ -57,7 +57,7 @@ func TestCommonErrors(t *testing.T) {
 // arguments are texts.
 var speakers = map[string][]int{
 	"errors.New": {0}, "fmt.Errorf": {0}, "panic": {0}, "recovered": {0},
-	"h.log.print": {1}, "h.log.seldom": {1}, "storeFailed": {1},
+	"h.log.print": {1}, "h.log.seldom": {1}, "x.h.log.seldomAbout": {1}, "storeFailed": {1},
 	"newRefusal": {1, 2}, "h.answer": {2}, "k.fail": {2},
 }
 

@@ -27,12 +27,14 @@ const (
 
 	Degraded    // decided by this process's memory, since Redis was out of reach
 	StoreErrors // steps against Redis that failed
+
+	UnknownOutcomes // first runs that were sent and had no whole answer
 	counters
 )
 
 // Names are the names of the totals in stats.json and in Redis.
 var Names = []string{"firstRuns", "replaysLocal", "replaysStore", "conflicts", "unknown", "unkept", "observed", "mismatches",
-	"invalid", "unobserved", "passed", "unavailable", "degraded", "storeErrors"}
+	"invalid", "unobserved", "passed", "unavailable", "degraded", "storeErrors", "unknownOutcomes"}
 
 // Other is the endpoint under which those beyond maxEndpoints are counted.
 const Other = "other"

@@ -163,6 +163,7 @@ func (v *view) outcomes(n *Numbers) {
 		{"Unprotected", "trouble", "let through while Redis was away", t[Passed]},
 		{"Unavailable", "trouble", "503 while Redis was away", t[Unavailable]},
 		{"Degraded", "trouble", "decided by memory while Redis was away", t[Degraded]},
+		{"Unknown outcomes", "trouble", "sent to the backend, without a whole answer", t[UnknownOutcomes]},
 		{"Store errors", "trouble", "steps against Redis that failed", t[StoreErrors]},
 	}
 	most := int64(1)
