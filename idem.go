@@ -66,37 +66,48 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 // openShared sets what this handler shares with all others that use the same: this process's memory, Redis behind it if
 // there is one, and the statistics.
 func (h *handler) openShared(ctx context.Context) {
+	place := fmt.Sprintf("%s %s", h.redis.Place(), h.keyPrefix) // of the keys
+	statsID := fmt.Sprintf("stats %+v %s", h.redis, h.keyPrefix)
+	if h.redis.Address == "" {
+		place = "middleware " + h.name
+		statsID = "stats " + h.name
+	}
 	limit := h.localCacheBytes
 	if limit == 0 { // no cache, but what memory alone knows must be somewhere
 		limit = defaultLocalBytes
 	}
-	id := h.name
-	if h.redis.Address != "" {
-		id = fmt.Sprintf("%+v %s", h.redis, h.keyPrefix)
-	}
-	// A middleware without a cache must not find what another one has cached.
-	memoryID := fmt.Sprintf("memory %t %s", h.localCacheBytes > 0 || h.redis.Address == "", id)
 	newMemory := func() resource { return store.NewMemory(limit) }
-	memory, _ := shared.get(ctx, memoryID, newMemory).(*store.Memory)
-	memory.SetLimit(limit)
+	memory, _ := shared.get(ctx, "memory "+place, newMemory).(*store.Memory)
+	if h.localCacheBytes > 0 || h.redis.Address == "" {
+		memory.SetLimit(limit)
+	}
 	h.keys = &tiers{memory: memory, cache: h.localCacheBytes > 0, fallback: h.onStoreError == "degrade"}
 	newCollector := func() resource { return stats.New(stats.NewProcess(memory), h.statsLimits) }
-	switch {
-	case h.redis.Cluster && h.redis.Address != "":
-		newCluster := func() resource { return redisclient.NewCluster(h.redis) }
-		cluster, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.redis), newCluster).(*redisclient.Cluster)
-		h.keys.redis = redisclient.NewClusterKeys(cluster, h.keyPrefix, h.lease, h.ttl)
-		newCollector = func() resource { return stats.New(redisclient.NewClusterStats(cluster, h.keyPrefix), h.statsLimits) }
-	case h.redis.Address != "":
-		newClient := func() resource { return redisclient.New(h.redis) }
-		client, _ := shared.get(ctx, fmt.Sprintf("redis %+v", h.redis), newClient).(*redisclient.Client)
-		h.keys.redis = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)
-		newCollector = func() resource { return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits) }
+	if h.redis.Address != "" {
+		newCollector = h.openRedis(ctx)
 	}
-	h.stats, _ = shared.get(ctx, "stats "+id, newCollector).(*stats.Collector)
+	h.stats, _ = shared.get(ctx, statsID, newCollector).(*stats.Collector)
 	h.first = h.stats.Counts[stats.First]
 	h.stats.SetLimits(h.statsLimits)
 	context.AfterFunc(ctx, h.stats.Retire)
+}
+
+// openRedis sets Redis as the store behind memory, and returns what builds its statistics. Clients with other settings than
+// these share what Redis is still to be told.
+func (h *handler) openRedis(ctx context.Context) func() resource {
+	id := fmt.Sprintf("redis %+v", h.redis)
+	newBacklog := func() resource { return redisclient.NewBacklog() }
+	backlog, _ := shared.get(ctx, "backlog "+h.redis.Place(), newBacklog).(*redisclient.Backlog)
+	if h.redis.Cluster {
+		newCluster := func() resource { return redisclient.NewClusterSharing(h.redis, backlog) }
+		cluster, _ := shared.get(ctx, id, newCluster).(*redisclient.Cluster)
+		h.keys.redis = redisclient.NewClusterKeys(cluster, h.keyPrefix, h.lease, h.ttl)
+		return func() resource { return stats.New(redisclient.NewClusterStats(cluster, h.keyPrefix), h.statsLimits) }
+	}
+	newClient := func() resource { return redisclient.NewSharing(h.redis, backlog) }
+	client, _ := shared.get(ctx, id, newClient).(*redisclient.Client)
+	h.keys.redis = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)
+	return func() resource { return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits) }
 }
 
 // insideKey marks the context of a request that a handler above has taken. It is compared by its address: Yaegi's

@@ -16,7 +16,7 @@ type tiers struct {
 	memory *store.Memory
 	redis  *redisclient.Keys // nil: keys live in memory alone
 
-	cache    bool // keep finished records of Redis in memory
+	cache    bool // keep finished records of Redis in memory, and answer by them
 	fallback bool // claim in memory while Redis fails, instead of returning its error
 }
 
@@ -33,7 +33,7 @@ func claimKey(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error) {
 // claimShared is claimKey where keys live in Redis.
 func claimShared(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error) {
 	held := store.Lookup(t.memory, l)
-	if held != nil {
+	if held != nil && (t.cache || held.Sole || held.State == store.Running) {
 		held.Degraded = t.redis.Trouble.Load() != 0
 		return held, nil
 	}
@@ -43,16 +43,35 @@ func claimShared(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error)
 	}
 	l.Degraded = false
 	held = store.Claim(t.memory, l, store.Endless)
-	if held != nil { // a request that could not ask Redis at the same time
-		redisclient.Later(t.redis, l, "", d)
+	if held != nil {
+		return heldHere(t, l, held, d)
 	}
+	return nil, nil
+}
+
+// heldHere settles that memory has a key that Redis has just given to l: for a request that could not ask Redis at the same
+// time, or for a record that Redis has lost, which counts for those with a cache.
+func heldHere(t *tiers, l *store.Lease, held *store.Held, d time.Duration) (*store.Held, error) {
+	if !t.cache && store.Displace(t.memory, l) {
+		return nil, nil
+	}
+	redisclient.Later(t.redis, l, "", d)
 	return held, nil
 }
 
-// heldElsewhere keeps in memory what Redis has told of the key of l.
+// heldElsewhere keeps in memory what Redis has told of the key of l. If it failed with err, what another middleware has kept
+// there is better than nothing.
 func heldElsewhere(t *tiers, l *store.Lease, held *store.Held, err error) (*store.Held, error) {
 	if err != nil {
-		return nil, err
+		held = store.Lookup(t.memory, l)
+		if t.cache || held == nil {
+			return nil, err
+		}
+		if !errors.Is(err, redisclient.ErrDown) {
+			redisclient.Later(t.redis, l, "", longestLease)
+		}
+		held.Degraded = true
+		return held, nil
 	}
 	if t.cache && held.State != store.Running && held.Left > 0 {
 		store.Remember(t.memory, l.Key, held)

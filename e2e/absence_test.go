@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -130,6 +131,93 @@ func TestAMiddlewareComesBack(t *testing.T) {
 				close(proceed)
 				s.wantReplayAs(<-first, s.do(post("/", "k")), "replayed"+degraded)
 				s.calls(3)
+			})
+		})
+	}
+}
+
+// TestAReloadDuringAnOutage changes one setting: what was answered before and during the outage is answered the same, what
+// runs is known, Redis is told of all when it can be, and what is replaced says nothing that is not so.
+func TestAReloadDuringAnOutage(t *testing.T) {
+	with := func(settings hosts.Settings, key string, value any) hosts.Settings {
+		changed := hosts.Settings{}
+		for k, v := range settings {
+			changed[k] = v
+		}
+		redis := map[string]any{}
+		for k, v := range settings["redis"].(map[string]any) {
+			redis[k] = v
+		}
+		changed["redis"] = redis
+		if key == "localCacheBytes" {
+			changed[key] = value
+		} else {
+			redis[key] = value
+		}
+		return changed
+	}
+	changes := []struct {
+		key         string
+		wrong, then any  // the setting before and after
+		mends       bool // the change ends the outage
+	}{
+		{"password", "wrong", "right", true},
+		{"readTimeout", "900ms", "1100ms", false},
+		{"localCacheBytes", 1 << 20, 0, false},
+		{"poolSize", 3, 4, false},
+	}
+	for _, change := range changes {
+		t.Run(change.key, func(t *testing.T) {
+			t.Parallel()
+			onEveryHostThatReloads(t, func(t *testing.T, s *changeable, arrived, proceed chan struct{}) {
+				server := redistest.Start(t, "--requirepass", "right")
+				server.Password = "right"
+				settings := with(hosts.Settings{"statusHeader": "Decision", "inFlight": "reject",
+					"redis": map[string]any{"endpoints": server.Addr, "password": "right", "readTimeout": "1s"}}, change.key, change.wrong)
+				s.put(settings)
+				replays := func(key string, first answer) {
+					t.Helper()
+					again := s.do(post("/", key))
+					if again.status != 201 || string(again.body) != string(first.body) {
+						t.Errorf("%s is answered %d %q, want %q", key, again.status, again.body, first.body)
+					}
+				}
+				before := s.do(post("/", "before"))
+				if !change.mends {
+					server.Pause()
+				}
+				during := s.do(post("/", "during"))
+				s.want(during, 201, "first;degraded")
+				first := make(chan answer, 1)
+				go func() { first <- s.send(post("/", "k")) }()
+				<-arrived
+				s.put(with(settings, change.key, change.then))
+				replays("before", before)
+				replays("during", during)
+				if a := s.do(post("/", "k")); a.status != 409 {
+					t.Errorf("a duplicate of what runs got %d %q", a.status, a.header.Get("Decision"))
+				}
+				server.Resume()
+				// Redis is told what was answered meanwhile, and that a request runs.
+				until(t, "Redis has the answers", 20*time.Second, func() bool { return redisKeys(server, "idem1D") >= 2 })
+				until(t, "Redis has the lease", 20*time.Second, func() bool { return redisKeys(server, "idem1R") == 1 })
+				said := len(s.Logs())
+				if change.mends {
+					time.Sleep(absence) // what was replaced is closed by now
+				}
+				for line := range strings.Lines(s.Logs()[said:]) {
+					if strings.Contains(line, server.Addr) && strings.Contains(line, "redis=") {
+						t.Errorf("when all is well, the log says %s", line)
+					}
+				}
+				close(proceed)
+				a := <-first
+				replays("before", before)
+				replays("during", during)
+				replays("k", a)
+				if n := s.backend.byKey["before"] + s.backend.byKey["during"] + s.backend.byKey["k"]; n != 3 {
+					t.Errorf("3 keys ran %d times", n)
+				}
 			})
 		})
 	}

@@ -34,10 +34,10 @@ func slowFirst(arrived chan<- struct{}, proceed <-chan struct{}) http.HandlerFun
 	}
 }
 
-// byName is another name of the server: under two names, two sites take it for two, and have no memory in common, as two
+// byName is another name of the server at addr: under two names, two sites take it for two, and have no memory in common, as two
 // Traefiks have none.
-func byName(server *redistest.Server) string {
-	return strings.Replace(server.Addr, "127.0.0.1", "localhost", 1)
+func byName(addr string) string {
+	return strings.Replace(addr, "127.0.0.1", "localhost", 1)
 }
 
 // twoTraefiks serves two sites that see the same keys in server and share no memory. The first notices within a second that
@@ -55,7 +55,7 @@ func twoTraefiks(t *testing.T, host hosts.Host, server *redistest.Server, more h
 	}
 	one = build(server.Addr, "1s")
 	more["lease"] = "10m" // it only asks
-	return one, build(byName(server), "20s")
+	return one, build(byName(server.Addr), "20s")
 }
 
 // TestALeaseThatRedisLostIsClaimedAgain: whatever became of it, no other Traefik runs the request a second time.

@@ -212,13 +212,15 @@ func TestFaults(t *testing.T) {
 				g := &ground{weather: newWeather(t, server.Addr), server: server, admin: newAdmin(t, server.Addr)}
 				g.admin.do("AUTH right")
 				b := newBackend(t, created)
+				at := g.proxy.Listen
 				build := func(prefix, mode string, cache int) *site {
 					settings := hosts.Settings{"statusHeader": "Decision", "scope": "Authorization", "onStoreError": mode, "localCacheBytes": cache, "stats": open["stats"],
 						"ttl": "1h", "maxTTL": "1h",
-						"redis": map[string]any{"endpoints": g.proxy.Listen, "password": "right", "keyPrefix": prefix, "dialTimeout": "3s", "readTimeout": "3s", "writeTimeout": "3s"}}
+						"redis": map[string]any{"endpoints": at, "password": "right", "keyPrefix": prefix, "dialTimeout": "3s", "readTimeout": "3s", "writeTimeout": "3s"}}
 					return siteOf(t, host.Serve(t, b.URL, settings), b)
 				}
 				degrade, pass, reject := build("d", "degrade", 1<<20), build("p", "pass", 0), build("r", "reject", 0)
+				at = byName(at)
 				other := build("d", "degrade", 0) // another Traefik, as it were
 				before := map[*site]answer{}
 				for _, s := range []*site{degrade, pass, reject} {

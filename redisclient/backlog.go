@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"log"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/example/traefik-idem/store"
@@ -47,22 +48,164 @@ const (
 	owed                // Redis cannot be told now
 )
 
-// backlog is what happened to keys while the server could not be told. When there is no room, the oldest goes first.
-type backlog struct {
+// Backlog is what happened to keys of one Redis while it could not be told. When there is no room, the oldest goes first. All
+// clients of that Redis share it: what one cannot say, another with other settings may.
+type Backlog struct {
+	outages atomic.Int64 // that have begun, of any client
+
 	mu       sync.Mutex // guards everything below
+	clients  *list.List // of *Client, in use
 	debts    *list.List // of *debt, oldest first
 	bytes    int64
 	settling bool // a goroutine is at it
 
 	fates    [owed]int // what became of records since that was last logged
 	reported int64     // outages up to then
+
+	hooks map[int64]func() // called when a client finds Redis again, and when there is another client
+	hook  int64            // number of the last one
+}
+
+// NewBacklog returns an empty backlog.
+func NewBacklog() *Backlog {
+	return &Backlog{clients: list.New(), debts: list.New(), hooks: map[int64]func(){}}
+}
+
+// Idle tells that there is nothing left to tell Redis, and nobody to do so.
+func (b *Backlog) Idle() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.clients.Len() == 0 && !owes(b)
+}
+
+// Close does nothing: nobody waits for a backlog.
+func (b *Backlog) Close() {}
+
+// owes tells whether there is anything to tell that still matters. The caller holds the lock.
+func owes(b *Backlog) bool {
+	now := time.Now()
+	for place := b.debts.Front(); place != nil; place = place.Next() {
+		d, _ := place.Value.(*debt)
+		if now.Before(d.expires) {
+			return true
+		}
+	}
+	return false
+}
+
+// join has a client that is new tell what others could not.
+func join(c *Client) {
+	b := c.plight.backlog
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.clients.PushBack(c)
+	if b.clients.Len() > 1 {
+		for _, f := range b.hooks {
+			go callHook(f)
+		}
+	}
+	if !b.settling && b.debts.Len() > 0 {
+		go settle(c)
+	}
+}
+
+// leave has others tell what c has not.
+func leave(c *Client) {
+	b := c.plight.backlog
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for place := b.clients.Front(); place != nil; place = place.Next() {
+		other, _ := place.Value.(*Client)
+		if other == c {
+			b.clients.Remove(place)
+			break
+		}
+	}
+	wakeSettling(b, c)
+}
+
+// wakeSettling has debts settled now, if there are any and Redis can be told. c is who else does it if no client is in use.
+// The caller holds the lock.
+func wakeSettling(b *Backlog, c *Client) {
+	payer := well(b, c)
+	if !b.settling && b.debts.Len() > 0 && payer != nil {
+		go settle(payer)
+	}
+}
+
+// well returns a client that Redis can be told by, as far as is known; of those in use, and only if there is none, c. Nil if
+// that is nobody. The caller holds the lock.
+func well(b *Backlog, c *Client) *Client {
+	for place := b.clients.Front(); place != nil; place = place.Next() {
+		other, _ := place.Value.(*Client)
+		if other.plight.servers.Load() == 0 {
+			return other
+		}
+	}
+	if b.clients.Len() == 0 && c.plight.servers.Load() == 0 {
+		return c
+	}
+	return nil
+}
+
+// standIn returns c, or another client of the same Redis if c cannot tell it anything: since it has not reached it, or since
+// its settings are those of before.
+func standIn(c *Client) *Client {
+	if c.plight.servers.Load() == 0 && !c.plight.closed.Load() {
+		return c
+	}
+	b := c.plight.backlog
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	other := well(b, c)
+	if other == nil {
+		return c
+	}
+	return other
+}
+
+// over returns the store of keys as c reaches it.
+func over(k *Keys, c *Client) *Keys {
+	if k.client == c {
+		return k
+	}
+	return &Keys{Trouble: &c.plight.servers, client: c, cluster: c.cluster, plain: c.cluster == nil && c.opts.WaitReplicas == 0, prefix: k.prefix, times: k.times}
+}
+
+// WhenBack has f called, in a goroutine of its own, each time that Redis can be told something again, until unhook is called.
+func WhenBack(k *Keys, f func()) (unhook func()) {
+	b := k.client.plight.backlog
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hook++
+	number := b.hook
+	b.hooks[number] = f
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.hooks, number)
+	}
+}
+
+// callHooks calls all who want to know that Redis is back.
+func callHooks(b *Backlog) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, f := range b.hooks {
+		go callHook(f)
+	}
+}
+
+func callHook(f func()) {
+	defer recovered("telling that Redis is back")
+	f()
 }
 
 // Later has Redis told that the request of l ended with record, which is good for ttl, or without anything to keep if it
 // is empty: now, in the background, or as soon as Redis is back. Nothing changes there if somebody else has the key by then.
 func Later(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 	d := &debt{keys: k, lease: l, record: record, expires: time.Now().Add(ttl), size: int64(debtBytes + len(l.Key) + len(record))}
-	b := &k.client.plight.backlog
+	b := k.client.plight.backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.debts.PushBack(d)
@@ -78,13 +221,11 @@ func Later(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 		}
 		strike(b, oldest)
 	}
-	if !b.settling && k.client.plight.servers.Load() == 0 {
-		go settle(k.client)
-	}
+	wakeSettling(b, k.client)
 }
 
 // strike takes a debt off the list, if it is still there. The caller holds the lock.
-func strike(b *backlog, place *list.Element) {
+func strike(b *Backlog, place *list.Element) {
 	before := b.debts.Len()
 	d, _ := b.debts.Remove(place).(*debt)
 	if b.debts.Len() < before {
@@ -92,10 +233,10 @@ func strike(b *backlog, place *list.Element) {
 	}
 }
 
-// settle tells Redis what it is to be told until nothing is left, or Redis fails again.
+// settle tells Redis by c what it is to be told until nothing is left, or nobody reaches Redis.
 func settle(c *Client) {
-	defer endSettle(&c.plight.backlog)
-	b := &c.plight.backlog
+	b := c.plight.backlog
+	defer endSettle(b)
 	b.mu.Lock()
 	busy := b.settling
 	b.settling = true
@@ -103,12 +244,13 @@ func settle(c *Client) {
 	if busy {
 		return
 	}
-	for settleOldest(c) {
+	for c != nil {
+		c = settleOldest(c)
 	}
 }
 
 // endSettle lets others try what ended with a panic.
-func endSettle(b *backlog) {
+func endSettle(b *Backlog) {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"telling Redis what happened without it failed\" cause=%q", p)
 		b.mu.Lock()
@@ -123,9 +265,9 @@ const (
 	mostSettledBytes = 1 << 20
 )
 
-// settleOldest settles the oldest debts together, and tells whether to go on. If not, settling has ended.
-func settleOldest(c *Client) bool {
-	b := &c.plight.backlog
+// settleOldest settles the oldest debts together, and returns who is to go on. Nil: settling has ended.
+func settleOldest(c *Client) *Client {
+	b := c.plight.backlog
 	var places []*list.Element
 	var bytes int64
 	b.mu.Lock()
@@ -140,13 +282,13 @@ func settleOldest(c *Client) bool {
 	}
 	b.mu.Unlock()
 	if len(places) == 0 {
-		return false
+		return nil
 	}
 	var paying sync.WaitGroup
 	for _, place := range places {
 		d, _ := place.Value.(*debt)
 		paying.Add(1)
-		go pay(d, &paying)
+		go pay(d, c, &paying)
 	}
 	paying.Wait()
 	b.mu.Lock()
@@ -163,23 +305,17 @@ func settleOldest(c *Client) bool {
 		}
 		strike(b, place)
 	}
-	switch {
-	case !failed:
-		return true
-	case c.plight.closed.Load(): // nobody probes for those who have gone
-		b.debts.Init()
-		b.bytes = 0
-		b.settling = false
-	default: // the watch goes on with it, or found us at it if Redis is fine already
-		b.settling = c.plight.servers.Load() == 0
+	if failed { // the watch of c goes on with it. Others may reach Redis, or c again already
+		c = well(b, c)
+		b.settling = c != nil
 	}
-	return b.settling
+	return c
 }
 
 // report logs once after each outage what became of the records since the last. The caller holds the lock.
 func report(c *Client) {
-	b := &c.plight.backlog
-	outages := c.plight.outages.Load()
+	b := c.plight.backlog
+	outages := b.outages.Load()
 	if b.reported == outages {
 		return
 	}
@@ -188,16 +324,17 @@ func report(c *Client) {
 	b.fates = [owed]int{}
 }
 
-// pay tells Redis what d says.
-func pay(d *debt, paying *sync.WaitGroup) {
+// pay tells Redis by c what d says.
+func pay(d *debt, c *Client, paying *sync.WaitGroup) {
 	defer endPay(paying)
 	d.fate = dropped
+	keys := over(d.keys, c)
 	kept, err := true, error(nil)
 	left := time.Until(d.expires)
 	if d.record == "" || left < time.Millisecond {
-		_, err = Release(d.keys, d.lease)
+		_, err = Release(keys, d.lease)
 	} else {
-		kept, err = writeBack(d.keys, d.lease, d.record, left)
+		kept, err = writeBack(keys, d.lease, d.record, left)
 	}
 	switch {
 	case err != nil && ofServer(err):

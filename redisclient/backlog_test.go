@@ -1,33 +1,58 @@
 package redisclient
 
 import (
+	"fmt"
 	"net"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/alicebob/miniredis/v2"
+
 	"github.com/example/traefik-idem/store"
 )
 
-// TestWhatNobodyCanBeToldIsForgotten closes a client of a server that does not come back, while there is something to tell it.
-func TestWhatNobodyCanBeToldIsForgotten(t *testing.T) {
+// TestAnotherClientTellsWhatIsOwed closes a client of a server that does not come back, while there is something to tell it.
+func TestAnotherClientTellsWhatIsOwed(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = listener.Close()
-	c := New(Options{Address: listener.Addr().String(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute})
-	l := &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o-1"}
-	Later(NewKeys(c, "idem"), l, "", time.Hour)
+	fingerprint := strings.Repeat("f", store.FingerprintSize)
+	b := NewBacklog()
+	c := NewSharing(Options{Address: listener.Addr().String(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
+	k := NewKeys(c, "idem")
+	record := fmt.Sprintf(store.UnknownFormat, fingerprint)
+	Later(k, &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-1"}, record, time.Hour)
+	if c.Idle() {
+		t.Error("the only client of a server that is still to be told something is idle")
+	}
 	c.Close()
-	b := &c.plight.backlog
-	for left := 1; left > 0 || c.state() != fine; { // what is never forgotten ends in the test's time-out
+	for settling := true; settling || c.state() != fine; { // what goes on for ever ends in the test's time-out
 		time.Sleep(time.Millisecond)
 		b.mu.Lock()
-		left = b.debts.Len()
-		if b.settling {
-			left++
-		}
+		settling = b.settling
 		b.mu.Unlock()
+	}
+	if b.Idle() {
+		t.Error("what was owed is forgotten")
+	}
+	server := miniredis.RunT(t)
+	heir := NewSharing(Options{Address: server.Addr(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
+	for !heir.Idle() { // what is never told ends in the test's time-out
+		time.Sleep(time.Millisecond)
+	}
+	value, _ := server.Get("idem:req:6b")
+	if value != record {
+		t.Errorf("the server has %q, want %q", value, record)
+	}
+	kept, err := Renew(k, &store.Lease{Key: "l", Fingerprint: fingerprint, Owner: "o-2"}, time.Hour)
+	if !kept || err != nil {
+		t.Errorf("a lease that came by the client that is closed is renewed: %t, %v", kept, err)
+	}
+	heir.Close()
+	if !b.Idle() {
+		t.Error("a backlog that nobody uses, with nothing in it, is kept")
 	}
 }

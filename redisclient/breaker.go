@@ -1,7 +1,6 @@
 package redisclient
 
 import (
-	"container/list"
 	"errors"
 	"fmt"
 	"log"
@@ -71,44 +70,20 @@ type breaker struct {
 
 // plight is what all servers that have keys of one store share: the one, or the nodes of a cluster.
 type plight struct {
+	front   *Client      // that one, or what stands for the cluster
 	closed  atomic.Bool  // nobody uses them any more
 	servers atomic.Int32 // that are not fine
 	outages atomic.Int64 // that have begun
 	whole   atomic.Bool  // one of them has forbidden EVALSHA
-	backlog backlog
+	backlog *Backlog
 
 	mu    sync.Mutex // guards everything below
 	cause error      // why a server was not fine, of the last one
 	probe string     // key that probes may write
-
-	hooks map[int64]func() // called when a server is back
-	hook  int64            // number of the last one
 }
 
-func newPlight() *plight {
-	return &plight{backlog: backlog{debts: list.New()}, hooks: map[int64]func(){}}
-}
-
-// WhenBack has f called, in a goroutine of its own, each time that a server with keys does again what they need, until
-// unhook is called.
-func WhenBack(k *Keys, f func()) (unhook func()) {
-	p := k.client.plight
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.hook++
-	number := p.hook
-	p.hooks[number] = f
-	return func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		delete(p.hooks, number)
-	}
-}
-
-// callHook calls one of those who want to know that a server is back.
-func callHook(f func()) {
-	defer recovered("telling that Redis is back")
-	f()
+func newPlight(front *Client, b *Backlog) *plight {
+	return &plight{front: front, backlog: b}
 }
 
 func (p *plight) setProbe(key string) {
@@ -194,24 +169,31 @@ func become(c *Client, state int32, cause error) {
 	case before == fine && state != fine:
 		p.servers.Add(1)
 		p.outages.Add(1)
+		if !p.closed.Load() {
+			p.backlog.outages.Add(1)
+		}
 	case before != fine && state == fine:
 		p.servers.Add(-1)
-		for _, f := range p.hooks {
-			go callHook(f)
-		}
+		callHooks(p.backlog)
 	}
 	if cause != nil {
 		p.cause = cause
 	}
 }
 
-// turn changes the state and says so. The caller holds the lock.
+// turn changes the state and says so, unless nobody uses the client any more: what it meets says nothing of the others. The
+// caller holds the lock.
 func turn(c *Client, state int32, cause error) {
 	b := c.breaker
 	become(c, state, cause)
+	if state == fine {
+		b.back = time.Now()
+	}
+	if c.plight.closed.Load() {
+		return
+	}
 	switch state {
 	case fine:
-		b.back = time.Now()
 		log.Printf("level=warn msg=\"Redis is back\" redis=%q after=%q", c.opts.Address, time.Since(b.since).Round(time.Millisecond))
 	case refusing:
 		if isForbidden(cause) {
@@ -236,7 +218,7 @@ func watch(c *Client) {
 	for !found(c) {
 		time.Sleep(probePause)
 	}
-	settle(c)
+	settle(c.plight.front)
 }
 
 // endWatch has the next failure start a new watch if this one ended with a panic.

@@ -11,7 +11,9 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"sort"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,6 +55,13 @@ type Options struct {
 	MaxActiveConns int // connections at the most; 0 = PoolSize alone counts
 
 	WaitReplicas int // that must have a claim or an answer; 0 = the master alone
+}
+
+// Place names the Redis, whatever the other options: with which settings it is spoken to makes no difference to what it has.
+func (o *Options) Place() string {
+	addresses := strings.Split(o.Address, ",")
+	sort.Strings(addresses)
+	return fmt.Sprintf("%s %q %d", strings.Join(addresses, ","), o.Sentinel.MasterName, o.DB)
 }
 
 // Client sends commands to one Redis server. Commands that come while its connections are busy are sent together, in one
@@ -108,6 +117,18 @@ type command struct {
 
 // New returns a client. It connects when there is something to send, not before; Close frees it.
 func New(opts Options) *Client {
+	return NewSharing(opts, NewBacklog())
+}
+
+// NewSharing is New for one of several clients of the same Redis, which settle what any of them owes.
+func NewSharing(opts Options, b *Backlog) *Client {
+	c := build(opts, b)
+	join(c)
+	return c
+}
+
+// build is NewSharing for a client that does not settle what others owe.
+func build(opts Options, b *Backlog) *Client {
 	n := runtime.GOMAXPROCS(0)
 	if n < leastConns {
 		n = leastConns
@@ -120,7 +141,7 @@ func New(opts Options) *Client {
 	c := newClient(opts, n)
 	c.breaker = &breaker{}
 	c.state = c.breaker.state.Load
-	c.plight = newPlight()
+	c.plight = newPlight(c, b)
 	if opts.Sentinel.MasterName != "" {
 		c.master = newMaster(opts)
 	}
@@ -135,8 +156,13 @@ func New(opts Options) *Client {
 	return c
 }
 
-// Idle tells that nobody needs a client without users.
-func (c *Client) Idle() bool { return true }
+// Idle tells that the server need not be told anything more, or that another client can tell it.
+func (c *Client) Idle() bool {
+	b := c.plight.backlog
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.clients.Len() > 1 || !owes(b)
+}
 
 // newClient returns a client with room for n connections.
 func newClient(opts Options, n int) *Client {
@@ -171,6 +197,7 @@ func (c *Client) Close() {
 	}
 	if !c.node {
 		c.plight.closed.Store(true)
+		leave(c)
 	}
 	if c.master != nil {
 		c.master.close()

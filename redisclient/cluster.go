@@ -45,14 +45,21 @@ type Cluster struct {
 
 // NewCluster returns a cluster whose opts.Address has some of its nodes, with commas between them.
 func NewCluster(opts Options) *Cluster {
+	return NewClusterSharing(opts, NewBacklog())
+}
+
+// NewClusterSharing is to NewCluster what NewSharing is to New.
+func NewClusterSharing(opts Options, b *Backlog) *Cluster {
 	c := &Cluster{opts: opts, seeds: strings.Split(opts.Address, ","), slots: make([]*Client, slotCount), nodes: map[string]*Client{}}
 	opts.MinIdleConns = 0
-	c.front = New(opts)
+	c.front = build(opts, b)
+	c.front.cluster = c
+	join(c.front)
 	return c
 }
 
-// Idle tells that nobody needs a cluster without users.
-func (c *Cluster) Idle() bool { return true }
+// Idle is Client.Idle of all nodes.
+func (c *Cluster) Idle() bool { return c.front.Idle() }
 
 // Close closes the connections to all nodes, as Client.Close does.
 func (c *Cluster) Close() {
@@ -207,7 +214,7 @@ func (c *Cluster) nodeLocked(address string) *Client {
 	if node == nil {
 		opts := c.opts
 		opts.Address = address
-		node = New(opts)
+		node = build(opts, c.front.plight.backlog)
 		node.plight = c.front.plight
 		node.node = true
 		node.cluster = c

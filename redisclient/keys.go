@@ -154,6 +154,7 @@ func WasFree(err error) bool {
 // Renew makes the lease last d from now, and claims the key again if nobody has it any more; false if somebody else has it.
 func Renew(k *Keys, l *store.Lease, d time.Duration) (bool, error) {
 	cmd := &command{}
+	k = over(k, standIn(k.client))
 	step(k, renewScript, l, cmd, argument(k, d))
 	return cmd.line == oneLine, cmd.err
 }

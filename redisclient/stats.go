@@ -122,13 +122,14 @@ func (s *Stats) Add(process string, sequence, now int64, numbers *stats.Numbers,
 // do sends one command about the hash of statistics; an error reply is returned as an error.
 func (s *Stats) do(name string, args []interface{}) (interface{}, error) {
 	command := Command{Name: name, Args: args}
-	if s.cluster != nil {
-		return s.cluster.do(s.prefix+"stats", command)
+	client := standIn(s.client)
+	if client.cluster != nil {
+		return client.cluster.do(s.prefix+"stats", command)
 	}
-	reply, err := s.client.do(command)
+	reply, err := client.do(command)
 	if err != nil && isReplica(err) {
-		s.client.closeIdle()
-		return s.client.do(command)
+		client.closeIdle()
+		return client.do(command)
 	}
 	return reply, err
 }

@@ -197,6 +197,20 @@ func extend(m *Memory, l *Lease, d time.Duration) {
 	}
 }
 
+// Displace gives the key to l, without end, unless a request runs or a finished record has it that no other store has; false
+// then.
+func Displace(m *Memory, l *Lease) bool {
+	m.lock()
+	defer m.unlock()
+	e := m.entries[l.Key]
+	if e != nil && (e.record == "" || e.sole) {
+		return false
+	}
+	m.entries[l.Key] = l // e stays in its queue until it is swept
+	l.alone = true
+	return true
+}
+
 // Lookup tells who has the key, or returns nil if nobody has it or l has it itself.
 func Lookup(m *Memory, l *Lease) *Held {
 	m.lock()
@@ -241,6 +255,7 @@ func describe(m *Memory, l *Lease) *Held {
 	held.Owner = e.Owner
 	held.Left = e.expires - now
 	held.Answer = e.answer
+	held.Sole = e.sole
 	if e.record != "" {
 		held.State = State(e.record[len(magic)])
 		held.Record = e.record

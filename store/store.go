@@ -68,6 +68,7 @@ type Held struct {
 	Left        time.Duration // until the record expires
 	Record      string        // of a shared store: what Answer was read from
 	Local       bool          // known without asking the shared store
+	Sole        bool          // of a finished record: no other store has it, as far as is known
 	Degraded    bool          // the shared store could not be asked: this is what the process's memory says
 }
 
