@@ -132,7 +132,7 @@ func finishShared(t *tiers, l *store.Lease, record string, ttl time.Duration) (b
 	kept, err := redisclient.Finish(t.redis, l, record, ttl)
 	switch {
 	case err != nil:
-		finishAlone(t, l, record, ttl)
+		finishAlone(t, l, record, ttl, err)
 	case kept && t.cache:
 		store.Finish(t.memory, l, record, ttl, false)
 	default:
@@ -142,9 +142,12 @@ func finishShared(t *tiers, l *store.Lease, record string, ttl time.Duration) (b
 }
 
 // finishAlone keeps in memory what Redis failed to take, so that this process at least answers its duplicates right, and has
-// it written to Redis when that is back.
-func finishAlone(t *tiers, l *store.Lease, record string, ttl time.Duration) {
+// it written to Redis when that is back. Of an answer that is too large for Redis, others learn no more than that it was given.
+func finishAlone(t *tiers, l *store.Lease, record string, ttl time.Duration, err error) {
 	store.Finish(t.memory, l, record, ttl, true)
+	if errors.Is(err, redisclient.ErrTooLarge) {
+		record = store.Bare(record)
+	}
 	redisclient.Later(t.redis, l, record, ttl)
 }
 

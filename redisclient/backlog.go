@@ -2,6 +2,7 @@ package redisclient
 
 import (
 	"container/list"
+	"errors"
 	"log"
 	"sync"
 	"sync/atomic"
@@ -335,6 +336,10 @@ func pay(d *debt, c *Client, paying *sync.WaitGroup) {
 		_, err = Release(keys, d.lease)
 	} else {
 		kept, err = writeBack(keys, d.lease, d.record, left)
+	}
+	if errors.Is(err, ErrTooLarge) {
+		log.Printf("level=error msg=\"an answer could not be written to Redis and is given up; other Traefiks answer its duplicates with 409\" redis=%q bytes=%d cause=%q", d.keys.client.opts.Address, len(d.record), err)
+		kept, err = writeBack(d.keys, d.lease, store.Bare(d.record), left)
 	}
 	switch {
 	case err != nil && ofServer(err):

@@ -33,6 +33,9 @@ const maxReply = 512 << 20
 // all memory.
 const believed = 4 << 20
 
+// shortReply is how long a reply may be, in bytes, that has no more time than others.
+const shortReply = 4 << 10
+
 // leastConns is how many connections a client opens at the most on a machine with fewer CPUs; else it is one per CPU.
 // Commands of concurrent requests share connections and their flushes: every further one would only make those smaller.
 const leastConns = 2
@@ -79,8 +82,9 @@ type Client struct {
 	checked atomic.Bool  // check has been called
 
 	confirmer *Client // to the same server, for what waits for replicas; nil: nothing does
-	waits     bool    // it is that of main
+	bulk      *Client // to the same server, for long commands
 	main      *Client // whose side it is; nil: it is nobody's
+	waits     bool    // it is a side for what waits for replicas
 
 	lock, unlock func()        // guard everything below
 	queue        []*command    // to be sent
@@ -94,8 +98,9 @@ type Client struct {
 
 // lane is a place for a connection. Whoever took it out of Client.lanes has it alone.
 type lane struct {
-	conn    redis.Conn // nil while it is not connected
-	net     net.Conn   // below conn
+	conn    redis.Conn    // nil while it is not connected
+	net     net.Conn      // below conn
+	timeout time.Duration // for a reply
 	reader  *bufio.Reader
 	address string // to which it was connected last, or should have been
 	unread  bool   // replies may be on their way that nobody waits for any more: the connection is of no more use
@@ -145,10 +150,10 @@ func build(opts Options, b *Backlog) *Client {
 	if opts.Sentinel.MasterName != "" {
 		c.master = newMaster(opts)
 	}
+	c.bulk = newSide(c, bulkConns, false)
 	if opts.WaitReplicas > 0 {
-		c.confirmer = newSide(c, n)
-		c.confirmer.waits = true
-		c.confirmer.odd = true
+		c.confirmer = newSide(c, n, true)
+		c.confirmer.bulk = newSide(c, bulkConns, true)
 	}
 	if opts.MinIdleConns > 0 {
 		go c.warm(n)
@@ -176,24 +181,38 @@ func newClient(opts Options, n int) *Client {
 
 // newSide returns a client for what takes long, so that nothing else waits behind it. It has connections of its own, up to n,
 // unless their number is limited, and knows of the server what main knows.
-func newSide(main *Client, n int) *Client {
+func newSide(main *Client, n int, waits bool) *Client {
 	c := newClient(main.opts, n)
-	if main.opts.MaxActiveConns > 0 {
+	limit := main.opts.PoolSize
+	if main.opts.MaxActiveConns > 0 || (limit > 0 && limit < 2*(cap(main.lanes)+bulkConns)) {
 		c.lanes = main.lanes
 	}
 	c.main = main
+	c.waits = waits
+	c.odd = waits
 	c.breaker = main.breaker
 	c.state = main.state
 	c.master = main.master
 	return c
 }
 
+// sides are the clients that belong to c, without c.
+func sides(c *Client) []*Client {
+	var all []*Client
+	for _, side := range []*Client{c.bulk, c.confirmer} {
+		if side != nil {
+			all = append(append(all, side), sides(side)...)
+		}
+	}
+	return all
+}
+
 // Close closes idle connections now, and busy ones when their commands are done. Who still has something to send can do
 // so, over a connection that lasts no longer: a request may outlive the configuration that it came under.
 func (c *Client) Close() {
 	retire(c)
-	if c.confirmer != nil {
-		retire(c.confirmer)
+	for _, side := range sides(c) {
+		retire(side)
 	}
 	if !c.node {
 		c.plight.closed.Store(true)
@@ -217,8 +236,8 @@ func retire(c *Client) {
 
 // closeIdle closes the connections that nobody uses now.
 func (c *Client) closeIdle() {
-	if c.confirmer != nil {
-		c.confirmer.closeIdle()
+	for _, side := range sides(c) {
+		side.closeIdle()
 	}
 	for i := len(c.lanes); i > 0; i-- {
 		l := <-c.lanes
@@ -294,8 +313,6 @@ func sendAll(s *sender) {
 		}
 		c.unlock()
 		s.commands = commands
-		l := <-c.lanes
-		s.lane = l
 		all := commands
 		if odd {
 			all = withOthers(c, commands)
@@ -309,6 +326,21 @@ func sendAll(s *sender) {
 			}
 			out = append(out, cmd.wire...)
 		}
+		if long || len(out) > mostKept {
+			commands = divide(c, commands)
+			if len(commands) == 0 {
+				s.commands = nil
+				continue
+			}
+			s.commands = commands
+			all = commands
+			if odd {
+				all = withOthers(c, commands)
+			}
+			long = true
+		}
+		l := <-c.lanes
+		s.lane = l
 		err = nil
 		if c.state() == down { // it was found so while these waited
 			fail(commands, notSent(c))
@@ -328,7 +360,7 @@ func sendAll(s *sender) {
 					_ = l.net.SetWriteDeadline(now.Add(c.opts.WriteTimeout))
 				}
 				if long {
-					err = writeLong(l.net, all)
+					err = writeLong(l.net, all, now.Add(c.opts.WriteTimeout), now.Add(c.opts.ReadTimeout))
 				} else {
 					_, err = l.net.Write(out)
 				}
@@ -339,7 +371,7 @@ func sendAll(s *sender) {
 						cmd.line = line
 						cmd.err = nil // of a first attempt
 						if line != nilLine && line != oneLine && err == nil {
-							err = receiveRest(l.reader, cmd)
+							err = receiveRest(l, cmd)
 						}
 					}
 				}
@@ -351,8 +383,7 @@ func sendAll(s *sender) {
 			disconnect(l)
 		}
 		if err != nil {
-			trip(c, down, err)
-			fail(commands, fmt.Errorf("%w: %w", errUnreachable, err))
+			lose(c, commands, err)
 		} else if c.waits && len(all) > 0 {
 			judge(c, all)
 		}
@@ -371,20 +402,87 @@ func sendAll(s *sender) {
 	}
 }
 
-// mostKept is how much room for commands, in bytes, a sender keeps. Commands of more than longBytes are not put together
-// with others first.
+// Commands of more than longBytes go over connections of their own, one after the other: nothing small waits behind them.
+// The others go together as far as they are no longer than mostKept, which is how much room for commands a sender keeps.
 const (
-	mostKept  = 64 << 10
 	longBytes = 32 << 10
+	mostKept  = 64 << 10
+	bulkConns = 2 // for long commands
 )
 
-// writeLong writes commands of which some are long: piece by piece, since nothing is as large as all of them.
-func writeLong(w io.Writer, commands []*command) error {
-	pieces := bufio.NewWriterSize(w, mostKept)
+// divide returns what c sends first of commands, which are long or many. Long ones go to c.bulk, and the rest back into the
+// queue.
+func divide(c *Client, commands []*command) []*command {
+	var first, rest, long []*command
+	size := 0
+	for _, cmd := range commands {
+		size += len(cmd.wire)
+		switch {
+		case c.bulk != nil && len(cmd.wire) > longBytes:
+			long = append(long, cmd)
+			size -= len(cmd.wire)
+		case len(first) > 0 && size > mostKept:
+			rest = append(rest, cmd)
+		default:
+			first = append(first, cmd)
+		}
+	}
+	enqueue(c, rest)
+	if len(long) > 0 {
+		enqueue(c.bulk, long)
+	}
+	return first
+}
+
+// enqueue puts commands before all others that c is to send.
+func enqueue(c *Client, commands []*command) {
+	c.lock()
+	defer c.unlock()
+	c.queue = append(commands, c.queue...)
+	if len(commands) > 0 && (c.idle > 0 || c.senders < cap(c.lanes)) {
+		rouse(c)
+	}
+}
+
+// slowest is how many bytes a second the way to Redis carries at the least. What is long has more time than what is short.
+const slowest = 1 << 20
+
+// transfer is how long n bytes may take.
+func transfer(n int) time.Duration {
+	return time.Duration(n) * time.Second / slowest
+}
+
+// writeLong writes commands that are long or many: piece by piece, since nothing is as large as all of them. They have to be
+// written, and their replies to be there, so much after the times given as they take.
+func writeLong(conn net.Conn, commands []*command, written, replied time.Time) error {
+	size := 0
+	for _, cmd := range commands {
+		size += len(cmd.wire)
+	}
+	_ = conn.SetWriteDeadline(written.Add(transfer(size)))
+	_ = conn.SetReadDeadline(replied.Add(transfer(size)))
+	pieces := bufio.NewWriterSize(conn, mostKept)
 	for _, cmd := range commands {
 		_, _ = pieces.WriteString(cmd.wire) // Flush returns its error
 	}
 	return pieces.Flush()
+}
+
+// ErrTooLarge is the error for a command that Redis does not take, though it takes others: it is longer than
+// proto-max-bulk-len, or than the way there carries in time.
+var ErrTooLarge = errors.New("it is too large for Redis, or for the way there")
+
+// lose tells commands that they had no reply. A long one may be too long; else the server is not as it should be.
+func lose(c *Client, commands []*command, err error) {
+	if c.main != nil && c.bulk == nil && c.state() != down {
+		state, _ := probe(c.main)
+		if state != down {
+			fail(commands, fmt.Errorf("%w: %w", ErrTooLarge, err))
+			return
+		}
+	}
+	trip(c, down, err)
+	fail(commands, fmt.Errorf("%w: %w", errUnreachable, err))
 }
 
 // endSender ends a sender. If it does so with a panic, those who wait for it are told, and another takes its place.
@@ -441,7 +539,7 @@ func disconnect(l *lane) {
 
 // receiveRest reads what follows the first line of a reply, if anything does. It may be a bulk string, an integer or an
 // error, which is all that the scripts return.
-func receiveRest(r *bufio.Reader, cmd *command) error {
+func receiveRest(l *lane, cmd *command) error {
 	line := cmd.line
 	if len(line) < 4 || line[len(line)-2] != '\r' {
 		return errProtocol
@@ -464,11 +562,14 @@ func receiveRest(r *bufio.Reader, cmd *command) error {
 	if line[0] != '$' || n < 0 || n > maxReply {
 		return errProtocol
 	}
+	if n > shortReply {
+		allow(l, n)
+	}
 	if n > believed {
-		err = receiveHuge(r, cmd, n)
+		err = receiveHuge(l.reader, cmd, n)
 	} else {
 		cmd.reply = make([]byte, n+2)
-		_, err = io.ReadFull(r, cmd.reply)
+		_, err = io.ReadFull(l.reader, cmd.reply)
 	}
 	if err != nil {
 		return err
@@ -478,6 +579,11 @@ func receiveRest(r *bufio.Reader, cmd *command) error {
 	}
 	cmd.reply = cmd.reply[:n]
 	return nil
+}
+
+// allow gives a reply of n bytes the time that it takes.
+func allow(l *lane, n int64) {
+	_ = l.net.SetReadDeadline(time.Now().Add(l.timeout + transfer(int(n))))
 }
 
 // receiveHuge makes room for n bytes and the end of their line as they come.

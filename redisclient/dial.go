@@ -139,6 +139,7 @@ func open(c *Client, l *lane, address string) error {
 	}
 	l.conn = conn
 	l.net = netConn
+	l.timeout = c.opts.ReadTimeout
 	l.reader = bufio.NewReader(netConn)
 	if c.main == nil && !c.checked.Swap(true) {
 		go check(c)

@@ -223,6 +223,8 @@ func mend(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 		return
 	}
 	switch {
+	case strings.Contains(cmd.err.Error(), "Protocol error: invalid bulk length"):
+		cmd.err = fmt.Errorf("%w: %w", ErrTooLarge, cmd.err)
 	case cmd.from == nil:
 	case isForbidden(cmd.err):
 		if cmd.from.state() == fine {
@@ -266,13 +268,11 @@ func sendWhole(c *Client) {
 	if c.main != nil {
 		c = c.main
 	}
-	for _, side := range []*Client{c, c.confirmer} {
-		if side != nil {
-			side.lock()
-			side.odd = true
-			side.whole = true
-			side.unlock()
-		}
+	for _, side := range append(sides(c), c) {
+		side.lock()
+		side.odd = true
+		side.whole = true
+		side.unlock()
 	}
 	if !c.plight.whole.Swap(true) {
 		log.Printf("level=warn msg=\"Redis forbids EVALSHA; scripts are sent whole, with EVAL\" redis=%q", c.opts.Address)

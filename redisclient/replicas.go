@@ -44,7 +44,11 @@ func withOthers(c *Client, commands []*command) []*command {
 		all = append(all, cmd)
 	}
 	if c.waits {
-		timeout := strconv.FormatInt(c.opts.ReadTimeout.Milliseconds()/2+1, 10)
+		size := 0
+		for _, cmd := range commands {
+			size += len(cmd.wire)
+		}
+		timeout := strconv.FormatInt((c.opts.ReadTimeout/2+transfer(size)).Milliseconds()+1, 10)
 		all = append(all, &command{wire: "*3\r\n" + bulk("WAIT") + bulk(strconv.Itoa(c.opts.WaitReplicas)) + bulk(timeout), waits: true})
 	}
 	return all

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"runtime"
 	"strings"
 	"testing"
@@ -49,5 +50,8 @@ func receive(r *bufio.Reader, cmd *command) error {
 	if err != nil || cmd.line == nilLine || cmd.line == oneLine {
 		return err
 	}
-	return receiveRest(r, cmd)
+	here, there := net.Pipe()
+	defer here.Close()
+	defer there.Close()
+	return receiveRest(&lane{net: here, reader: r}, cmd)
 }

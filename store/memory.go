@@ -412,16 +412,11 @@ func keep(m *Memory, e *Lease) {
 // keepBare keeps of e, which is in no queue now, no more than that its request is not to run again.
 func keepBare(m *Memory, e *Lease) {
 	if e.record[len(magic)] == byte(Done) {
-		e.record = bareRecord(e)
+		e.record = Bare(e.record)
 		m.evicted++
 	}
 	m.bareBytes += entryBytes + len(e.Wire) + len(e.record)
 	push(m, m.bare, e)
-}
-
-// bareRecord is what stays of the record of e, which is an answer.
-func bareRecord(e *Lease) string {
-	return magic + string(Unkept) + e.record[len(magic)+1:headLen+statusLen]
 }
 
 // push puts a finished entry into q, and sees to it that it is freed when it has expired.
@@ -509,7 +504,7 @@ func evictSome(m *Memory, q *queue, goal int) {
 		e.answer = nil
 		e.read = 0
 		if e.sole && e.record[len(magic)] == byte(Done) {
-			e.record = bareRecord(e)
+			e.record = Bare(e.record)
 			size = entryBytes + len(e.Wire) + len(e.record)
 			m.bytes += size
 			m.bareBytes += size

@@ -51,6 +51,11 @@ var ErrForeign = errors.New("the stored value is not a record of this plugin")
 // statusLen is the length of a status with its CRLF.
 const statusLen = 5
 
+// Bare is what stays of the record of an answer that is not kept.
+func Bare(record string) string {
+	return magic + string(Unkept) + record[len(magic)+1:headLen+statusLen]
+}
+
 // Decode reads a record. It returns ErrForeign for anything else.
 func Decode(record string) (*Held, error) {
 	held := &Held{Record: record}
