@@ -23,7 +23,7 @@ const (
 	askedAgain                // its status asks the client to come again
 	neverSent                 // the backend never saw the request
 	unknown                   // it was sent, and no whole answer came back
-	tooLarge                  // it was answered, longer than maxResponseBodyBytes, or than there is room for (see mostInFlight), or unreadable
+	tooLarge                  // it was answered, with its header longer than maxResponseBodyBytes, or than there is room for (see mostInFlight), or unreadable
 )
 
 // execution is one call of the backend under a lease. It is the ResponseWriter of that call: it streams to the client and
@@ -59,7 +59,7 @@ type execution struct {
 	outcome  outcome
 	kept     bytes.Buffer    // the header of the answer as it is to be kept, in its wire format
 	parts    strings.Builder // of the body so far, if it comes in more than one
-	charge   charge          // for parts
+	charge   charge          // for parts, and for kept with them
 	length   int             // of the body so far
 	declared int             // Content-Length, or -1
 	whole    string          // the Content-Length of an ordinary answer, as long as it may come in one piece; else empty
@@ -132,7 +132,8 @@ func tell(x *execution) {
 	if x.whole != "" { // it may be too long
 		declare(x, x.whole)
 	}
-	if x.outcome == answered && strings.ContainsAny(x.kept.String(), unreadable) {
+	header := x.kept.String()
+	if x.outcome == answered && (len(header)+x.declared > x.h.maxResponseBody || strings.ContainsAny(header, unreadable)) {
 		x.outcome = tooLarge
 	}
 	decide(x.h, x.ResponseWriter, decisions[x.outcome], x.lease.Degraded)
@@ -249,9 +250,13 @@ func writePart(x *execution, p []byte) (int, error) {
 }
 
 // record keeps p behind what has come before, unless the answer is too long or there is no room for it now. For an answer
-// that tells its length, room is made, and paid for, at the first part.
+// that tells its length, room is made, and paid for, at the first part. So is the room that the header takes.
 func record(x *execution, p []byte) {
-	room := len(p)
+	room, header := len(p), x.kept.Len()
+	most := x.h.maxResponseBody - header
+	if x.charge.bytes != 0 {
+		header = 0
+	}
 	switch {
 	case x.declared < 0:
 	case x.charge.bytes == 0:
@@ -259,7 +264,7 @@ func record(x *execution, p []byte) {
 	default:
 		room = 0
 	}
-	if x.length > x.h.maxResponseBody || !pay(&x.charge, room) {
+	if x.length > most || !pay(&x.charge, room+header) {
 		x.outcome = tooLarge
 		x.parts.Reset()
 		refund(&x.charge)

@@ -129,9 +129,13 @@ func free(x *execution) {
 	}
 }
 
-// keepAnswer keeps the answer with this body.
+// keepAnswer keeps the answer with this body, if with its header it is not too long.
 func keepAnswer(x *execution, body string) {
 	header := x.kept.String()
+	if len(header)+len(body) > x.h.maxResponseBody {
+		keepStatus(x)
+		return
+	}
 	if strings.ContainsAny(header, unreadable) {
 		keepStatus(x)
 		return
