@@ -82,6 +82,7 @@ func end(x *execution) {
 
 // settle does with the key what the outcome asks for.
 func settle(x *execution) {
+	defer settleAnyhow(x)
 	switch ended(x) {
 	case answered:
 		keepAnswer(x, x.parts.String())
@@ -93,6 +94,15 @@ func settle(x *execution) {
 	case tooLarge:
 		keepStatus(x)
 	default:
+		holdOrFree(x)
+	}
+}
+
+// settleAnyhow takes the outcome for unknown if settling it ended with a panic. Nobody may renew such a lease for ever.
+func settleAnyhow(x *execution) {
+	if p := recover(); p != nil {
+		x.h.runs.Delete(x.lease.Owner)
+		log.Printf("level=error msg=\"settling a request failed\" cause=%q", p)
 		holdOrFree(x)
 	}
 }
