@@ -96,6 +96,11 @@ func (h *handler) openShared(ctx context.Context) {
 // these share what Redis is still to be told.
 func (h *handler) openRedis(ctx context.Context) func() resource {
 	id := fmt.Sprintf("redis %+v", h.redis)
+	longest := h.redis.ReadTimeout
+	if h.redis.WriteTimeout > longest {
+		longest = h.redis.WriteTimeout
+	}
+	h.keys.slow = h.lease/3 < h.redis.DialTimeout+2*longest
 	newBacklog := func() resource { return redisclient.NewBacklog() }
 	backlog, _ := shared.get(ctx, "backlog "+h.redis.Place(), newBacklog).(*redisclient.Backlog)
 	if h.redis.Cluster {

@@ -18,16 +18,40 @@ type tiers struct {
 
 	cache    bool // keep finished records of Redis in memory, and answer by them
 	fallback bool // claim in memory while Redis fails, instead of returning its error
+	slow     bool // a claim may take a good part of its lease
 }
 
 // claimKey gives the key to the lease for d and returns nil if nobody holds it, and else tells who does. In memory the
 // lease is endless: it cannot outlive its owner, since both are this process, and so no pause of the process, and no Redis
 // that hangs, gives a running key to somebody else here.
 func claimKey(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error) {
-	if t.redis != nil {
+	switch {
+	case t.redis == nil:
+	case t.slow:
+		return claimSlowly(t, l, d)
+	default:
 		return claimShared(t, l, d)
 	}
 	return store.Claim(t.memory, l, store.Endless), nil
+}
+
+// claimSlowly is claimShared where much of the lease may be over when the reply comes: then it is renewed before the request
+// runs. Who learns that somebody else has taken the key asks again.
+func claimSlowly(t *tiers, l *store.Lease, d time.Duration) (*store.Held, error) {
+	begin := time.Now()
+	held, err := claimShared(t, l, d)
+	if held != nil || err != nil || time.Since(begin) < d/3 {
+		return held, err
+	}
+	kept, err := redisclient.Renew(t.redis, l, d)
+	if err == nil && kept {
+		return nil, nil
+	}
+	store.Release(t.memory, l)
+	if err != nil {
+		return nil, err
+	}
+	return claimShared(t, l, d)
 }
 
 // claimShared is claimKey where keys live in Redis.

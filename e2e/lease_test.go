@@ -232,3 +232,49 @@ func TestARenewalThatComesLate(t *testing.T) {
 		}
 	})
 }
+
+// TestAClaimThatTookLongIsRenewedBeforeTheRun: the reply to a claim comes late, when much of its lease is over.
+func TestAClaimThatTookLongIsRenewedBeforeTheRun(t *testing.T) {
+	onEveryHost(t, func(t *testing.T, host hosts.Host) {
+		t.Parallel()
+		server := redistest.Start(t)
+		var slow atomic.Bool
+		addr := listen(t, func(conn net.Conn) {
+			to, err := net.Dial("tcp", server.Addr)
+			if err != nil {
+				return
+			}
+			defer to.Close()
+			go func() {
+				_, _ = io.Copy(to, conn)
+				_ = to.Close()
+			}()
+			buffer := make([]byte, 64<<10)
+			for {
+				n, err := to.Read(buffer)
+				if err != nil {
+					return
+				}
+				if bytes.HasPrefix(buffer[:n], []byte("$-1")) && slow.CompareAndSwap(true, false) {
+					time.Sleep(5 * time.Second)
+				}
+				_, _ = conn.Write(buffer[:n])
+			}
+		})
+		left := make(chan int, 2)
+		s := serve(t, host, func(w http.ResponseWriter, r *http.Request) {
+			if keys := strings.Fields(server.Do("KEYS", "*:req:*")); r.URL.Path == "/slow" && len(keys) == 1 {
+				n, _ := strconv.Atoi(server.Do("PTTL", keys[0]))
+				left <- n
+			}
+			created(w, r)
+		}, hosts.Settings{"statusHeader": "Decision", "lease": "12s", "retryableStatuses": "201",
+			"redis": map[string]any{"endpoints": addr, "dialTimeout": "8s", "readTimeout": "8s", "writeTimeout": "8s"}})
+		s.do(post("/warm", "warm"))
+		slow.Store(true)
+		s.want(s.do(post("/slow", "k")), 201, "released")
+		if n := <-left; n < 8000 {
+			t.Errorf("the request runs with %d ms left of a lease of 12 s", n)
+		}
+	})
+}
