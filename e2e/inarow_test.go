@@ -13,7 +13,7 @@ import (
 func inARow(t *testing.T, host hosts.Host, redis *redistest.Server, handler http.HandlerFunc) *site {
 	t.Helper()
 	b := newBackend(t, handler)
-	settings := (&env{redis: redis}).settings(hosts.Settings{"inFlightTimeout": "1s"})
+	settings := (&env{redis: redis}).settings(hosts.Settings{"inFlight": "reject"})
 	if host != hosts.Traefik {
 		inner := host.Serve(t, b.URL, settings)
 		return siteOf(t, host.Serve(t, "http://"+inner.Addr, settings), b)
