@@ -309,7 +309,7 @@ func renew(x *execution) {
 		return
 	}
 	known := x.renewal.Swap(notRenewedLast) == notRenewedLast
-	if !known && !(x.lease.Degraded && errors.Is(err, redisclient.ErrDown)) { // else it was said before
+	if !known && (!x.lease.Degraded || !errors.Is(err, redisclient.ErrDown)) { // else it was said before
 		storeFailed(x.h, "a lease could not be renewed", err)
 	}
 }

@@ -236,8 +236,8 @@ func strike(b *Backlog, place *list.Element) {
 
 // settle tells Redis by c what it is to be told until nothing is left, or nobody reaches Redis.
 func settle(c *Client) {
+	defer endSettle(c.plight.backlog)
 	b := c.plight.backlog
-	defer endSettle(b)
 	b.mu.Lock()
 	busy := b.settling
 	b.settling = true
