@@ -245,8 +245,9 @@ func settle(c *Client) {
 	if busy {
 		return
 	}
-	for c != nil {
-		c = settleOldest(c)
+	payer := c
+	for payer != nil {
+		payer = settleOldest(payer)
 	}
 }
 
