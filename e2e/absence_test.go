@@ -84,7 +84,7 @@ func inThisProcess(t *testing.T, builder hosts.Builder, b *backend, logs func() 
 	end := func() {}
 	t.Cleanup(func() { end() })
 	s := &changeable{site: siteOf(t, hosts.At(server.Listener.Addr().String(), "absence.test", logs), b)}
-	name := fmt.Sprintf("%s@file", t.Name())
+	name := fmt.Sprintf("%s-%d@file", t.Name(), prefixCount.Add(1))
 	s.remove = func() {
 		end()
 		swap(http.NotFoundHandler())
