@@ -243,7 +243,7 @@ func (s *site) want(a answer, status int, decision string) {
 		s.t.Fatalf("no answer: %v", a.err)
 	}
 	if a.status != status || a.header.Get("Decision") != decision {
-		s.t.Errorf("answer %d %q, want %d %q\n%s", a.status, a.header.Get("Decision"), status, decision, a.body)
+		s.t.Errorf("answer %d %q, want %d %q\n%.1000s", a.status, a.header.Get("Decision"), status, decision, a.body)
 	}
 }
 
