@@ -39,7 +39,7 @@ func TestBenchCommand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bench := exec.Command(binary, "-rounds", "1", "-duration", "1s", "-markdown", report, "-traefik", hosts.Binary(t),
+	bench := exec.Command(binary, "-rounds", "1", "-duration", "1s", "-markdown", report, "-traefik", hosts.Binary(t), "-against", "HEAD",
 		"-only", "^duplicate, local cache$|^first, Redis Cluster$|^Redis, distinct keys: 1000$")
 	bench.Env = append(os.Environ(), "TMPDIR="+temporary)
 	output, err = bench.CombinedOutput()
@@ -54,6 +54,7 @@ func TestBenchCommand(t *testing.T) {
 		`(?m)^\| no middleware \| \d+ \|  \|`,
 		`(?m)^\| duplicate, local cache \| \d+ \| \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) \|  \| 1\.00 \| 1\.30 \| \d+\.\d ms \|`,
 		`(?m)^\| first, Redis Cluster \| \d+ \| \d+\.\d\d`,
+		`(?m)^\| duplicate, local cache \| \d+ \| \d+ \| \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) \| \d+\.\d ms \| \d+\.\d ms \| \d+ µs \| \d+ µs \|$`,
 		`(?m)^\| distinct keys \| 1000 \| Redis \| \d+ \|`,
 		`(?m)^\| Redis \| 32 MiB \| 1000 \| \d+ MiB \| \d+ MiB \| -?\d+ MiB \| 96 MiB \|`,
 		`(?m)^\| Traefik \| \d+\.\d+\.\d+, go`,

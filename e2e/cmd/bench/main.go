@@ -30,6 +30,7 @@ func main() {
 	skip := flag.String("skip", "", "do not measure variants whose name matches this `regexp`, unless others are compared with them")
 	markdown := flag.String("markdown", "", "also write the report to this `file`")
 	traefik := flag.String("traefik", "", "`path` of Traefik; empty: the one on the PATH or in .build/")
+	against := flag.String("against", "", "measure the plugin of this `revision` of the repository as well, in turn, and compare the two")
 	list := flag.Bool("list", false, "only print the names of the variants")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -45,7 +46,7 @@ func main() {
 		err = fmt.Errorf("%d rounds of %v are not possible", *rounds, *duration)
 	}
 	if err == nil {
-		err = run(ctx, selected, *rounds, *duration, *traefik, *markdown)
+		err = run(ctx, selected, *rounds, *duration, *traefik, *against, *markdown)
 	}
 	if ctx.Err() != nil {
 		err = errors.New("interrupted")
@@ -81,7 +82,7 @@ func choose(only, skip string) ([]variant, error) {
 }
 
 // run measures everything in rounds, so that what disturbs the machine meanwhile disturbs all variants alike.
-func run(ctx context.Context, selected []variant, rounds int, duration time.Duration, traefik, markdown string) error {
+func run(ctx context.Context, selected []variant, rounds int, duration time.Duration, traefik, against, markdown string) error {
 	root, err := launch.Root()
 	if err != nil {
 		return err
@@ -114,8 +115,17 @@ func run(ctx context.Context, selected []variant, rounds int, duration time.Dura
 		return err
 	}
 
+	if against != "" {
+		source := filepath.Join(dir, "against")
+		remove, err := checkOut(ctx, root, against, source)
+		if err != nil {
+			return err
+		}
+		defer remove()
+		selected = withEarlier(selected, against, source)
+	}
 	b := &bench{root: root, traefik: traefik, self: self, dir: dir, duration: duration}
-	r := &report{rounds: rounds, duration: duration, variants: selected, samples: map[string][]sample{}}
+	r := &report{rounds: rounds, duration: duration, variants: selected, against: against, samples: map[string][]sample{}}
 	done, all := 0, 0
 	for _, v := range selected {
 		if v.once {
@@ -148,4 +158,18 @@ func run(ctx context.Context, selected []variant, rounds int, duration time.Dura
 		return nil
 	}
 	return os.WriteFile(markdown, []byte(text), 0o644)
+}
+
+// checkOut puts the files of a revision of the repository at root into dir, which is not there yet, until remove is called.
+func checkOut(ctx context.Context, root, revision, dir string) (remove func(), err error) {
+	output, err := exec.CommandContext(ctx, "git", "-C", root, "worktree", "add", "--detach", dir, revision).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("git cannot check out %s: %w\n%s", revision, err, output)
+	}
+	return func() { // also when ctx has ended
+		output, err := exec.Command("git", "-C", root, "worktree", "remove", "--force", dir).CombinedOutput()
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "bench: the worktree of %s is left in %s: %v\n%s", revision, dir, err, output)
+		}
+	}, nil
 }

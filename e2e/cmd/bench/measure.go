@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -201,7 +202,7 @@ func (s *stand) startTraefik(ctx context.Context, dir string, redis []string) er
 			return err
 		}
 	}
-	err = launch.LinkPlugin(dir, s.root)
+	err = launch.LinkPlugin(dir, cmp.Or(s.v.source, s.root))
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ type report struct {
 	rounds   int
 	duration time.Duration
 	variants []variant
+	against  string              // the revision that is compared with; empty: none
 	samples  map[string][]sample // by the name of the variant, one a round
 }
 
@@ -47,6 +48,16 @@ const notes = `
 - *waiting*: 16 connections at a time send the same key. The backend takes 20 ms; one request runs and 15 wait for it.
 - Every answer was the backend's, or a replay of it. The backend counts its calls: it had every first request and no
   duplicate, or there would be no report.
+`
+
+const comparisonHead = `
+## Against %[1]s
+
+The same variants with the plugin of this revision, each measured right after the other. *ratio* is the throughput as a share
+of the revision's, round by round: the median, and in brackets the least and the most. *then* is the revision.
+
+| variant | requests/s | then | ratio | p99 | then | CPU Traefik | then |
+|---|---|---|---|---|---|---|---|
 `
 
 const growthHead = `
@@ -81,6 +92,7 @@ make bench                 # everything, into docs/benchmarks.md
 cd e2e
 go run ./cmd/bench -list   # the variants
 go run ./cmd/bench -rounds 1 -duration 2s -only '^duplicate, local cache$'
+go run ./cmd/bench -against HEAD^ -only '^first'   # beside the plugin of another revision
 go run ./cmd/bench -skip '1000000$'   # without a million keys, which take long
 ` + "```" + `
 
@@ -94,7 +106,7 @@ func (r *report) text(machine string) string {
 	b.WriteString("| variant | requests/s | of plain | of no-op | must | aim | p50 | p99 | CPU Traefik | CPU Redis | RSS |\n" +
 		"|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, v := range r.variants {
-		if v.growth != "" {
+		if v.growth != "" || v.source != "" {
 			continue
 		}
 		m := r.median(&v)
@@ -107,11 +119,12 @@ func (r *report) text(machine string) string {
 	}
 	b.WriteString(notes)
 	b.WriteString(r.broken())
+	b.WriteString(r.comparison())
 	b.WriteString(growthHead)
 	b.WriteString("| what grows | how many | keys in | requests/s | of plain | p99 | CPU Traefik | CPU Redis | cost |\n|---|---|---|---|---|---|---|---|---|\n")
 	fewest := map[string]sample{} // by what grows and where keys are
 	for _, v := range r.variants {
-		if v.growth == "" {
+		if v.growth == "" || v.source != "" {
 			continue
 		}
 		m := r.median(&v)
@@ -129,11 +142,29 @@ func (r *report) text(machine string) string {
 	return b.String()
 }
 
+// comparison is the table of what the plugin does against that of the revision.
+func (r *report) comparison() string {
+	if r.against == "" {
+		return ""
+	}
+	rows := ""
+	for _, v := range r.variants {
+		if v.kind != "idem" || v.source != "" {
+			continue
+		}
+		earlier := variant{name: v.earlier(r.against)}
+		now, then := r.median(&v), r.median(&earlier)
+		rows += fmt.Sprintf("| %s | %.0f | %.0f | %s | %s | %s | %s | %s |\n", v.name, now.rate, then.rate, r.share(v.name, earlier.name),
+			milliseconds(now.p99), milliseconds(then.p99), microseconds(now.traefikCPU), microseconds(then.traefikCPU))
+	}
+	return fmt.Sprintf(comparisonHead, r.against) + rows
+}
+
 // memory is the table of what keys did to Traefik's memory.
 func (r *report) memory() string {
 	rows := ""
 	for _, v := range r.variants {
-		if v.growth != growKeys {
+		if v.growth != growKeys || v.source != "" {
 			continue
 		}
 		cache := int64(v.settings["localCacheBytes"].(int))

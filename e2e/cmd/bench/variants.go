@@ -14,6 +14,7 @@ type variant struct {
 	// What stands between Traefik's routers and the backend.
 	kind     string   // plugin, idem or noop; rateLimit; empty: nothing
 	settings settings // of that
+	source   string   // folder of the plugin at an earlier revision; empty: the one that is measured
 	redis    bool     // it talks to a Redis
 	cluster  bool     // which is a Redis Cluster
 	routers  int      // 1 unless set
@@ -150,6 +151,22 @@ func growth() []variant {
 		}
 		if v.name == "" {
 			v.name = fmt.Sprintf("%s, %s: %d", v.keysIn, v.growth, v.count)
+		}
+	}
+	return list
+}
+
+// earlier is the name of a variant with the plugin of a revision.
+func (v variant) earlier(revision string) string { return v.name + ", " + revision }
+
+// withEarlier adds to each variant with the plugin the same one with the plugin of a revision, whose folder is source.
+func withEarlier(variants []variant, revision, source string) []variant {
+	var list []variant
+	for _, v := range variants {
+		list = append(list, v)
+		if v.kind == "idem" {
+			v.name, v.source = v.earlier(revision), source
+			list = append(list, v)
 		}
 	}
 	return list
