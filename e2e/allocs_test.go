@@ -18,7 +18,10 @@ func TestARequestAllocatesNoMoreThanRecorded(t *testing.T) {
 		slack  = 1.03
 	)
 	server := redistest.Start(t)
-	build := hosts.Builders(t)["yaegi"]
+	build, chosen := hosts.Builders(t)["yaegi"]
+	if !chosen {
+		t.Skip("HOSTS leaves Yaegi out")
+	}
 	for _, y := range ways {
 		t.Run(y.name, func(t *testing.T) {
 			handler := y.handler(t, build, server)

@@ -193,7 +193,7 @@ func TestCatalogSnippets(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, settings := range map[string]hosts.Settings{"as it is": manifest.TestData, "YAML": fromYAML, "TOML": fromTOML} {
-		for _, host := range allHosts {
+		for _, host := range hosts.All() {
 			s := serve(t, host, created, settings)
 			first := s.do(pay("k"))
 			again := s.do(pay("k"))

@@ -75,6 +75,7 @@ func TestTheOriginalPasses(t *testing.T) {
 	handlers(t, func(t *testing.T, build func(http.HandlerFunc) http.Handler) {
 		upgrade := keyed("POST", "k")
 		upgrade.Header.Set("Connection", "Upgrade")
+		upgrade.Header.Set("Upgrade", "websocket")
 		grpc := keyed("POST", "k")
 		grpc.Header.Set("Content-Type", "application/grpc")
 		keyless := keyed("POST", "")

@@ -19,9 +19,6 @@ import (
 
 func TestMain(m *testing.M) { hosts.Main(m) }
 
-// allHosts are the three ways the plugin runs. Every behaviour is tested on each, with keys in memory and in Redis.
-var allHosts = []hosts.Host{hosts.Compiled, hosts.Yaegi, hosts.Traefik}
-
 // env is a host and a kind of store for one behaviour test.
 type env struct {
 	host  hosts.Host
@@ -31,7 +28,7 @@ type env struct {
 // everywhere runs test on every host with every kind of store.
 func everywhere(t *testing.T, test func(t *testing.T, e *env)) {
 	t.Helper()
-	for _, host := range allHosts {
+	for _, host := range hosts.All() {
 		t.Run(host.String()+"/memory", func(t *testing.T) { test(t, &env{host: host}) })
 		t.Run(host.String()+"/redis", func(t *testing.T) {
 			test(t, &env{host: host, redis: sharedRedis(t)})
@@ -42,7 +39,7 @@ func everywhere(t *testing.T, test func(t *testing.T, e *env)) {
 // onEveryHost runs test on every host, for what has nothing to do with the kind of store.
 func onEveryHost(t *testing.T, test func(t *testing.T, host hosts.Host)) {
 	t.Helper()
-	for _, host := range allHosts {
+	for _, host := range hosts.All() {
 		t.Run(host.String(), func(t *testing.T) { test(t, host) })
 	}
 }

@@ -30,7 +30,7 @@ func TestTestdataHasEverySetting(t *testing.T) {
 		t.Fatal(err)
 	}
 	settings := file.HTTP.Middlewares["idem"].Plugin["idem"]
-	for _, host := range allHosts {
+	for _, host := range hosts.All() {
 		if refusal := host.Refusal(t, settings); refusal != "" {
 			t.Errorf("%s: %s", host, refusal)
 		}

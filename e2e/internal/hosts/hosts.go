@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -78,6 +79,25 @@ type Host interface {
 	Refusal(t testing.TB, settings Settings) string
 }
 
+// All are the hosts to test on, the three ways the plugin runs: those that HOSTS names, such as compiled,yaegi. Where it is
+// empty, every one.
+func All() []Host {
+	return slices.DeleteFunc([]Host{Compiled, Yaegi, Traefik}, func(h Host) bool { return !chosen(h.String()) })
+}
+
+func chosen(host string) bool {
+	names := os.Getenv("HOSTS")
+	return names == "" || slices.Contains(strings.Split(names, ","), host)
+}
+
+// need skips a test of a host that is not to be tested on.
+func need(t testing.TB, host string) {
+	t.Helper()
+	if !chosen(host) {
+		t.Skipf("this test needs the host %s, and HOSTS is %s", host, os.Getenv("HOSTS"))
+	}
+}
+
 var siteCount atomic.Int64
 
 func newName() string { return fmt.Sprintf("site%d.test", siteCount.Add(1)) }
@@ -102,6 +122,7 @@ func (h *inProcess) String() string { return h.name }
 
 func (h *inProcess) Serve(t testing.TB, backend string, chain ...Settings) *Site {
 	t.Helper()
+	need(t, h.name)
 	name, logs := newName(), h.logs.fromHere()
 	build := h.load(t)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -124,6 +145,7 @@ func (h *inProcess) Serve(t testing.TB, backend string, chain ...Settings) *Site
 
 func (h *inProcess) Refusal(t testing.TB, settings Settings) string {
 	t.Helper()
+	need(t, h.name)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	_, err := h.load(t)(ctx, http.NotFoundHandler(), settings, "idem@file")
@@ -245,10 +267,17 @@ func loadYaegi(t testing.TB) Builder {
 	return yaegi.build
 }
 
-// Builders are the ways to build the plugin's handler in this process, by their name.
+// Builders are the ways to build the plugin's handler in this process, by the names of the hosts to test on.
 func Builders(t testing.TB) map[string]Builder {
 	t.Helper()
-	return map[string]Builder{"compiled": buildCompiled, "yaegi": loadYaegi(t)}
+	builders := map[string]Builder{}
+	for _, host := range All() {
+		h, is := host.(*inProcess)
+		if is {
+			builders[h.name] = h.load(t)
+		}
+	}
+	return builders
 }
 
 // LinkPlugin puts the plugin's source under src, a GOPATH's.

@@ -32,6 +32,7 @@ func (h *traefikHost) String() string { return "traefik" }
 
 func (h *traefikHost) shared(t testing.TB) *Process {
 	t.Helper()
+	need(t, h.String())
 	h.once.Do(func() { h.process = StartTraefik(UntilExit{t}) })
 	if h.process == nil {
 		t.Fatal("Traefik did not start; see the first test that needed it")
@@ -93,6 +94,7 @@ type Process struct {
 // Binary returns the path of a Traefik 3.x: TRAEFIK_BIN, or the one that `make traefik` built.
 func Binary(t testing.TB) string {
 	t.Helper()
+	need(t, Traefik.String())
 	path := os.Getenv("TRAEFIK_BIN")
 	if path == "" {
 		path = filepath.Join(Root(), ".build", "traefik-"+launch.TraefikVersion)
