@@ -20,13 +20,13 @@ var heldBytes atomic.Int64
 // errBusy says that mostInFlight is reached.
 var errBusy = errors.New("requests under way hold too much memory")
 
-// charge is one request's part of heldBytes.
-type charge struct {
+// reservation is one request's part of heldBytes.
+type reservation struct {
 	bytes int64
 }
 
-// pay takes n bytes more; false, and none is taken, if there are not so many left.
-func pay(c *charge, n int) bool {
+// reserve takes n bytes more; false, and none is taken, if there are not so many left.
+func reserve(r *reservation, n int) bool {
 	if heldBytes.Load()+int64(n) > mostInFlight {
 		return false
 	}
@@ -34,12 +34,12 @@ func pay(c *charge, n int) bool {
 		heldBytes.Add(-int64(n))
 		return false
 	}
-	c.bytes += int64(n)
+	r.bytes += int64(n)
 	return true
 }
 
-// refund gives all back.
-func refund(c *charge) {
-	heldBytes.Add(-c.bytes)
-	c.bytes = 0
+// unreserve gives all back.
+func unreserve(r *reservation) {
+	heldBytes.Add(-r.bytes)
+	r.bytes = 0
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -183,16 +184,15 @@ type settings struct {
 	header          string // canonical
 	ttl             time.Duration
 	protected       map[string]*regexp.Regexp // paths by method
-	spared          map[string]bool           // methods of which no path is protected
-	aliases         *regexp.Regexp            // of header, and of those in scope
-	harmless        map[string]bool           // headers that are no such alias, canonical
 	required        bool
 	observe         bool
 	maxKeyLength    int
-	ignoreInvalid   bool     // a key that is not valid is no key
-	scopeHost       bool     // Host is in scope
-	scope           []string // canonical, without Host
-	scopeFirst      string   // of scope; empty for none
+	plainLengths    map[int]bool // of keys that serve takes for ordinary ones; empty if it takes none
+	identityFormat  string       // of what sets requests apart; see serve
+	ignoreInvalid   bool         // a key that is not valid is no key
+	scopeHost       bool         // Host is in scope
+	scope           []string     // canonical, without Host
+	scopeFirst      string       // of scope; empty for none
 	rejectMismatch  bool
 	wait            bool
 	inFlightTimeout time.Duration
@@ -200,7 +200,7 @@ type settings struct {
 	detach          bool
 	detachTimeout   time.Duration
 	retryable       map[int]bool
-	judged          map[int]bool // statuses that may not be simply the backend's answer
+	classified      map[int]bool // statuses that may not be simply the backend's answer
 	ordinary        map[int]bool // the others, if they have a body
 	holdUnknown     bool
 	replayHeader    string
@@ -208,6 +208,7 @@ type settings struct {
 	omit            map[string]bool // canonical; hop-by-hop headers too
 	maxRequestBody  int64
 	smallRequest    int64 // longest body that is read whole and not counted
+	wholeBytes      int   // longest answer that is taken whole before it is sent
 	maxResponseBody int
 	onStoreError    string
 	localCacheBytes int64
@@ -217,7 +218,8 @@ type settings struct {
 
 	methods, endpoints, omitHeaders []string // as configured, to be shown
 
-	statsPath      string // without a slash at its end; nowhere = not shown
+	statsPath      string // without a slash at its end
+	statsEnd       string // all paths below statsPath come before it; empty = the statistics are not shown
 	statsLogins    logins
 	statsUsersFile string
 	statsInsecure  bool
@@ -280,6 +282,10 @@ func (c *Config) settings() (*settings, string, error) {
 	if s.maxRequestBody < smallBody {
 		s.smallRequest = s.maxRequestBody
 	}
+	s.wholeBytes = wholeBytes
+	if s.maxResponseBody < wholeBytes {
+		s.wholeBytes = s.maxResponseBody
+	}
 	scope := list(c.Scope, "Host", "Authorization")
 	if len(scope) == 1 && strings.EqualFold(scope[0], noScope) {
 		scope = nil
@@ -299,28 +305,31 @@ func (c *Config) settings() (*settings, string, error) {
 	if len(s.scope) > 0 {
 		s.scopeFirst = s.scope[0]
 	}
-	s.setAliases(append([]string{s.header}, s.scope...))
+	s.plainLengths = map[int]bool{}
+	for length := 1; length <= s.maxKeyLength; length++ {
+		s.plainLengths[length] = !s.observe && s.detach && len(s.scope) < 2
+	}
+	s.identityFormat = fmt.Sprintf(identityFormat, s.observe, "%q")
+	if !s.scopeHost {
+		s.identityFormat = fmt.Sprintf(identityFormat, s.observe, "%.0s")
+	}
 	s.omit = map[string]bool{}
 	s.omitHeaders = k.tokens("omitHeaders", list(c.OmitHeaders, "Set-Cookie"))
 	for _, name := range append(hopByHop, s.omitHeaders...) {
 		s.omit[name] = true
 	}
 	s.retryable = k.statuses("retryableStatuses", list(c.RetryableStatuses, "408", "421", "425", "429", "503"))
-	s.judged = map[int]bool{statusClientClosed: true, 500: true, 502: true, 503: true, 504: true}
+	s.classified = map[int]bool{statusClientClosed: true, 500: true, 502: true, 503: true, 504: true}
 	for status := range s.retryable {
-		s.judged[status] = true
+		s.classified[status] = true
 	}
 	s.ordinary = map[int]bool{}
 	for status := 200; status < 600; status++ {
-		s.ordinary[status] = !s.judged[status] && !bodiless(status)
+		s.ordinary[status] = !s.classified[status] && !bodiless(status) && s.maxResponseBody >= wholeBytes // and so has room for a header
 	}
 	s.methods = k.methods("methods", list(c.Methods, "POST", "PUT", "PATCH", "DELETE"))
 	s.endpoints = list(c.Endpoints)
 	s.protected = k.endpoints(s.methods, s.endpoints)
-	s.spared = map[string]bool{}
-	for _, method := range httpMethods {
-		s.spared[method] = s.protected[method] == nil && s.protected["*"] == nil
-	}
 	c.Redis.check(k, s)
 	// A renewal is due after a third of lease, and may take a whole time-out.
 	slowest := longer(s.redis.DialTimeout, longer(s.redis.ReadTimeout, s.redis.WriteTimeout))
@@ -441,13 +450,11 @@ func shownPEM(value string) string {
 	return value
 }
 
-// nowhere is what no path of a request begins with, so that none need be compared with nothing.
-const nowhere = "nowhere"
-
 func (c *StatsConfig) check(k *check, s *settings) {
 	s.statsPath = strings.TrimSuffix(c.Path, "/")
+	s.statsEnd = s.statsPath + "0" // the next character after the slash
 	if c.Path == "" {
-		s.statsPath = nowhere
+		s.statsEnd = ""
 	} else if !pathPattern.MatchString(s.statsPath) {
 		k.fail("stats.path", c.Path, "a path such as /_idem of the characters A-Z a-z 0-9 _ - . ~, or nothing")
 	}
@@ -670,3 +677,58 @@ func list(values []string, byDefault ...string) []string {
 	}
 	return trimmed
 }
+
+// effective returns the settings as they are in force, without secrets.
+func (h *handler) effective() []stats.Setting {
+	s := &h.settings
+	var retryable []string
+	for status := range s.retryable {
+		retryable = append(retryable, strconv.Itoa(status))
+	}
+	sort.Strings(retryable)
+	scope := s.scope
+	if s.scopeHost {
+		scope = append([]string{"Host"}, scope...)
+	}
+	if len(scope) == 0 {
+		scope = []string{noScope}
+	}
+	mode := "enforce"
+	if s.observe {
+		mode = "observe"
+	}
+	endpoints := strings.Join(s.endpoints, ", ")
+	if endpoints == "" {
+		endpoints = "all paths"
+	}
+	settings := []stats.Setting{
+		{Name: "middleware", Value: h.name},
+		{Name: "header", Value: s.header},
+		{Name: "mode", Value: mode},
+		{Name: "ttl", Value: s.ttl.String()},
+		{Name: "methods", Value: strings.Join(s.methods, ", ")},
+		{Name: "endpoints", Value: endpoints},
+		{Name: "required", Value: strconv.FormatBool(s.required)},
+		{Name: "scope", Value: strings.Join(scope, ", ")},
+		{Name: "inFlightTimeout", Value: s.inFlightTimeout.String()},
+		{Name: "lease", Value: s.lease.String()},
+		{Name: "retryableStatuses", Value: strings.Join(retryable, ", ")},
+		{Name: "omitHeaders", Value: strings.Join(s.omitHeaders, ", ")},
+		{Name: "maxRequestBodyBytes", Value: strconv.FormatInt(s.maxRequestBody, 10)},
+		{Name: "maxResponseBodyBytes", Value: strconv.Itoa(s.maxResponseBody)},
+		{Name: "localCacheBytes", Value: strconv.FormatInt(s.localCacheBytes, 10)},
+		{Name: "stats.ttl", Value: s.statsLimits.TTL.String()},
+		{Name: "stats.maxEndpoints", Value: strconv.Itoa(s.statsLimits.MaxEndpoints)},
+	}
+	if s.redis.Address != "" {
+		settings = append(settings,
+			stats.Setting{Name: "onStoreError", Value: s.onStoreError},
+			stats.Setting{Name: "redis.endpoints", Value: s.redis.Address},
+			stats.Setting{Name: "redis.db", Value: strconv.Itoa(s.redis.DB)},
+			stats.Setting{Name: "redis.keyPrefix", Value: s.keyPrefix})
+	}
+	return settings
+}
+
+// hopByHop headers belong to one connection and are not replayed (RFC 9110, section 7.6.1).
+var hopByHop = []string{"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}

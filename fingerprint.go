@@ -25,45 +25,31 @@ var usualTypes = map[string]bool{
 	"text/xml":                                         true,
 }
 
-// fingerprint is the SHA-256 over what makes r, which has these lines of Content-Type and this body, the request that it
-// is: its query string, its media type, its conditions and its range, and its body.
-func fingerprint(h *handler, r *http.Request, types []string, body []byte) []byte {
-	header := r.Header
-	switch { // Yaegi takes less for a switch than for ||
-	case len(body) > smallBody:
-	case types != nil && !usualTypes[types[0]]:
-	case header["If-Match"] != nil:
-	case header["If-None-Match"] != nil:
-	case header["If-Modified-Since"] != nil:
-	case header["If-Unmodified-Since"] != nil:
-	case header["If-Range"] != nil:
-	case header["Range"] != nil:
-	default:
-		sum := sha256.Sum256(fmt.Appendf(nil, "%q%q%s", r.URL.RawQuery, types, body))
-		return sum[:]
-	}
-	head, boundary := fingerprintHead(r, types)
+// fingerprint is the SHA-256 over what makes r, with this identity and body, the request that it is: its query string, its
+// media type, its conditions and its range, and its body.
+func fingerprint(h *handler, r *http.Request, identity string, body []byte) string {
+	head, boundary := fingerprintHead(r, identity)
 	return sumBody(h, head, boundary, body)
 }
 
 // fingerprintHead is what a fingerprint covers before the body, and the boundary of the body's parts, if it has parts.
-// Whatever begins with a quote has no conditions and no parts.
-func fingerprintHead(r *http.Request, types []string) ([]byte, string) {
-	head := []byte{}
-	boundary := ""
-	if len(types) == 1 {
-		var media string
-		media, boundary = mediaType(types[0])
-		types = []string{media}
-	}
+func fingerprintHead(r *http.Request, identity string) ([]byte, string) {
 	header := r.Header
+	types := header["Content-Type"]
+	boundary := ""
+	if len(types) == 1 && !usualTypes[types[0]] {
+		media, parts := mediaType(types[0])
+		types = []string{media}
+		boundary = parts
+	}
+	var head []byte
 	conditions := [][]string{header["If-Match"], header["If-None-Match"], header["If-Modified-Since"], header["If-Unmodified-Since"], header["If-Range"], header["Range"]}
 	for _, values := range conditions {
 		if values != nil {
 			head = fmt.Appendf(nil, "if%q", conditions)
 		}
 	}
-	return fmt.Appendf(head, "%q%q", r.URL.RawQuery, types), boundary
+	return fmt.Appendf(head, sameFormat, identity, r.URL.RawQuery, types, ""), boundary
 }
 
 // mediaType returns a media type in one way of writing, as RFC 9110, section 8.3.1, compares it, and the boundary of a
@@ -98,8 +84,8 @@ const longestBoundary = 70
 // part stands for each boundary in a body that is compared.
 const part = "\n--\x00part"
 
-// sumBody is the fingerprint of a request with this head and body, which takeBody has read.
-func sumBody(h *handler, head []byte, boundary string, body []byte) []byte {
+// sumBody is the fingerprint of a request with this head and body, which readBody has read.
+func sumBody(h *handler, head []byte, boundary string, body []byte) string {
 	sum := sha256.New()
 	switch {
 	case boundary == "":
@@ -111,7 +97,7 @@ func sumBody(h *handler, head []byte, boundary string, body []byte) []byte {
 	}
 	sum.Write(head)
 	sum.Write(body)
-	return sum.Sum(nil)
+	return string(sum.Sum(nil))
 }
 
 // withoutBoundary returns body with each boundary at the beginning of a line replaced. A body that was cut after most
@@ -129,7 +115,7 @@ func withoutBoundary(body []byte, boundary string, most int) []byte {
 	if len(body) <= most {
 		return lines
 	}
-	length, _ := strconv.Atoi(string(body[most:])) // takeBody wrote it; -1 if it is not known
+	length, _ := strconv.Atoi(string(body[most:])) // readBody wrote it; -1 if it is not known
 	if length >= 0 {
 		length -= (parts + 1) * len(boundary)
 	}

@@ -2,23 +2,35 @@
 // idempotency key runs and its answer is kept, in Redis or in memory; every later request with the same key gets that
 // answer and the backend is not called again.
 //
-// The plugin is interpreted by Yaegi inside Traefik. Constructs that Yaegi gets wrong, select statements above all,
-// are not used; a test in e2e/ finds them. Yaegi also sets the style of what every request goes through: plain functions,
-// since a method call costs four times as much as a function call, and short ones with rare cases set apart, since each
-// call allocates every variable and temporary of the function, used or not. docs/yaegi.md has the figures.
+// The walk of a request, each step a function:
+//
+//  1. ServeHTTP answers for the statistics, and passes on what the configuration does not protect.
+//  2. serve reads an ordinary request's body and makes its lease: an identity, and a fingerprint. serveSlow does so for others.
+//  3. store.ClaimKey gives it the key in memory, or tells who has it; claimShared asks Redis if memory cannot tell.
+//  4. proceed runs a request that has its key, and replays the answer of a finished one. decide is the verdict on the rest:
+//     it waits, refuses, or goes on without the store.
+//  5. run calls the next handler with a recorder, which takes the answer whole or streams it.
+//  6. The answer is kept (store.KeepAnswer; keepShared with Redis), and then sent.
+//  7. end comes also after a panic: settle does with the key what the outcome asks for.
+//  8. Meanwhile the watchdog of package store renews the lease, and notices a client that has gone.
+//
+// The plugin is interpreted by Yaegi inside Traefik. Constructs that Yaegi gets wrong, select statements above all, are not
+// used; a test in e2e/ finds them. Yaegi also sets the style of what every request goes through: plain functions, since a
+// method call costs four times as much as a function call, and short ones with rare cases set apart, since each call
+// allocates every variable and temporary of the function, used or not. docs/yaegi.md has the figures.
 package idem
 
 import (
-	"bufio"
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"regexp"
-	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 
 	"github.com/example/traefik-idem/redisclient"
@@ -30,16 +42,17 @@ import (
 type handler struct {
 	settings
 
-	next  http.Handler
-	name  string
-	keys  *tiers
-	stats *stats.Collector
-	first *atomic.Int64 // its count of first runs
-	log   *logger
-	care  *care // of the requests that run
+	next     http.Handler
+	name     string
+	keys     *store.Keys       // in this process's memory
+	shared   *redisclient.Keys // behind it, in Redis; nil: there is none
+	stats    *stats.Collector
+	log      *logger
+	detached func(context.Context) context.Context // what the call of the backend outlives of its request
 
-	runs  *sync.Map   // the executions under way by their owner's token. No map under a lock: that would be two calls more
-	awake func() bool // of care. Yaegi finds a function in a field in half the time that a method takes
+	remote     bool // shared is not nil
+	decides    bool // there is a status header
+	slowClaims bool // a claim in Redis may take a good part of its lease
 
 	observing atomic.Int64 // requests that are being observed
 	outage    atomic.Int64 // of Redis, that was last told of
@@ -52,16 +65,24 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	h := &handler{settings: *set, next: next, name: name, runs: &sync.Map{}, log: newLogger(name, set.logLevel)}
+	h := &handler{settings: *set, next: next, name: name, log: newLogger(name, set.logLevel), detached: sameContext}
+	if h.detach {
+		h.detached = context.WithoutCancel
+	}
 	if warning != "" {
 		h.log.print(levelWarn, warning, nil)
 	}
+	h.decides = h.statusHeader != ""
 	h.openShared(ctx)
-	h.care = newCare(h)
-	h.awake = h.care.awake.Load
 	h.log.started(h.effective())
+	if h.required {
+		return &demanding{h}, nil
+	}
 	return h, nil
 }
+
+// sameContext is handler.detached without detach.
+func sameContext(ctx context.Context) context.Context { return ctx }
 
 // openShared sets what this handler shares with all others that use the same: this process's memory, Redis behind it if
 // there is one, and the statistics.
@@ -81,80 +102,105 @@ func (h *handler) openShared(ctx context.Context) {
 	if h.localCacheBytes > 0 || h.redis.Address == "" {
 		memory.SetLimit(limit)
 	}
-	h.keys = &tiers{memory: memory, cache: h.localCacheBytes > 0, fallback: h.onStoreError == "degrade"}
-	newCollector := func() resource { return stats.New(stats.NewProcess(memory), h.statsLimits) }
-	if h.redis.Address != "" {
-		newCollector = h.openRedis(ctx)
+	terms := store.Terms{TTL: h.ttl, Lease: h.lease, Remember: h.localCacheBytes > 0}
+	if h.detach {
+		terms.DetachTimeout = h.detachTimeout
 	}
+	newCollector := func() resource { return stats.New(stats.NewProcess(memory), h.statsLimits, memory.TakeClaims) }
+	var trouble *atomic.Int32
+	if h.redis.Address != "" {
+		newCollector = h.openRedis(ctx, memory)
+		terms.Renew = h.renewLease
+		trouble = h.shared.Trouble
+		h.remote = true
+	}
+	h.keys = store.NewKeys(memory, trouble, terms)
 	h.stats, _ = shared.get(ctx, statsID, newCollector).(*stats.Collector)
-	h.first = h.stats.Counts[stats.First]
 	h.stats.SetLimits(h.statsLimits)
 	context.AfterFunc(ctx, h.stats.Retire)
 }
 
 // openRedis sets Redis as the store behind memory, and returns what builds its statistics. Clients with other settings than
 // these share what Redis is still to be told.
-func (h *handler) openRedis(ctx context.Context) func() resource {
+func (h *handler) openRedis(ctx context.Context, memory *store.Memory) func() resource {
 	id := fmt.Sprintf("redis %+v", h.redis)
 	longest := h.redis.ReadTimeout
 	if h.redis.WriteTimeout > longest {
 		longest = h.redis.WriteTimeout
 	}
-	h.keys.slow = h.lease/3 < h.redis.DialTimeout+2*longest
+	h.slowClaims = h.lease/3 < h.redis.DialTimeout+2*longest
 	newBacklog := func() resource { return redisclient.NewBacklog() }
 	backlog, _ := shared.get(ctx, "backlog "+h.redis.Place(), newBacklog).(*redisclient.Backlog)
+	var newCollector func() resource
 	if h.redis.Cluster {
 		newCluster := func() resource { return redisclient.NewClusterSharing(h.redis, backlog) }
 		cluster, _ := shared.get(ctx, id, newCluster).(*redisclient.Cluster)
-		h.keys.redis = redisclient.NewClusterKeys(cluster, h.keyPrefix, h.lease, h.ttl)
-		return func() resource { return stats.New(redisclient.NewClusterStats(cluster, h.keyPrefix), h.statsLimits) }
+		h.shared = redisclient.NewClusterKeys(cluster, h.keyPrefix, h.lease, h.ttl)
+		newCollector = func() resource {
+			return stats.New(redisclient.NewClusterStats(cluster, h.keyPrefix), h.statsLimits, memory.TakeClaims)
+		}
+	} else {
+		newClient := func() resource { return redisclient.NewSharing(h.redis, backlog) }
+		client, _ := shared.get(ctx, id, newClient).(*redisclient.Client)
+		h.shared = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)
+		newCollector = func() resource {
+			return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits, memory.TakeClaims)
+		}
 	}
-	newClient := func() resource { return redisclient.NewSharing(h.redis, backlog) }
-	client, _ := shared.get(ctx, id, newClient).(*redisclient.Client)
-	h.keys.redis = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)
-	return func() resource { return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits) }
+	hook := &hook{remove: redisclient.WhenBack(h.shared, memory.RenewAll)}
+	context.AfterFunc(ctx, hook.end)
+	return newCollector
 }
 
-// insideKey marks the context of a request that a handler above has taken. It is compared by its address: Yaegi's
-// struct types are all one type to the runtime.
-var insideKey = new(int)
+// insideMark is what Response points to in a request that a handler above has taken. Servers leave that field alone, and
+// copies of a request carry it along.
+var insideMark = &http.Response{}
 
 // ServeHTTP passes a request on untouched if the plugin has nothing to do with it.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if strings.HasPrefix(r.URL.Path, h.statsPath) && serveStats(h, w, r) {
+	path := r.URL.Path
+	switch { // what strings.HasPrefix would say costs a native call
+	case path > h.statsEnd:
+	case path < h.statsPath:
+	case serveStats(h, w, r):
 		return
 	}
-	if (r.Header[h.header] != nil || h.required || (!h.spared[r.Method] && r.Header.WriteSubset(closed, h.harmless) != nil && hasAlias(h, r.Header))) && protects(h, r) {
-		serve(h, w, r, nil)
+	switch {
+	case r.Header[h.header] == nil:
+	case protects(h, r):
+		serve(h, w, r)
 		return
 	}
 	h.next.ServeHTTP(w, r)
 }
 
-// serveLarge is serve for a body that is, or may be, large enough to be counted.
-func serveLarge(h *handler, w http.ResponseWriter, r *http.Request) {
-	c := &charge{}
-	defer refund(c)
-	serve(h, w, r, c)
+// demanding is a handler that lets no protected request pass without a key.
+type demanding struct{ h *handler }
+
+// ServeHTTP implements http.Handler.
+func (d *demanding) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := d.h
+	switch {
+	case r.Header[h.header] != nil:
+		h.ServeHTTP(w, r)
+	case serveStats(h, w, r):
+	case protects(h, r):
+		serveSlow(h, w, r)
+	default:
+		h.next.ServeHTTP(w, r)
+	}
 }
 
-// protects tells whether r is one of those that the configuration names, and can be recorded and replayed at all. What
-// cannot needs a key all the same where one is required.
+// protects reports whether the configuration names r.
 func protects(h *handler, r *http.Request) bool {
 	paths := h.protected[r.Method]
+	if paths == everyPath {
+		return true
+	}
 	if paths == nil {
 		paths = otherMethods(h, r)
 	}
-	if paths != everyPath && !paths.MatchString(r.URL.Path) {
-		return false
-	}
-	if r.Method == http.MethodOptions && r.Header["Access-Control-Request-Method"] != nil {
-		return false // a browser's preflight, which has no key and changes nothing
-	}
-	if r.Header["Connection"] != nil && handsOver(r) {
-		return h.required && parseKey(r.Header[h.header], h.maxKeyLength) == ""
-	}
-	return true
+	return paths.MatchString(r.URL.Path)
 }
 
 // otherMethods is what protects r if no rule names its method. TRACE is never protected: it may have no body, and so
@@ -173,40 +219,187 @@ var (
 	noPath    = regexp.MustCompile(`[^\x00-\x{10FFFF}]`)
 )
 
-// serve is the way of a protected request. What its body holds goes to the account c; nil as long as it has none.
-func serve(h *handler, w http.ResponseWriter, r *http.Request, c *charge) {
-	ctx := r.Context()
-	if ctx.Value(insideKey) != nil { // a handler above has taken it
+// serve is the way of a protected request with a key. Of an ordinary one, with a short body and nothing odd about it, the
+// lease is made here; it is the same that readRequest would make.
+func serve(h *handler, w http.ResponseWriter, r *http.Request) {
+	header := r.Header
+	keys := header[h.header]
+	types := header["Content-Type"]
+	size := r.ContentLength
+	switch { // Yaegi takes less for a switch than for ||
+	case r.Response == insideMark:
+	case len(keys) != 1:
+	case !h.plainLengths[len(keys[0])]:
+	case strings.Trim(keys[0], keyCharacters) != "":
+	case len(types) != 1:
+	case !usualTypes[types[0]]:
+	case size <= 0:
+	case size > h.smallRequest:
+	case header["Connection"] != nil:
+	case header["If-Match"] != nil:
+	case header["If-None-Match"] != nil:
+	case header["If-Modified-Since"] != nil:
+	case header["If-Unmodified-Since"] != nil:
+	case header["If-Range"] != nil:
+	case header["Range"] != nil:
+	default:
+		body := make([]byte, size)
+		_, err := io.ReadFull(r.Body, body)
+		if err != nil {
+			break
+		}
+		identity := fmt.Sprintf(h.identityFormat, r.Method, r.URL.Path, r.URL.RawPath, keys[0], strings.ToLower(r.Host), header[h.scopeFirst], header["X-Forwarded-Prefix"], header["X-Replaced-Path"])
+		same := sha256.Sum256(fmt.Appendf(nil, sameFormat, identity, r.URL.RawQuery, types, body))
+		taken := bytes.NewReader(body)
+		l := &store.Run{Lease: &store.Lease{Key: identity, Fingerprint: string(same[:])}, Client: r.Context(), Taken: taken, Body: io.NopCloser(taken)}
+		held := store.ClaimKey(h.keys, l)
+		if held == nil {
+			run(h, w, r, l)
+			return
+		}
+		proceed(h, w, r, l, held)
+		return
+	}
+	serveSlow(h, w, r)
+}
+
+// serveSlow is the way of all other requests that are protected.
+func serveSlow(h *handler, w http.ResponseWriter, r *http.Request) {
+	key := parseKey(r.Header[h.header], h.maxKeyLength)
+	objection := objectionTo(h, r, key)
+	switch {
+	case r.Response == insideMark || isPreflight(r):
+		h.next.ServeHTTP(w, r)
+	case objection != nil && h.observe:
+		h.stats.Counts[objection.total].Add(1)
+		h.next.ServeHTTP(w, r)
+	case objection != nil:
+		refuse(h, w, r, objection, nil)
+	case key == "" || handsOver(r) || isGRPC(r):
+		h.next.ServeHTTP(w, r)
+	case h.observe:
+		observe(h, w, r, key)
+	default:
+		serveKey(h, w, r, key)
+	}
+}
+
+// objectionTo returns why r, with this key, is refused whatever is known of the key; nil if it is not.
+func objectionTo(h *handler, r *http.Request, key string) *refusal {
+	lines := r.Header[h.header]
+	keyless := len(lines) == 0 || (len(lines) == 1 && lines[0] == "") || h.ignoreInvalid
+	switch {
+	case key != "":
+		return nil
+	case keyless && h.required && !h.observe:
+		return missingKey
+	case keyless:
+		return nil
+	case !h.required && (handsOver(r) || isGRPC(r)):
+		return nil
+	}
+	return invalidKey
+}
+
+// serveKey claims the key of r, and does what the claim says.
+func serveKey(h *handler, w http.ResponseWriter, r *http.Request, key string) {
+	held := &reservation{}
+	defer unreserve(held)
+	body, err := readBody(h, r, held)
+	switch {
+	case errors.Is(err, errBusy):
+		h.log.printLimited(levelWarn, "requests under way hold too much memory; further large ones get 503", nil)
+		refuse(h, w, r, overloaded, nil)
+		return
+	case err != nil:
+		refuse(h, w, r, incompleteBody, nil)
+		return
+	}
+	l := newLease(h, r, key, body.compared)
+	l.Body = body.whole
+	l.Taken = body.taken
+	if body.rest != nil {
+		l.Broken = &body.rest.broken
+	}
+	claimed := store.ClaimKey(h.keys, l)
+	if claimed == store.Undecided && !h.detach {
+		claimed = claimShared(h, l)
+	}
+	if claimed == nil && !h.detach && l.Client.Err() != nil { // nobody waits for it, and the backend has not seen it
+		release(h, l)
+		return
+	}
+	proceed(h, w, recordable(r, l), l, claimed)
+}
+
+// recordable returns r without what would keep its answer from being recorded, or it from reaching the backend once.
+func recordable(r *http.Request, l *store.Run) *http.Request {
+	if r.ContentLength != 0 && r.Header["Connection"] == nil {
+		return r
+	}
+	r = r.Clone(r.Context())
+	if r.Header["Connection"] != nil {
+		dropOffer(r)
+	}
+	if r.ContentLength == 0 {
+		hideEmptyBody(r)
+		l.Body = r.Body
+		l.Sought = &atomic.Int32{}
+		l.Client = httptrace.WithClientTrace(l.Client, &httptrace.ClientTrace{GetConn: func(_ string) { l.Sought.Add(1) }})
+	}
+	return r
+}
+
+// proceed goes on as the claim says, on the short way where that is to run the request or to replay its answer.
+func proceed(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, held *store.Held) {
+	if held == store.Undecided {
+		held = claimShared(h, l)
+	}
+	switch {
+	case held == nil:
+		run(h, w, r, l)
+		return
+	case held.State != store.Done:
+	case held.Fingerprint != l.Fingerprint:
+	case held.Degraded:
+	default:
+		replay(h, w, r, held)
+		return
+	}
+	decide(h, w, r, l, held)
+}
+
+// decide is the verdict on a claim. held tells who has the key; nil if the lease has it.
+func decide(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, held *store.Held) {
+	if servesRun(r, held) {
+		r = r.WithContext(r.Context())
+		r.Body = l.Body
 		h.next.ServeHTTP(w, r)
 		return
 	}
-	key := parseKey(r.Header[h.header], h.maxKeyLength)
-	types := r.Header["Content-Type"]
-	if key == "" || (types != nil && strings.HasPrefix(types[0], "application/grpc")) || (r.Header.WriteSubset(closed, h.harmless) != nil && hasAlias(h, r.Header)) {
-		withoutKey(h, w, r, key, types)
-		return
+	if held.Err != nil || held.State == store.Running {
+		held = awaitHolder(h, l, held)
 	}
-	if h.observe {
-		observe(h, w, r, key, types)
-		return
+	if l.Degraded || (held != nil && held.Degraded) {
+		h.stats.Counts[stats.Degraded].Add(1)
 	}
-	if c == nil && (r.ContentLength < 0 || r.ContentLength > h.smallRequest) {
-		serveLarge(h, w, r)
-		return
+	switch {
+	case held == nil:
+		run(h, w, r, l)
+	case held.Err != nil:
+		serveUnclaimed(h, w, r, l, held.Err)
+	case mismatch(h, l, held):
+		refuse(h, w, r, keyReused, held)
+	case held.State == store.Done:
+		replay(h, w, r, held)
+	default:
+		refuse(h, w, r, refusalOf[held.State], held)
 	}
-	body, err := takeBody(h, r, c)
-	if err != nil {
-		withoutBody(h, w, err)
-		return
-	}
-	lease := newLease(h, r, key, types, body.compared)
-	held, err := claimKey(h.keys, lease, h.lease)
-	if held == nil && err == nil {
-		h.first.Add(1)
-		run(ctx, h, w, r, lease, body)
-		return
-	}
-	serveDuplicate(ctx, h, w, r, lease, body, held, err)
+}
+
+// mismatch reports whether the request that has the key is another one.
+func mismatch(h *handler, l *store.Run, held *store.Held) bool {
+	return h.rejectMismatch && held.Fingerprint != l.Fingerprint
 }
 
 // runHeader carries the owner tokens of the runs that a request is on its way for to whom it is sent. A Traefik behind this
@@ -214,262 +407,27 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request, c *charge) {
 // request through. Nobody can guess a token, and one whose run has ended means nothing.
 const runHeader = "X-Idem-Run"
 
-// servesRun tells whether r is on its way for the run that holds the key.
+// servesRun reports whether r is on its way for the run that holds the key.
 func servesRun(r *http.Request, held *store.Held) bool {
-	if held == nil || held.State != store.Running {
-		return false
-	}
 	for _, token := range r.Header[runHeader] {
-		if token == held.Owner {
+		if held.State == store.Running && token == held.Owner {
 			return true
 		}
 	}
 	return false
 }
 
-// serveDuplicate goes on where somebody else has the key, or the store failed.
-func serveDuplicate(ctx context.Context, h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, body *takenBody, held *store.Held, err error) {
-	if servesRun(r, held) {
-		h.next.ServeHTTP(w, r)
-		return
-	}
-	if err != nil || held.State == store.Running {
-		held, err = persist(ctx, h, lease, held, err)
-	}
-	if lease.Degraded || (held != nil && held.Degraded) {
-		h.stats.Counts[stats.Degraded].Add(1)
-	}
-	switch {
-	case err != nil:
-		withoutStore(h, w, r, lease, err)
-	case held == nil:
-		h.first.Add(1)
-		run(ctx, h, w, r, lease, body)
-	case held.State == store.Done && held.Fingerprint == lease.Fingerprint:
-		replay(h, w, r, held)
-	default:
-		refuseDuplicate(h, w, r, held, lease)
-	}
-}
-
-// withoutKey serves a request without a valid key, or with an alias of its header, or gRPC, which needs one where it is
-// required, but is not recorded.
-func withoutKey(h *handler, w http.ResponseWriter, r *http.Request, key string, types []string) {
-	lines := r.Header[h.header]
-	alias := hasAlias(h, r.Header)
-	keyless := !alias && ((key == "" && h.ignoreInvalid) || len(lines) == 0 || (len(lines) == 1 && lines[0] == ""))
-	grpc := len(types) > 0 && strings.HasPrefix(types[0], "application/grpc")
-	if (grpc && ((key != "" && !alias) || !h.required)) || (keyless && (h.observe || !h.required)) {
-		h.next.ServeHTTP(w, r)
-		return
-	}
-	h.stats.Counts[stats.Invalid].Add(1)
-	if alias {
-		h.log.seldom(levelWarn, "a header that backends may take for that of the key, or for one in scope, is an invalid key", nil)
-	}
-	switch {
-	case h.observe:
-		h.next.ServeHTTP(w, r)
-	case keyless:
-		refuse(h, w, missingKey(h.header), false)
-	default:
-		refuse(h, w, invalidKey(), false)
-	}
-}
-
-// withoutBody refuses a request whose body broke off, or found no room.
-func withoutBody(h *handler, w http.ResponseWriter, err error) {
-	if errors.Is(err, errBusy) {
-		h.stats.Counts[stats.Unavailable].Add(1)
-		h.log.seldom(levelWarn, "requests under way hold too much memory; further large ones get 503", nil)
-		refuse(h, w, overloaded(), false)
-		return
-	}
-	h.stats.Counts[stats.Invalid].Add(1)
-	refuse(h, w, incompleteBody(), false)
-}
-
-// mostWaiting is how many duplicates wait in this process at the same time, each with its connection and its body. So a
-// flood of duplicates of slow requests cannot exhaust Traefik.
-const mostWaiting = 512
-
-// waiting is how many do.
-var waiting atomic.Int64
-
-// persist goes on where a claim brought no decision. It claims in memory if Redis cannot be asked, and waits for a running
-// request with the same key to end. Of many that wait, the one whose claim comes first after a release runs.
-func persist(ctx context.Context, h *handler, lease *store.Lease, held *store.Held, err error) (*store.Held, error) {
-	if err != nil {
-		held, err = fallBack(h, lease, err)
-	}
-	if err != nil || held == nil || held.State != store.Running || !h.wait {
-		return held, err
-	}
-	if waiting.Add(1) > mostWaiting {
-		waiting.Add(-1)
-		h.log.seldom(levelWarn, "too many duplicates wait for requests that run; further ones get 409", nil)
-		return held, nil
-	}
-	defer waiting.Add(-1)
-	ctx, cancel := context.WithTimeout(ctx, h.inFlightTimeout)
-	defer cancel()
-	lost := false // the reply to the last claim
-	for attempt := 0; held != nil && held.State == store.Running && !mismatch(h, held, lease); attempt++ {
-		waitForKey(ctx, h.keys, lease.Key, attempt)
-		if ctx.Err() != nil { // waited long enough, or the client has gone: nothing may be claimed any more
-			if lost {
-				redisclient.Later(h.keys.redis, lease, "", h.lease)
-			}
-			return held, nil
-		}
-		again, err := claimKey(h.keys, lease, h.lease)
-		if err != nil && (held.Local || redisclient.WasFree(err)) {
-			again, err = fallBack(h, lease, err)
-			if err != nil {
-				return again, err
-			}
-		}
-		lost = err != nil && (lost || !errors.Is(err, redisclient.ErrDown))
-		if err == nil {
-			held = again
-		} // else Redis cannot tell how the request goes that runs at another Traefik: as far as is known, it runs
-	}
-	return held, nil
-}
-
-// fallBack claims in memory, if that is wanted, what Redis could not be asked for, which failed with err.
-func fallBack(h *handler, lease *store.Lease, err error) (*store.Held, error) {
-	storeFailed(h, "the store failed, onStoreError: "+h.onStoreError, err)
-	return claimInMemory(h.keys, lease, err)
-}
-
-func mismatch(h *handler, held *store.Held, lease *store.Lease) bool {
-	return h.rejectMismatch && held.Fingerprint != lease.Fingerprint
-}
-
-// refuseDuplicate answers a duplicate that gets no replay, and one whose fingerprint differs.
-func refuseDuplicate(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held, lease *store.Lease) {
-	switch {
-	case mismatch(h, held, lease):
-		h.stats.Counts[stats.Mismatches].Add(1)
-		refuse(h, w, keyReused(), held.Degraded)
-	case held.State == store.Done:
-		replay(h, w, r, held)
-	case held.State == store.Unkept:
-		stats.Duplicate(h.stats, stats.Unkept, r)
-		refuse(h, w, responseNotKept(held.Answer.Status), held.Degraded)
-	case held.State == store.Unknown:
-		stats.Duplicate(h.stats, stats.Unknown, r)
-		refuse(h, w, outcomeUnknown(held.Left), held.Degraded)
-	default:
-		stats.Duplicate(h.stats, stats.Conflicts, r)
-		refuse(h, w, inFlight(), held.Degraded)
-	}
-}
-
-// withoutStore serves a request whose key could not be claimed, for err. A claim of which only the reply was lost is given
-// back.
-func withoutStore(h *handler, w http.ResponseWriter, r *http.Request, lease *store.Lease, err error) {
-	if !errors.Is(err, redisclient.ErrDown) {
-		redisclient.Later(h.keys.redis, lease, "", h.lease)
-	}
+// serveUnclaimed serves a request whose key could not be claimed, for err, as onStoreError says.
+func serveUnclaimed(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, err error) {
+	forgo(h, l, err)
 	if h.onStoreError == "reject" {
-		h.stats.Counts[stats.Unavailable].Add(1)
-		refuse(h, w, storeUnavailable(), true)
+		refuse(h, w, r, storeUnavailable, &store.Held{Degraded: true})
 		return
 	}
 	h.stats.Counts[stats.Passed].Add(1)
-	decide(h, w, "first", true)
-	r = r.Clone(context.WithValue(r.Context(), insideKey, true))
-	if r.ContentLength == 0 {
-		hideEmptyBody(r)
-	}
-	if r.Header["Connection"] != nil {
-		dropOffer(r)
-	}
+	writeDecision(h, w, "first", true)
+	r = r.Clone(r.Context())
+	r.Response = insideMark
+	r.Body = l.Body
 	h.next.ServeHTTP(w, r)
-}
-
-// storeFailed counts and logs a step that the store did not take. Of an outage each handler tells once.
-func storeFailed(h *handler, msg string, cause error) {
-	h.stats.Counts[stats.StoreErrors].Add(1)
-	outage := h.keys.redis.Outage()
-	switch {
-	case outage == 0:
-		h.log.seldom(levelError, msg, cause)
-	case h.outage.Swap(outage) != outage:
-		h.log.print(levelError, msg, cause)
-	}
-}
-
-// replay answers with what the first request was answered.
-func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held) {
-	total := stats.ReplaysStore
-	if held.Local {
-		total = stats.ReplaysLocal
-	}
-	stats.Duplicate(h.stats, total, r)
-	header, answer := w.Header(), held.Answer
-	if answer.Header["Content-Type"] == nil && header["Content-Type"] == nil {
-		header["Content-Type"] = nil // the answer had none, and net/http must not guess one
-	}
-	if answer.Header["Content-Length"] == nil && r.Method != http.MethodHead && !bodiless(answer.Status) {
-		header["Content-Length"] = []string{strconv.Itoa(len(answer.Body))}
-	}
-	for name, values := range answer.Header.Clone() { // the slices are shared by all replays
-		if !h.omit[name] { // another middleware on the same Redis may have kept it
-			header[name] = values
-		}
-	}
-	if h.replayHeader != "" {
-		header[h.replayHeader] = []string{"true"}
-	}
-	if h.statusHeader != "" {
-		decide(h, w, "replayed", held.Degraded)
-	}
-	w.WriteHeader(answer.Status)
-	if len(answer.Body) > pieceBytes {
-		writeInPieces(w, answer.Body)
-		return
-	}
-	_, _ = io.WriteString(w, answer.Body) // a client that has gone needs no answer
-}
-
-// pieceBytes is how much of a long answer is written at once.
-const pieceBytes = 32 << 10
-
-// pieces are writers of such pieces. Traefik's takes bytes alone, and else the whole of an answer would be copied for each
-// replay.
-var pieces = sync.Pool{New: func() interface{} { return bufio.NewWriterSize(io.Discard, pieceBytes) }}
-
-// writeInPieces writes body to w.
-func writeInPieces(w io.Writer, body string) {
-	p, _ := pieces.Get().(*bufio.Writer)
-	p.Reset(w)
-	_, _ = p.WriteString(body)
-	_ = p.Flush() // a client that has gone needs no answer
-	p.Reset(io.Discard)
-	pieces.Put(p)
-}
-
-// hideEmptyBody changes r, which has no body and a header of its own, so that no transport sends it twice on its own.
-//
-// Go's transport, and Traefik's fast proxy, resend a request without a body when a kept connection breaks, if its
-// method is a safe one or if it has the header Idempotency-Key or X-Idempotency-Key (Request.isReplayable). They look
-// that header up under its canonical name alone, and a request whose body they do not know to be empty is not resent.
-// HTTP header names have no case, so the backend gets what it would have got.
-func hideEmptyBody(r *http.Request) {
-	switch r.Method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodDelete:
-		r.ContentLength = -1 // for these the transport looks whether there is a byte, and sends no body if not
-		r.Body = io.NopCloser(strings.NewReader(""))
-	default:
-		for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
-			values, ok := r.Header[name]
-			if ok {
-				delete(r.Header, name)
-				r.Header[strings.ToLower(name)] = values
-			}
-		}
-	}
 }

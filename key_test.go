@@ -66,13 +66,13 @@ func TestStoreKeysCannotBeShifted(t *testing.T) {
 		return r
 	}
 	storeKey := func(r *http.Request, key string) string {
-		c := &charge{}
-		defer refund(c)
-		body, err := takeBody(h, r, c)
+		c := &reservation{}
+		defer unreserve(c)
+		body, err := readBody(h, r, c)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return newLease(h, r, key, nil, body.compared).Key
+		return newLease(h, r, key, body.compared).Key
 	}
 	seen := map[string]int{}
 	for i, c := range []struct {
@@ -93,8 +93,8 @@ func TestStoreKeysCannotBeShifted(t *testing.T) {
 	} {
 		key := storeKey(c.r, c.key)
 		other, twice := seen[key]
-		if twice || len(key) != 32 {
-			t.Errorf("requests %d and %d have one store key %x", other, i, key)
+		if twice {
+			t.Errorf("requests %d and %d have one store key %q", other, i, key)
 		}
 		seen[key] = i
 	}
@@ -110,20 +110,20 @@ func TestFingerprints(t *testing.T) {
 	take := func(url, contentType, body string) string {
 		r := httptest.NewRequest(http.MethodPost, url, strings.NewReader(body))
 		r.Header.Set("Content-Type", contentType)
-		c := &charge{}
-		defer refund(c)
-		taken, err := takeBody(h, r, c)
+		c := &reservation{}
+		defer unreserve(c)
+		taken, err := readBody(h, r, c)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if (taken.rest != nil) != (len(body) > 10) {
 			t.Errorf("a body of %d bytes streams: %t", len(body), taken.rest != nil)
 		}
-		after, err := io.ReadAll(r.Body)
+		after, err := io.ReadAll(taken.whole)
 		if err != nil || string(after) != body {
 			t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, body)
 		}
-		return newLease(h, r, "k", r.Header["Content-Type"], taken.compared).Fingerprint
+		return newLease(h, r, "k", taken.compared).Fingerprint
 	}
 	first := take("/?a", "t", "body")
 	if first != take("/?a", "t", "body") {
@@ -143,9 +143,9 @@ func TestFingerprints(t *testing.T) {
 func TestABrokenBodyHasNoFingerprint(t *testing.T) {
 	h := newTestHandler(t, func(*Config) {})
 	r := httptest.NewRequest(http.MethodPost, "/", io.MultiReader(bytes.NewReader([]byte("half")), brokenReader{}))
-	c := &charge{}
-	defer refund(c)
-	_, err := takeBody(h, r, c)
+	c := &reservation{}
+	defer unreserve(c)
+	_, err := readBody(h, r, c)
 	if err == nil {
 		t.Error("half a body has a fingerprint")
 	}
@@ -179,8 +179,8 @@ func TestLargeBodies(t *testing.T) {
 				if declared {
 					r.ContentLength = int64(size)
 				}
-				c := &charge{}
-				whole, err := takeBody(h, r, c)
+				c := &reservation{}
+				whole, err := readBody(h, r, c)
 				if err != nil {
 					t.Errorf("%s: %v", name, err)
 					continue
@@ -207,15 +207,17 @@ func TestLargeBodies(t *testing.T) {
 					t.Errorf("%s: %d bytes are counted, and %d together", name, c.bytes, heldBytes.Load())
 				}
 				types := []string{"a/b"}
-				sum := sha256.Sum256([]byte(fmt.Sprintf("%q%q%s", "q", types, data)))
-				if got := newLease(h, r, "k", types, data).Fingerprint; got != string(sum[:]) {
+				r.Header["Content-Type"] = types
+				l := newLease(h, r, "k", data)
+				sum := sha256.Sum256([]byte(fmt.Sprintf(sameFormat, l.Key, "q", types, data)))
+				if got := l.Fingerprint; got != string(sum[:]) {
 					t.Errorf("%s: fingerprint %x, want %x", name, got, sum)
 				}
-				rest, err := io.ReadAll(r.Body)
+				rest, err := io.ReadAll(whole.whole)
 				if err != nil || string(rest) != body {
 					t.Errorf("%s: %d bytes go on, %v", name, len(rest), err)
 				}
-				refund(c)
+				unreserve(c)
 			}
 		}
 	}
@@ -231,9 +233,9 @@ func TestASlowClientHoldsLittle(t *testing.T) {
 		reader, writer := io.Pipe()
 		r := httptest.NewRequest(http.MethodPost, "/", reader)
 		r.ContentLength = h.maxRequestBody
-		c, done := &charge{}, make(chan error)
+		c, done := &reservation{}, make(chan error)
 		go func() {
-			_, err := takeBody(h, r, c)
+			_, err := readBody(h, r, c)
 			done <- err
 		}()
 		_, _ = writer.Write(make([]byte, sent))
@@ -246,7 +248,7 @@ func TestASlowClientHoldsLittle(t *testing.T) {
 		if !errors.Is(err, errIncompleteBody) {
 			t.Errorf("after %d bytes of a body: %v", sent, err)
 		}
-		refund(c)
+		unreserve(c)
 	}
 }
 
@@ -257,8 +259,8 @@ func TestABodyThatFindsNoRoomGoesOn(t *testing.T) {
 	defer heldBytes.Store(0)
 	body := strings.Repeat("x", 3*smallBody)
 	r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
-	c := &charge{}
-	_, err := takeBody(h, r, c)
+	c := &reservation{}
+	_, err := readBody(h, r, c)
 	if !errors.Is(err, errBusy) {
 		t.Fatalf("a body that there is no room for: %v", err)
 	}
@@ -266,7 +268,7 @@ func TestABodyThatFindsNoRoomGoesOn(t *testing.T) {
 	if err != nil || string(rest) != body {
 		t.Errorf("%d bytes go on, %v", len(rest), err)
 	}
-	refund(c)
+	unreserve(c)
 	if held := heldBytes.Load(); held != mostInFlight-2*smallBody {
 		t.Errorf("%d bytes are held afterwards", held)
 	}
@@ -274,9 +276,9 @@ func TestABodyThatFindsNoRoomGoesOn(t *testing.T) {
 
 // TestTheLargestBodyHasRoom: what maxRequestBodyBytes may be can be given to a request that is alone, which reads one byte more.
 func TestTheLargestBodyHasRoom(t *testing.T) {
-	c := &charge{}
-	defer refund(c)
-	if !pay(c, mostBody+1) || pay(c, 1) {
+	c := &reservation{}
+	defer unreserve(c)
+	if !reserve(c, mostBody+1) || reserve(c, 1) {
 		t.Errorf("%d bytes are held, want all there are, %d", c.bytes, mostInFlight)
 	}
 }

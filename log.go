@@ -76,15 +76,15 @@ func (l *logger) started(settings []stats.Setting) {
 	fmt.Println(line)
 }
 
-// seldom writes msg at most once in quietTime. It is for what every request could say.
-func (l *logger) seldom(level int, msg string, cause error) {
+// printLimited writes msg at most once in quietTime. It is for what every request could say.
+func (l *logger) printLimited(level int, msg string, cause error) {
 	if l.due(msg) {
 		l.print(level, msg, cause)
 	}
 }
 
-// seldomAbout is seldom for each method and path, which it names. The query string may hold secrets, and is left out.
-func (l *logger) seldomAbout(level int, msg string, r *http.Request) {
+// printLimitedAbout is printLimited for each method and path, which it names. The query string may hold secrets, and is left out.
+func (l *logger) printLimitedAbout(level int, msg string, r *http.Request) {
 	path := r.URL.Path
 	if len(path) > longestPath {
 		path = path[:longestPath] + "…"

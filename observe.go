@@ -18,12 +18,12 @@ const mostObserved = 128
 
 // observe passes a request on as if there were no plugin, and notes beside it that its key was seen: at once if there is no
 // body, and else as soon as whoever is next has read all of it. What nobody reads to its end was not observed.
-func observe(h *handler, w http.ResponseWriter, r *http.Request, key string, types []string) {
-	o := &observedBody{body: r.Body, h: h, lease: newLease(h, r, key, nil, nil), length: r.ContentLength}
-	o.head, o.boundary = fingerprintHead(r, types)
+func observe(h *handler, w http.ResponseWriter, r *http.Request, key string) {
+	o := &observedBody{body: r.Body, h: h, lease: newLease(h, r, key, nil), length: r.ContentLength}
+	o.head, o.boundary = fingerprintHead(r, o.lease.Key)
 	target := *r.URL // r goes on, and who is next may change it
 	o.seen = &http.Request{Method: r.Method, Host: r.Host, URL: &target}
-	decide(h, w, "observed", false)
+	writeDecision(h, w, "observed", false)
 	if r.ContentLength == 0 {
 		noteEnd(o)
 	} else {
@@ -38,17 +38,17 @@ func observe(h *handler, w http.ResponseWriter, r *http.Request, key string, typ
 type observedBody struct {
 	body     io.ReadCloser // the client's
 	h        *handler
-	lease    *store.Lease
+	lease    *store.Run
 	head     []byte // of the fingerprint
 	boundary string
 	seen     *http.Request // what is counted of the request
 	length   int64         // as declared, or -1
 
-	mu     sync.Mutex // guards all below: the transport may read while the handler ends
-	data   bytes.Buffer
-	read   int64
-	charge charge // for data
-	done   bool   // noted, or given up
+	mu          sync.Mutex // guards all below: the transport may read while the handler ends
+	data        bytes.Buffer
+	read        int64
+	reservation reservation // for data
+	done        bool        // noted, or given up
 }
 
 // Read implements io.Reader.
@@ -65,7 +65,7 @@ func (o *observedBody) Read(p []byte) (int, error) {
 		kept = p[:room]
 	}
 	switch {
-	case !pay(&o.charge, len(kept)):
+	case !reserve(&o.reservation, len(kept)):
 		giveUp(o, stats.Unobserved)
 		return n, err
 	case err != nil && err != io.EOF: //nolint:errorlint // a reader returns io.EOF itself
@@ -97,7 +97,7 @@ func (o *observedBody) unread() {
 func giveUp(o *observedBody, total int) {
 	o.done = true
 	o.data = bytes.Buffer{}
-	refund(&o.charge)
+	unreserve(&o.reservation)
 	o.h.stats.Counts[total].Add(1)
 }
 
@@ -108,9 +108,9 @@ func noteEnd(o *observedBody) {
 	if most := o.h.maxRequestBody; int64(len(body)) > most {
 		body = strconv.AppendInt(bytes.Clone(body[:most]), o.length, 10)
 	}
-	o.lease.Fingerprint = string(sumBody(o.h, o.head, o.boundary, body))
+	o.lease.Fingerprint = sumBody(o.h, o.head, o.boundary, body)
 	o.data = bytes.Buffer{}
-	refund(&o.charge)
+	unreserve(&o.reservation)
 	if o.h.observing.Add(1) > mostObserved {
 		o.h.observing.Add(-1)
 		o.h.stats.Counts[stats.Unobserved].Add(1)
@@ -120,26 +120,22 @@ func noteEnd(o *observedBody) {
 }
 
 // note keeps the key for its time to live, and counts that it was there before.
-func note(h *handler, lease *store.Lease, r *http.Request) {
+func note(h *handler, l *store.Run, r *http.Request) {
 	defer recovered("observing a request")
 	defer h.observing.Add(-1)
-	held, err := claimKey(h.keys, lease, h.lease)
-	if err != nil {
-		held, err = fallBack(h, lease, err)
+	held := claim(h, l)
+	if held != nil && held.Err != nil {
+		held = claimDegraded(h, l, held.Err)
 	}
-	if lease.Degraded || (held != nil && held.Degraded) {
+	if l.Degraded || (held != nil && held.Degraded) {
 		h.stats.Counts[stats.Degraded].Add(1)
 	}
 	switch {
-	case err != nil:
-		h.stats.Counts[stats.Unobserved].Add(1)
 	case held == nil:
-		h.first.Add(1)
-		_, err = finishKey(h.keys, lease, fmt.Sprintf(store.UnknownFormat, lease.Fingerprint), h.ttl)
-		if err != nil {
-			storeFailed(h, "an observed key could not be kept", err)
-		}
-	case mismatch(h, held, lease):
+		finish(h, l, fmt.Sprintf(store.UnknownFormat, l.Fingerprint))
+	case held.Err != nil:
+		h.stats.Counts[stats.Unobserved].Add(1)
+	case mismatch(h, l, held):
 		h.stats.Counts[stats.Mismatches].Add(1)
 	default:
 		stats.Duplicate(h.stats, stats.Observed, r)

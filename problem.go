@@ -2,9 +2,13 @@ package idem
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strconv"
 	"time"
+
+	"github.com/example/traefik-idem/stats"
+	"github.com/example/traefik-idem/store"
 )
 
 // problem is the body of an answer of the plugin's own (RFC 9457, application/problem+json). It has no unexported
@@ -17,83 +21,64 @@ type problem struct {
 	OriginalStatus int    `json:"originalStatus,omitempty"`
 }
 
-// refusal is a problem that the plugin answers with instead of the backend.
+// refusal is what the plugin answers instead of the backend.
 type refusal struct {
-	problem    problem
+	status     int
+	slug       string // of the problem's type
+	detail     string
 	decision   string        // value of the status header
 	retryAfter time.Duration // 0 = no Retry-After
+	total      int           // under which it is counted
+	duplicate  bool          // it is counted with its endpoint, too
 }
 
-func newRefusal(status int, slug, detail, decision string) refusal {
-	return refusal{
-		problem:  problem{Type: "urn:traefik-idem:problem:" + slug, Title: http.StatusText(status), Status: status, Detail: detail},
-		decision: decision,
+var (
+	invalidKey       = &refusal{status: http.StatusBadRequest, slug: "invalid-key", detail: "invalid idempotency key", decision: "invalid", total: stats.Invalid}
+	missingKey       = &refusal{status: http.StatusBadRequest, slug: "missing-key", detail: "this request needs an idempotency key in the header %s", decision: "missing", total: stats.Invalid}
+	incompleteBody   = &refusal{status: http.StatusBadRequest, slug: "incomplete-body", detail: "the request body did not arrive whole; nothing was done", decision: "invalid", total: stats.Invalid}
+	inFlight         = &refusal{status: http.StatusConflict, slug: "in-flight", detail: "a request with this idempotency key is still being processed", decision: "conflict", retryAfter: time.Second, total: stats.Conflicts, duplicate: true}
+	outcomeUnknown   = &refusal{status: http.StatusConflict, slug: "outcome-unknown", detail: "the first request with this idempotency key was sent, and how it ended is not known", decision: "unknown", total: stats.Unknown, duplicate: true}
+	responseNotKept  = &refusal{status: http.StatusConflict, slug: "response-not-kept", detail: "the first request with this idempotency key was answered, but the answer was too large to keep", decision: "unkept", total: stats.Unkept, duplicate: true}
+	keyReused        = &refusal{status: http.StatusUnprocessableEntity, slug: "key-reused", detail: "this idempotency key was used for another request", decision: "mismatch", total: stats.Mismatches}
+	storeUnavailable = &refusal{status: http.StatusServiceUnavailable, slug: "store-unavailable", detail: "the store of idempotency keys cannot be reached; nothing was done", decision: "unavailable", retryAfter: time.Second, total: stats.Unavailable}
+	overloaded       = &refusal{status: http.StatusServiceUnavailable, slug: "overloaded", detail: "too many large requests are under way; nothing was done", decision: "unavailable", retryAfter: time.Second, total: stats.Unavailable}
+)
+
+// refusalOf is the refusal of a duplicate of a request that is in this state.
+var refusalOf = map[store.State]*refusal{store.Running: inFlight, store.Unknown: outcomeUnknown, store.Unkept: responseNotKept}
+
+// refuse counts r under f's total, and answers it with f. held is who has its key; nil if nobody was asked.
+func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, held *store.Held) {
+	if f.duplicate {
+		stats.Duplicate(h.stats, f.total, r)
+	} else {
+		h.stats.Counts[f.total].Add(1)
 	}
-}
-
-func invalidKey() refusal {
-	return newRefusal(http.StatusBadRequest, "invalid-key", "invalid idempotency key", "invalid")
-}
-
-func missingKey(header string) refusal {
-	return newRefusal(http.StatusBadRequest, "missing-key", "this request needs an idempotency key in the header "+header, "missing")
-}
-
-func incompleteBody() refusal {
-	return newRefusal(http.StatusBadRequest, "incomplete-body", "the request body did not arrive whole; nothing was done", "invalid")
-}
-
-func inFlight() refusal {
-	f := newRefusal(http.StatusConflict, "in-flight", "a request with this idempotency key is still being processed", "conflict")
-	f.retryAfter = time.Second
-	return f
-}
-
-func outcomeUnknown(left time.Duration) refusal {
-	f := newRefusal(http.StatusConflict, "outcome-unknown", "the first request with this idempotency key was sent, and how it ended is not known", "unknown")
-	f.retryAfter = left
-	return f
-}
-
-func responseNotKept(status int) refusal {
-	f := newRefusal(http.StatusConflict, "response-not-kept", "the first request with this idempotency key was answered, but the answer was too large to keep", "unkept")
-	f.problem.OriginalStatus = status
-	return f
-}
-
-func keyReused() refusal {
-	return newRefusal(http.StatusUnprocessableEntity, "key-reused", "this idempotency key was used for another request", "mismatch")
-}
-
-func storeUnavailable() refusal {
-	f := newRefusal(http.StatusServiceUnavailable, "store-unavailable", "the store of idempotency keys cannot be reached; nothing was done", "unavailable")
-	f.retryAfter = time.Second
-	return f
-}
-
-func overloaded() refusal {
-	f := newRefusal(http.StatusServiceUnavailable, "overloaded", "too many large requests are under way; nothing was done", "unavailable")
-	f.retryAfter = time.Second
-	return f
-}
-
-// refuse answers with f.
-func refuse(h *handler, w http.ResponseWriter, f refusal, degraded bool) {
-	body, _ := json.Marshal(f.problem) // strings and numbers always marshal
+	p := problem{Type: "urn:traefik-idem:problem:" + f.slug, Title: http.StatusText(f.status), Status: f.status, Detail: f.detail}
+	retryAfter := f.retryAfter
+	switch f {
+	case missingKey:
+		p.Detail = fmt.Sprintf(f.detail, h.header)
+	case outcomeUnknown:
+		retryAfter = held.Left
+	case responseNotKept:
+		p.OriginalStatus = held.Answer.Status
+	}
+	body, _ := json.Marshal(p) // strings and numbers always marshal
 	header := w.Header()
 	header.Set("Content-Type", "application/problem+json")
 	header.Set("Content-Length", strconv.Itoa(len(body)))
-	if f.retryAfter > 0 {
-		seconds := (f.retryAfter + time.Second - 1) / time.Second
+	if retryAfter > 0 {
+		seconds := (retryAfter + time.Second - 1) / time.Second
 		header.Set("Retry-After", strconv.Itoa(int(seconds)))
 	}
-	decide(h, w, f.decision, degraded)
-	w.WriteHeader(f.problem.Status)
+	writeDecision(h, w, f.decision, held != nil && held.Degraded)
+	w.WriteHeader(f.status)
 	_, _ = w.Write(body) // a client that has gone needs no answer
 }
 
-// decide writes the status header, if there is to be one.
-func decide(h *handler, w http.ResponseWriter, decision string, degraded bool) {
+// writeDecision sets the status header, if there is to be one.
+func writeDecision(h *handler, w http.ResponseWriter, decision string, degraded bool) {
 	if h.statusHeader == "" {
 		return
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"io"
-	"net/http"
 	"reflect"
 	"sync"
 )
@@ -13,67 +12,52 @@ import (
 // retry middleware, where it stands above, sends such a request down again with the same body, of which nothing is left.
 var readBodies sync.Map
 
-// readBody is one of them. It is forgotten when its request ends.
-type readBody struct {
-	body   io.ReadCloser
-	data   []byte // what was read of it
-	lost   bool   // there was no room to keep it
-	charge charge // for data
+// keptBody is one of them. It is forgotten when its request ends.
+type keptBody struct {
+	body        io.ReadCloser
+	data        []byte // what was read of it
+	lost        bool   // there was no room to keep it
+	reservation reservation
 }
 
-// keepBody keeps what was read of the body of a request for the case that it comes again before ctx, its own, is over.
-func keepBody(ctx context.Context, t *takenBody) {
-	if t.original == nil || ctx.Done() == nil || !reflect.ValueOf(t.original).Comparable() {
+// keepBody keeps taken, which was read of body, for the case that the request comes again before ctx, its own, is over.
+func keepBody(ctx context.Context, body io.ReadCloser, taken *bytes.Reader) {
+	if taken == nil || ctx.Done() == nil || !reflect.ValueOf(body).Comparable() {
 		return
 	}
-	b := &readBody{body: t.original, data: t.data}
-	if !pay(&b.charge, len(t.data)) {
-		b.data = nil
+	b := &keptBody{body: body}
+	if reserve(&b.reservation, int(taken.Size())) {
+		b.data = make([]byte, taken.Size())
+		_, _ = taken.ReadAt(b.data, 0) // which is all there
+	} else {
 		b.lost = true
 	}
-	_, known := readBodies.LoadOrStore(b.body, b)
+	_, known := readBodies.LoadOrStore(body, b)
 	if known { // from the try before
-		refund(&b.charge)
+		unreserve(&b.reservation)
 		return
 	}
 	context.AfterFunc(ctx, b.forget)
 }
 
-func (b *readBody) forget() {
+func (b *keptBody) forget() {
 	defer recovered("forgetting a body")
 	readBodies.Delete(b.body)
-	refund(&b.charge)
+	unreserve(&b.reservation)
 }
 
-// readAgain puts what was read of r's body before in front of what is left. The error is errBusy if that is lost.
-func readAgain(r *http.Request) error {
-	if !reflect.ValueOf(r.Body).Comparable() {
-		return nil
+// readAgain returns body behind what was read of it for an earlier try. The error is errBusy if that is lost.
+func readAgain(body io.ReadCloser) (io.Reader, error) {
+	if !reflect.ValueOf(body).Comparable() {
+		return body, nil
 	}
-	value, known := readBodies.Load(r.Body)
+	value, known := readBodies.Load(body)
 	if !known {
-		return nil
+		return body, nil
 	}
-	b, _ := value.(*readBody)
+	b, _ := value.(*keptBody)
 	if b.lost {
-		return errBusy
+		return nil, errBusy
 	}
-	r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(b.data), r.Body))
-	return nil
-}
-
-// takeAgain fills data with r's body, of which nothing came but err. If it was read before, that is at its end.
-func takeAgain(r *http.Request, data []byte, err error) error {
-	if err != io.EOF { //nolint:errorlint // ReadFull returns io.EOF itself
-		return errIncompleteBody
-	}
-	err = readAgain(r)
-	if err != nil {
-		return err
-	}
-	_, err = io.ReadFull(r.Body, data)
-	if err != nil {
-		return errIncompleteBody
-	}
-	return nil
+	return io.MultiReader(bytes.NewReader(b.data), body), nil
 }

@@ -88,6 +88,15 @@ func (u *use) free() {
 	}
 }
 
+// hook is what a handler wants to be told, until remove is called.
+type hook struct{ remove func() }
+
+// end removes the hook.
+func (k *hook) end() {
+	defer recovered("giving up a shared resource")
+	k.remove()
+}
+
 // recovered ends a panic in a goroutine of the plugin, which would end Traefik. It is deferred, and only by declared
 // functions and methods: Yaegi does not run what a function literal defers if that is declared further down.
 func recovered(doing string) {

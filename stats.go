@@ -3,7 +3,6 @@ package idem
 import (
 	"net/http"
 	"net/url"
-	"sort"
 	"strconv"
 	"strings"
 
@@ -25,8 +24,12 @@ func routingPath(u *url.URL) string {
 	return path
 }
 
-// serveStats answers a request for the statistics; false if r is none. It is called for paths that begin as theirs do.
+// serveStats answers a request for the statistics, and reports whether r is one. It is called for paths that begin as
+// theirs do.
 func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
+	if h.statsEnd == "" {
+		return false
+	}
 	page, under := strings.CutPrefix(routingPath(r.URL), h.statsPath)
 	if !under || (page != "" && page[0] != '/') {
 		return false
@@ -93,59 +96,7 @@ func (h *handler) logins() logins {
 	}
 	fromFile, err := readLogins(h.statsUsersFile)
 	if err != nil {
-		h.log.seldom(levelError, "stats.usersFile cannot be used", err)
+		h.log.printLimited(levelError, "stats.usersFile cannot be used", err)
 	}
 	return append(fromFile, h.statsLogins...)
-}
-
-// effective returns the settings as they are in force, without secrets.
-func (h *handler) effective() []stats.Setting {
-	s := &h.settings
-	var retryable []string
-	for status := range s.retryable {
-		retryable = append(retryable, strconv.Itoa(status))
-	}
-	sort.Strings(retryable)
-	scope := s.scope
-	if s.scopeHost {
-		scope = append([]string{"Host"}, scope...)
-	}
-	if len(scope) == 0 {
-		scope = []string{noScope}
-	}
-	mode := "enforce"
-	if s.observe {
-		mode = "observe"
-	}
-	endpoints := strings.Join(s.endpoints, ", ")
-	if endpoints == "" {
-		endpoints = "all paths"
-	}
-	settings := []stats.Setting{
-		{Name: "middleware", Value: h.name},
-		{Name: "header", Value: s.header},
-		{Name: "mode", Value: mode},
-		{Name: "ttl", Value: s.ttl.String()},
-		{Name: "methods", Value: strings.Join(s.methods, ", ")},
-		{Name: "endpoints", Value: endpoints},
-		{Name: "required", Value: strconv.FormatBool(s.required)},
-		{Name: "scope", Value: strings.Join(scope, ", ")},
-		{Name: "inFlightTimeout", Value: s.inFlightTimeout.String()},
-		{Name: "lease", Value: s.lease.String()},
-		{Name: "retryableStatuses", Value: strings.Join(retryable, ", ")},
-		{Name: "omitHeaders", Value: strings.Join(s.omitHeaders, ", ")},
-		{Name: "maxRequestBodyBytes", Value: strconv.FormatInt(s.maxRequestBody, 10)},
-		{Name: "maxResponseBodyBytes", Value: strconv.Itoa(s.maxResponseBody)},
-		{Name: "localCacheBytes", Value: strconv.FormatInt(s.localCacheBytes, 10)},
-		{Name: "stats.ttl", Value: s.statsLimits.TTL.String()},
-		{Name: "stats.maxEndpoints", Value: strconv.Itoa(s.statsLimits.MaxEndpoints)},
-	}
-	if s.redis.Address != "" {
-		settings = append(settings,
-			stats.Setting{Name: "onStoreError", Value: s.onStoreError},
-			stats.Setting{Name: "redis.endpoints", Value: s.redis.Address},
-			stats.Setting{Name: "redis.db", Value: strconv.Itoa(s.redis.DB)},
-			stats.Setting{Name: "redis.keyPrefix", Value: s.keyPrefix})
-	}
-	return settings
 }

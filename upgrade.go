@@ -1,6 +1,7 @@
 package idem
 
 import (
+	"io"
 	"net/http"
 	"regexp"
 	"strings"
@@ -55,4 +56,37 @@ func options(lines []string) []string {
 		}
 	}
 	return all
+}
+
+// isGRPC reports whether r is a call of gRPC, which converses with the backend while it is being sent.
+func isGRPC(r *http.Request) bool {
+	types := r.Header["Content-Type"]
+	return len(types) > 0 && strings.HasPrefix(types[0], "application/grpc")
+}
+
+// isPreflight reports whether r is a browser's question whether it may send another request (Fetch standard, CORS).
+func isPreflight(r *http.Request) bool {
+	return r.Method == http.MethodOptions && r.Header["Access-Control-Request-Method"] != nil
+}
+
+// hideEmptyBody changes r, which has no body and a header of its own, so that no transport sends it twice on its own.
+//
+// Go's transport, and Traefik's fast proxy, resend a request without a body when a kept connection breaks, if its
+// method is a safe one or if it has the header Idempotency-Key or X-Idempotency-Key (Request.isReplayable). They look
+// that header up under its canonical name alone, and a request whose body they do not know to be empty is not resent.
+// HTTP header names have no case, so the backend gets what it would have got.
+func hideEmptyBody(r *http.Request) {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodDelete:
+		r.ContentLength = -1 // for these the transport looks whether there is a byte, and sends no body if not
+		r.Body = io.NopCloser(strings.NewReader(""))
+	default:
+		for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+			values, ok := r.Header[name]
+			if ok {
+				delete(r.Header, name)
+				r.Header[strings.ToLower(name)] = values
+			}
+		}
+	}
 }

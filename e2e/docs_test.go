@@ -428,7 +428,7 @@ func anchors(t *testing.T, page string) []string {
 // TestREADMEProblems finds every answer of the plugin's own in the README.
 func TestREADMEProblems(t *testing.T) {
 	readme := readRoot(t, "README.md")
-	found := regexp.MustCompile(`newRefusal\((http\.\w+), "([a-z-]+)"`).FindAllStringSubmatch(readRoot(t, "problem.go"), -1)
+	found := regexp.MustCompile(`&refusal\{status: (http\.\w+), slug: "([a-z-]+)"`).FindAllStringSubmatch(readRoot(t, "problem.go"), -1)
 	if len(found) != 9 {
 		t.Errorf("%d problems in problem.go, want 9", len(found))
 	}

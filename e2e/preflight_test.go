@@ -10,7 +10,7 @@ import (
 
 func TestPreflightsPassUntouched(t *testing.T) {
 	everywhere(t, func(t *testing.T, e *env) {
-		s := e.serve(t, hosts.Settings{"required": true, "endpoints": "* /api/"}, func(w http.ResponseWriter, r *http.Request) {
+		s := e.serve(t, hosts.Settings{"required": true, "endpoints": "* /api/"}, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Access-Control-Allow-Origin", "*")
 			w.WriteHeader(204)
 		})

@@ -57,8 +57,8 @@ func TestCommonErrors(t *testing.T) {
 // arguments are texts.
 var speakers = map[string][]int{
 	"errors.New": {0}, "fmt.Errorf": {0}, "panic": {0}, "recovered": {0},
-	"h.log.print": {1}, "h.log.seldom": {1}, "x.h.log.seldomAbout": {1}, "storeFailed": {1},
-	"newRefusal": {1, 2}, "h.answer": {2}, "k.fail": {2},
+	"h.log.print": {1}, "h.log.printLimited": {1}, "x.h.log.printLimitedAbout": {1}, "h.storeFailed": {0},
+	"h.answer": {2}, "k.fail": {2},
 }
 
 var (
@@ -83,7 +83,7 @@ func said(t *testing.T) map[string]map[string]bool {
 			return true
 		})
 	}
-	all := map[string]map[string]bool{"warning": {}, "log": {}}
+	all := map[string]map[string]bool{"warning": {}, "log": {}, "refusal": {}}
 	for speaker := range speakers {
 		all[speaker] = map[string]bool{}
 	}
@@ -108,6 +108,16 @@ func said(t *testing.T) map[string]map[string]bool {
 			case *ast.BasicLit:
 				if logged.MatchString(textOf(n, nil)) {
 					say("log", n)
+				}
+			case *ast.CompositeLit:
+				if nameOf(n.Type) != "refusal" {
+					break
+				}
+				for _, element := range n.Elts {
+					field, _ := element.(*ast.KeyValueExpr)
+					if name := nameOf(field.Key); name == "slug" || name == "detail" {
+						say("refusal", field.Value)
+					}
 				}
 			case *ast.CallExpr:
 				for _, place := range speakers[nameOf(n.Fun)] {

@@ -170,7 +170,7 @@ func over(k *Keys, c *Client) *Keys {
 	if k.client == c {
 		return k
 	}
-	return &Keys{Trouble: &c.plight.servers, client: c, cluster: c.cluster, plain: c.cluster == nil && c.opts.WaitReplicas == 0, prefix: k.prefix, times: k.times}
+	return &Keys{Trouble: &c.plight.servers, client: c, cluster: c.cluster, plain: c.cluster == nil && c.opts.WaitReplicas == 0, prefix: k.prefix, format: k.format, times: k.times}
 }
 
 // WhenBack has f called, in a goroutine of its own, each time that Redis can be told something again, until unhook is called.

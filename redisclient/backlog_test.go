@@ -43,7 +43,7 @@ func TestAnotherClientTellsWhatIsOwed(t *testing.T) {
 	for !heir.Idle() { // what is never told ends in the test's time-out
 		time.Sleep(time.Millisecond)
 	}
-	value, _ := server.Get("idem:req:6b")
+	value, _ := server.Get(redisKey(k, &store.Lease{Key: "k"}))
 	if value != record {
 		t.Errorf("the server has %q, want %q", value, record)
 	}

@@ -88,7 +88,7 @@ type Client struct {
 
 	lock, unlock func()        // guard everything below
 	queue        []*command    // to be sent
-	senders      int           // goroutines that send; as many as lanes at the most
+	spare        int           // goroutines that may yet send at the same time: idle, and not started; as many as lanes at the most
 	idle         int           // senders that wait for wake
 	wake         chan struct{} // has room for all that are idle
 	closed       bool
@@ -172,7 +172,7 @@ func (c *Client) Idle() bool {
 // newClient returns a client with room for n connections.
 func newClient(opts Options, n int) *Client {
 	var mu sync.Locker = &sync.Mutex{}
-	c := &Client{opts: opts, lanes: make(chan *lane, n), wake: make(chan struct{}, n), lock: mu.Lock, unlock: mu.Unlock}
+	c := &Client{opts: opts, lanes: make(chan *lane, n), wake: make(chan struct{}, n), spare: n, lock: mu.Lock, unlock: mu.Unlock}
 	for i := 0; i < n; i++ {
 		c.lanes <- &lane{}
 	}
@@ -230,6 +230,7 @@ func retire(c *Client) {
 	defer c.unlock()
 	c.closed = true
 	for ; c.idle > 0; c.idle-- {
+		c.spare--
 		c.wake <- struct{}{}
 	}
 }
@@ -257,7 +258,7 @@ func send(c *Client, cmd *command) {
 	cmd.done = make(chan struct{}, 1)
 	c.lock()
 	c.queue = append(c.queue, cmd)
-	if c.idle > 0 || c.senders < cap(c.lanes) {
+	if c.spare > 0 {
 		rouse(c)
 	}
 	c.unlock()
@@ -269,12 +270,12 @@ func send(c *Client, cmd *command) {
 
 // rouse has a sender look into the queue. The caller holds the lock.
 func rouse(c *Client) {
+	c.spare--
 	if c.idle > 0 {
 		c.idle--
 		c.wake <- struct{}{}
 		return
 	}
-	c.senders++
 	go sendAll(&sender{client: c})
 }
 
@@ -294,21 +295,22 @@ func sendAll(s *sender) {
 	var out []byte
 	var err error
 	for {
-		runtime.Gosched() // who is about to send goes along
 		c.lock()
 		commands := c.queue
 		c.queue = nil
 		odd := c.odd
 		if len(commands) == 0 {
 			if c.closed {
-				c.senders--
+				c.spare++
 				c.unlock()
 				c.closeIdle()
 				return
 			}
 			c.idle++
+			c.spare++
 			c.unlock()
 			<-c.wake
+			runtime.Gosched() // who is about to send goes along
 			continue
 		}
 		c.unlock()
@@ -439,7 +441,7 @@ func enqueue(c *Client, commands []*command) {
 	c.lock()
 	defer c.unlock()
 	c.queue = append(commands, c.queue...)
-	if len(commands) > 0 && (c.idle > 0 || c.senders < cap(c.lanes)) {
+	if len(commands) > 0 && c.spare > 0 {
 		rouse(c)
 	}
 }
@@ -540,6 +542,14 @@ func disconnect(l *lane) {
 // receiveRest reads what follows the first line of a reply, if anything does. It may be a bulk string, an integer or an
 // error, which is all that the scripts return.
 func receiveRest(l *lane, cmd *command) error {
+	if cmd.line[0] == '$' {
+		return receiveBulk(l, cmd)
+	}
+	return receiveOther(cmd)
+}
+
+// receiveOther takes a reply that is one line.
+func receiveOther(cmd *command) error {
 	line := cmd.line
 	if len(line) < 4 || line[len(line)-2] != '\r' {
 		return errProtocol
@@ -552,44 +562,46 @@ func receiveRest(l *lane, cmd *command) error {
 		cmd.err = errors.New(value)
 		return nil
 	}
-	n, err := strconv.ParseInt(value, 10, 64)
-	if err != nil {
+	_, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || line[0] != ':' {
 		return errProtocol
 	}
-	if line[0] == ':' {
-		return nil
-	}
-	if line[0] != '$' || n < 0 || n > maxReply {
-		return errProtocol
-	}
-	if n > shortReply {
-		allow(l, n)
-	}
-	if n > believed {
-		err = receiveHuge(l.reader, cmd, n)
-	} else {
-		cmd.reply = make([]byte, n+2)
-		_, err = io.ReadFull(l.reader, cmd.reply)
-	}
-	if err != nil {
-		return err
-	}
-	if string(cmd.reply[n:]) != "\r\n" {
-		return errProtocol
-	}
-	cmd.reply = cmd.reply[:n]
 	return nil
 }
 
-// allow gives a reply of n bytes the time that it takes.
-func allow(l *lane, n int64) {
-	_ = l.net.SetReadDeadline(time.Now().Add(l.timeout + transfer(int(n))))
+// receiveBulk reads a bulk string, of which the first line has been read.
+func receiveBulk(l *lane, cmd *command) error {
+	line := cmd.line
+	n, err := strconv.Atoi(strings.TrimSuffix(line[1:], "\r\n"))
+	switch {
+	case err != nil || n < 0 || n > maxReply:
+		return errProtocol
+	case n > shortReply:
+		return receiveLong(l, cmd, n)
+	}
+	reply := make([]byte, n+2)
+	_, err = io.ReadFull(l.reader, reply)
+	cmd.reply = reply[:n]
+	if err == nil && reply[n] != '\r' {
+		return errProtocol
+	}
+	return err
 }
 
-// receiveHuge makes room for n bytes and the end of their line as they come.
-func receiveHuge(r *bufio.Reader, cmd *command, n int64) error {
+// receiveLong is receiveBulk for one that takes time, and for which there may be no room.
+func receiveLong(l *lane, cmd *command, n int) error {
+	_ = l.net.SetReadDeadline(time.Now().Add(l.timeout + transfer(n)))
 	var b bytes.Buffer
-	_, err := io.CopyN(&b, r, n+2)
-	cmd.reply = b.Bytes()
-	return err
+	if n <= believed {
+		b.Grow(n + 2 + bytes.MinRead)
+	}
+	_, err := io.CopyN(&b, l.reader, int64(n)+2)
+	if err != nil {
+		return err
+	}
+	if !bytes.HasSuffix(b.Bytes(), []byte("\r\n")) {
+		return errProtocol
+	}
+	cmd.reply = b.Bytes()[:n]
+	return nil
 }

@@ -2,6 +2,7 @@ package redisclient
 
 import (
 	"crypto/sha1" //nolint:gosec // Redis names scripts by their SHA-1
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -94,6 +95,7 @@ type Keys struct {
 	cluster *Cluster // whose nodes have the keys; nil: the client's server has them
 	plain   bool     // there is neither a cluster nor are there replicas to wait for
 	prefix  string
+	format  string                   // of a lease's Wire
 	times   map[time.Duration]string // as arguments in Redis' protocol
 }
 
@@ -102,6 +104,7 @@ type Keys struct {
 func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
 	client.plight.setProbe(keyPrefix + ":probe")
 	k := &Keys{Trouble: &client.plight.servers, client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
+	k.format = fmt.Sprintf(wireFormat, len(k.prefix)+2*sha256.Size, k.prefix) + store.RunningFormat + "\r\n"
 	for _, d := range times {
 		k.times[d] = milliseconds(d)
 	}
@@ -133,8 +136,12 @@ func milliseconds(d time.Duration) string {
 // record is an error that wraps store.ErrForeign.
 func Claim(k *Keys, l *store.Lease, d time.Duration) (*store.Held, error) {
 	cmd := new(command)
-	step(k, claimScript, l, cmd, argument(k, d))
-	if cmd.err == nil && cmd.line == nilLine {
+	args := k.times[d]
+	if args == "" {
+		args = milliseconds(d)
+	}
+	step(k, claimScript, l, cmd, args)
+	if cmd.line == nilLine && cmd.err == nil {
 		return nil, nil
 	}
 	return decode(cmd)
@@ -162,8 +169,12 @@ func Renew(k *Keys, l *store.Lease, d time.Duration) (bool, error) {
 // Finish replaces the lease by record for ttl; false, and nothing is changed, if somebody else has the key.
 func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
 	cmd := new(command)
+	end := k.times[ttl]
+	if end == "" {
+		end = milliseconds(ttl)
+	}
 	// The brackets spare two copies of the record: strings are put together two at a time.
-	step(k, finishScript, l, cmd, "$"+strconv.Itoa(len(record))+"\r\n"+(record+("\r\n"+argument(k, ttl))))
+	step(k, finishScript, l, cmd, "$"+strconv.Itoa(len(record))+"\r\n"+(record+("\r\n"+end)))
 	return cmd.line == oneLine, cmd.err
 }
 
@@ -183,10 +194,10 @@ func argument(k *Keys, d time.Duration) string {
 	return text
 }
 
-// wire is what all steps of a lease have as their first arguments: the key and the running record, by which the owner of
-// the lease is known.
+// wire is what all steps of a lease have as their first arguments: the key, and the running record, by which the owner of the
+// lease is known. The lease's key is hashed here, since it holds what nobody is to read.
 func wire(k *Keys, l *store.Lease) string {
-	return fmt.Sprintf(wireFormat, len(k.prefix)+2*len(l.Key), k.prefix, l.Key, runningBytes+len(l.Fingerprint)+len(l.Owner), l.Fingerprint, l.Owner)
+	return fmt.Sprintf(k.format, sha256.Sum256([]byte(l.Key)), runningBytes+len(l.Fingerprint)+len(l.Owner), l.Fingerprint, l.Owner)
 }
 
 // step runs s by its digest, with args behind what all steps have.
@@ -200,12 +211,17 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	} else {
 		deliver(k, s, l, cmd)
 	}
-	if cmd.err != nil || cmd.line[0] != s.reply {
-		mend(k, s, l, cmd, args)
+	switch {
+	case cmd.err != nil:
+	case cmd.line[0] != s.reply:
+	default:
+		return
 	}
+	mend(k, s, l, cmd, args)
 }
 
-const wireFormat = "$%d\r\n%s%x\r\n$%d\r\n" + store.RunningFormat + "\r\n"
+// wireFormat makes the format of wire.
+const wireFormat = "$%d\r\n%s%%x\r\n$%%d\r\n"
 
 // runningBytes is how long a running record is beside the fingerprint and the owner in it.
 var runningBytes = len(fmt.Sprintf(store.RunningFormat, "", ""))
@@ -295,8 +311,13 @@ func deliver(k *Keys, s *script, l *store.Lease, cmd *command) {
 	if k.cluster == nil {
 		sendToReplicas(k.client, cmd)
 	} else {
-		sendToSlot(k.cluster, fmt.Sprintf("%s%x", k.prefix, l.Key), cmd)
+		sendToSlot(k.cluster, redisKey(k, l), cmd)
 	}
+}
+
+// redisKey is the key of l in Redis.
+func redisKey(k *Keys, l *store.Lease) string {
+	return fmt.Sprintf("%s%x", k.prefix, sha256.Sum256([]byte(l.Key)))
 }
 
 // decode reads what the claim script tells of a key that somebody holds.
@@ -304,15 +325,15 @@ func decode(cmd *command) (*store.Held, error) {
 	if cmd.err != nil {
 		return nil, cmd.err
 	}
-	text, record, found := strings.Cut(string(cmd.reply), " ")
-	left, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || !found {
+	text, record, _ := strings.Cut(string(cmd.reply), " ")
+	left, err := strconv.Atoi(text)
+	if err != nil {
 		return nil, store.ErrForeign
 	}
-	held, err := store.Decode(record)
+	held := &store.Held{Record: record, Left: time.Duration(left) * time.Millisecond}
+	err = store.Read(held)
 	if err != nil {
 		return nil, err
 	}
-	held.Left = time.Duration(left) * time.Millisecond
 	return held, nil
 }

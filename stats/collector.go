@@ -63,13 +63,15 @@ type Collector struct {
 	Counts []*atomic.Int64
 
 	store   Store
+	claims  func() int64
 	process string
 
-	mu        sync.Mutex       // guards everything up to the blank line
-	endpoints map[string]int64 // duplicates since the last gathering, by raw name
-	limits    Limits
-	timer     *time.Timer
-	closed    bool
+	mu         sync.Mutex       // guards everything up to the blank line
+	endpoints  map[string]int64 // duplicates since the last gathering, by raw name
+	duplicates []int64          // the same, by total
+	limits     Limits
+	timer      *time.Timer
+	closed     bool
 
 	io       sync.Mutex // held while the store is asked; guards everything below
 	known    *Numbers   // what the store had when it was last asked
@@ -86,21 +88,24 @@ type Collector struct {
 }
 
 // New returns a collector that flushes every second until it is closed.
-func New(store Store, limits Limits) *Collector {
+// claims tells how many requests have run since it was last asked.
+func New(store Store, limits Limits, claims func() int64) *Collector {
 	random := make([]byte, 8)
 	_, err := rand.Read(random)
 	if err != nil { // two processes with one name would lose each other's numbers
 		panic("traefik-idem: no random numbers to be had: " + err.Error())
 	}
 	c := &Collector{
-		store:     store,
-		process:   hex.EncodeToString(random),
-		Counts:    make([]*atomic.Int64, counters),
-		endpoints: map[string]int64{},
-		limits:    limits,
-		known:     NewNumbers(),
-		waiting:   NewNumbers(),
-		lost:      NewNumbers(),
+		store:      store,
+		claims:     claims,
+		process:    hex.EncodeToString(random),
+		Counts:     make([]*atomic.Int64, counters),
+		endpoints:  map[string]int64{},
+		duplicates: make([]int64, counters),
+		limits:     limits,
+		known:      NewNumbers(),
+		waiting:    NewNumbers(),
+		lost:       NewNumbers(),
 	}
 	for i := range c.Counts {
 		c.Counts[i] = &atomic.Int64{}
@@ -133,7 +138,6 @@ func (c *Collector) Close() {
 // Duplicate adds one to a duplicate's total and to its endpoint. It is on the way of a request, and short since Yaegi makes
 // room for every value of a function at each call: all that can wait is left to admit and gather.
 func Duplicate(c *Collector, total int, r *http.Request) {
-	c.Counts[total].Add(1)
 	name := r.Method + " " + r.Host + " " + r.URL.EscapedPath()
 	c.mu.Lock()
 	n := c.endpoints[name]
@@ -142,6 +146,7 @@ func Duplicate(c *Collector, total int, r *http.Request) {
 		n = c.endpoints[name]
 	}
 	c.endpoints[name] = n + 1
+	c.duplicates[total]++
 	c.mu.Unlock()
 }
 
@@ -252,6 +257,7 @@ func (c *Collector) reachable(now time.Time) bool {
 // second.
 func (c *Collector) gather(now int64) Limits {
 	n := NewNumbers()
+	c.Counts[First].Add(c.claims())
 	for i, count := range c.Counts {
 		n.Totals[i] = count.Swap(0)
 		if n.Totals[i] != 0 {
@@ -261,6 +267,10 @@ func (c *Collector) gather(now int64) Limits {
 	c.mu.Lock()
 	counted := c.endpoints
 	c.endpoints = map[string]int64{}
+	for i, count := range c.duplicates {
+		n.Totals[i] += count
+		c.duplicates[i] = 0
+	}
 	limits := c.limits
 	c.mu.Unlock()
 	for name, duplicates := range counted {

@@ -46,7 +46,7 @@ func (noRecords) Usage() (records int, bytes, dropped int64) { return 0, 0, 0 }
 
 func newCollector(t *testing.T) (*Collector, *slowStore) {
 	store := &slowStore{Process: *NewProcess(noRecords{})}
-	c := New(store, Limits{TTL: time.Hour, MaxEndpoints: 10})
+	c := New(store, Limits{TTL: time.Hour, MaxEndpoints: 10}, func() int64 { return 0 })
 	t.Cleanup(c.Close)
 	return c, store
 }

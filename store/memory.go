@@ -12,6 +12,9 @@ import (
 // the lease, the place in a queue.
 const entryBytes = 832
 
+// heldBytes is what a Held costs that is kept.
+const heldBytes = 192
+
 // headerBytes is what a name or a value in an answer's header costs beside its text.
 const headerBytes = 64
 
@@ -42,6 +45,18 @@ type Memory struct {
 	full      *queue      // finished entries with answers or known elsewhere
 	bare      *queue      // finished entries without an answer that only this store has
 	timer     *time.Timer // of the next sweep; nil while there is nothing to free
+
+	token    string // that the owners of its leases begin with
+	claims   int    // that ClaimKey has granted, or left to others
+	left     int    // of these, to others, where there is no Redis
+	granted  int    // that ClaimLocal has granted
+	told     int    // to TakeClaims
+	shared   bool   // there is a Redis behind it
+	watchdog *time.Timer
+	tick     time.Duration // of the watchdog
+	armed    bool          // the watchdog ticks
+	begun    []*Run        // claimed by ClaimKey since the last tick; nil: it leaves all claims to claimFurther
+	watched  []*Run        // claimed before, or by claimFurther, and running at the last tick
 }
 
 // reserveBytes is how much memory is set aside, at the most, until a store has filled as much.
@@ -94,7 +109,12 @@ func NewMemory(limit int64) *Memory {
 func NewMemoryClock(limit int64, since func(epoch time.Time) time.Duration) *Memory {
 	setAside(limit)
 	var mu sync.Locker = &sync.Mutex{}
-	return &Memory{since: since, epoch: time.Now(), lock: mu.Lock, unlock: mu.Unlock, limit: int(limit), entries: map[string]*Lease{}, full: newQueue(), bare: newQueue()}
+	m := &Memory{since: since, epoch: time.Now(), lock: mu.Lock, unlock: mu.Unlock, limit: int(limit), entries: map[string]*Lease{}, full: newQueue(), bare: newQueue(), token: newToken(), tick: longestTick}
+	// A timer made anew at each tick would have, under Yaegi, the variables of the last tick as its own, and so those of all
+	// ticks before.
+	m.watchdog = time.AfterFunc(longestTick, m.watch)
+	m.watchdog.Stop()
+	return m
 }
 
 func newQueue() *queue {
@@ -126,6 +146,7 @@ func (m *Memory) Close() {
 			delete(m.entries, key)
 		}
 	}
+	queueFinished(m)
 	m.bytes = 0
 	m.bareBytes = 0
 	for _, q := range []*queue{m.full, m.bare} {
@@ -146,21 +167,21 @@ func (m *Memory) Usage() (records int, bytes, evicted int64) {
 	return len(m.entries), int64(m.bytes), int64(m.evicted)
 }
 
-// Claim gives the key to the lease for d and returns nil if nobody holds it, and else tells who does.
-func Claim(m *Memory, l *Lease, d time.Duration) *Held {
+// TakeClaims returns how many claims of requests were granted since it was last called.
+func (m *Memory) TakeClaims() int64 {
 	m.lock()
-	if m.entries[l.Key] != nil || d != Endless {
-		m.unlock()
-		return claimOdd(m, l, d)
+	defer m.unlock()
+	granted := m.granted
+	if !m.shared { // ClaimKey counts each claim that it grants
+		granted += m.claims - m.left
 	}
-	m.entries[l.Key] = l
-	l.alone = true
-	m.unlock()
-	return nil
+	news := granted - m.told
+	m.told = granted
+	return int64(news)
 }
 
-// claimOdd is Claim for a key that somebody may have, and for a lease that has an end.
-func claimOdd(m *Memory, l *Lease, d time.Duration) *Held {
+// Claim gives the key to the lease for d and returns nil if nobody holds it, and else tells who does.
+func Claim(m *Memory, l *Lease, d time.Duration) *Held {
 	m.lock()
 	free := m.entries[l.Key] == nil
 	if free {
@@ -175,7 +196,7 @@ func claimOdd(m *Memory, l *Lease, d time.Duration) *Held {
 	}
 	held := describe(m, l)
 	if held == nil { // it was there, and had expired
-		held = claimOdd(m, l, d)
+		held = Claim(m, l, d)
 	} else if held.State == Running && held.Owner == l.Owner {
 		extend(m, l, d)
 		held = nil // it asks again because an answer was lost
@@ -195,20 +216,6 @@ func extend(m *Memory, l *Lease, d time.Duration) {
 	if d != Endless {
 		e.expires = m.since(m.epoch) + d
 	}
-}
-
-// Displace gives the key to l, without end, unless a request runs or a finished record has it that no other store has; false
-// then.
-func Displace(m *Memory, l *Lease) bool {
-	m.lock()
-	defer m.unlock()
-	e := m.entries[l.Key]
-	if e != nil && (e.record == "" || e.sole) {
-		return false
-	}
-	m.entries[l.Key] = l // e stays in its queue until it is swept
-	l.alone = true
-	return true
 }
 
 // Lookup tells who has the key, or returns nil if nobody has it or l has it itself.
@@ -243,7 +250,7 @@ func describe(m *Memory, l *Lease) *Held {
 	now := m.since(m.epoch)
 	m.lock()
 	e := m.entries[l.Key]
-	if e != nil && e.expires != 0 && now >= e.expires {
+	if e != nil && e.expires > 0 && now >= e.expires {
 		drop(m, e)
 		e = nil
 	}
@@ -251,29 +258,33 @@ func describe(m *Memory, l *Lease) *Held {
 		m.unlock()
 		return nil
 	}
+	if e.held != nil {
+		held.Answer = e.held.Answer
+	}
 	held.Fingerprint = e.Fingerprint
 	held.Owner = e.Owner
-	held.Left = e.expires - now
-	held.Answer = e.answer
-	held.Sole = e.sole
+	if e.expires > 0 {
+		held.Left = e.expires - now
+	}
 	if e.record != "" {
+		held.OnlyCopy = !e.elsewhere
 		held.State = State(e.record[len(magic)])
 		held.Record = e.record
 	}
 	m.unlock()
 	if held.Answer == nil && held.Record != "" {
-		_ = readRecord(held) // it is one, so there is no error
+		_ = Read(held) // it is one, so there is no error
 		remember(m, e, held)
 	}
 	return held
 }
 
-// remember keeps what was read from the record of e, which is as good as that: duplicates seldom come alone.
+// remember keeps what was read from the record of an answer, which is as good as that: duplicates seldom come alone.
 func remember(m *Memory, e *Lease, held *Held) {
-	if held.Answer == nil {
+	if held.State != Done {
 		return
 	}
-	size := 0
+	size := heldBytes
 	for name, values := range held.Answer.Header {
 		size += headerBytes + len(name)
 		for _, value := range values {
@@ -282,44 +293,18 @@ func remember(m *Memory, e *Lease, held *Held) {
 	}
 	m.lock()
 	defer m.unlock()
-	if m.entries[e.Key] != e || e.answer != nil || e.record != held.Record {
+	if m.entries[e.Key] != e || e.held != nil || e.record != held.Record {
 		return
 	}
-	e.answer = held.Answer
+	e.held = &Held{State: Done, Fingerprint: held.Fingerprint, Answer: held.Answer, Record: held.Record, Local: true, OnlyCopy: held.OnlyCopy}
 	e.read = size
 	m.bytes += size
 	evict(m)
 }
 
 // Finish replaces the lease by record, which is finished, for ttl; false, and nothing is changed, if the lease is lost.
-// sole says that no other store has the record: see Memory for what that means to it.
-func Finish(m *Memory, l *Lease, record string, ttl time.Duration, sole bool) bool {
-	expires := m.since(m.epoch) + ttl
-	second := expires / time.Second
-	m.lock()
-	bytes := m.bytes + entryBytes + len(l.Wire) + len(record)
-	switch { // Yaegi takes less for a switch than for ||
-	case !l.alone:
-	case bytes > m.limit:
-	case second < m.full.first:
-	case record[len(magic)] != byte(Done):
-	default: // what keep and push do, without a call
-		l.alone = false
-		l.record = record
-		l.sole = sole
-		l.expires = expires
-		m.bytes = bytes
-		due := m.full.due
-		due[second] = append(due[second], l)
-		m.unlock()
-		return true
-	}
-	m.unlock()
-	return finishOdd(m, l, record, ttl, sole)
-}
-
-// finishOdd is Finish for all but an answer that nobody waits for and that there is room for.
-func finishOdd(m *Memory, l *Lease, record string, ttl time.Duration, sole bool) bool {
+// onlyCopy says that no other store has the record: see Memory for what that means to it.
+func Finish(m *Memory, l *Lease, record string, ttl time.Duration, onlyCopy bool) bool {
 	now := m.since(m.epoch)
 	m.lock()
 	defer m.unlock()
@@ -328,7 +313,7 @@ func finishOdd(m *Memory, l *Lease, record string, ttl time.Duration, sole bool)
 		return false
 	}
 	e.record = record
-	e.sole = sole
+	e.elsewhere = !onlyCopy
 	e.expires = now + ttl
 	keep(m, e)
 	return true
@@ -368,7 +353,6 @@ func Wait(ctx context.Context, m *Memory, key string) bool {
 	}
 	if e.done == nil {
 		e.done = make(chan struct{})
-		e.alone = false
 	}
 	if e.expires != 0 {
 		left = e.expires - m.since(m.epoch)
@@ -385,7 +369,7 @@ func owned(m *Memory, l *Lease, now time.Duration) *Lease {
 	if e == nil || e.record != "" || e.Owner != l.Owner {
 		return nil
 	}
-	if e.expires != 0 && now >= e.expires {
+	if e.expires > 0 && now >= e.expires {
 		drop(m, e)
 		return nil
 	}
@@ -394,13 +378,13 @@ func owned(m *Memory, l *Lease, now time.Duration) *Lease {
 
 // keep gives an entry that has just been finished its place, and wakes those who wait for it.
 func keep(m *Memory, e *Lease) {
-	e.alone = false
-	size := entryBytes + len(e.Wire) + len(e.record)
+	size := sizeOf(e)
 	answered := e.record[len(magic)] == byte(Done)
 	switch {
-	case e.sole && (size > m.limit || !answered):
+	case !e.elsewhere && (size > m.limit || !answered):
 		keepBare(m, e)
 	case size <= m.limit:
+		m.bytes += size
 		push(m, m.full, e)
 	default:
 		delete(m.entries, e.Key)
@@ -415,15 +399,21 @@ func keepBare(m *Memory, e *Lease) {
 		e.record = Bare(e.record)
 		m.evicted++
 	}
-	m.bareBytes += entryBytes + len(e.Wire) + len(e.record)
+	size := sizeOf(e)
+	m.bytes += size
+	m.bareBytes += size
 	push(m, m.bare, e)
+}
+
+// sizeOf is how many bytes a finished entry counts, without what was read from its record.
+func sizeOf(e *Lease) int {
+	return entryBytes + len(e.Key) + len(e.Wire) + len(e.record)
 }
 
 // push puts a finished entry into q, and sees to it that it is freed when it has expired.
 func push(m *Memory, q *queue, e *Lease) {
 	second := e.expires / time.Second
 	q.due[second] = append(q.due[second], e)
-	m.bytes += entryBytes + len(e.Wire) + len(e.record)
 	if second < q.first {
 		q.first = second
 		startSweeping(m)
@@ -463,13 +453,16 @@ func wake(e *Lease) {
 // drop makes the key of a running or expired entry free.
 func drop(m *Memory, e *Lease) {
 	delete(m.entries, e.Key)
-	e.alone = false
 	wake(e)
 }
 
 // evict drops what expires first, or its answer, until the rest fits. Where many records are, it makes room for more than
 // is needed, so that most requests find some.
 func evict(m *Memory) {
+	if m.bytes <= m.limit {
+		return
+	}
+	queueFinished(m)
 	goal := m.limit
 	if len(m.entries) > 8*sweepChunk {
 		goal -= m.limit / 64
@@ -499,13 +492,13 @@ func evictSome(m *Memory, q *queue, goal int) {
 		list[done] = nil // the array lives on
 		done++
 		m.evicted++
-		size := entryBytes + len(e.Wire) + len(e.record)
+		size := sizeOf(e)
 		m.bytes -= size + e.read
-		e.answer = nil
+		e.held = nil
 		e.read = 0
-		if e.sole && e.record[len(magic)] == byte(Done) {
+		if !e.elsewhere && e.record[len(magic)] == byte(Done) {
 			e.record = Bare(e.record)
-			size = entryBytes + len(e.Wire) + len(e.record)
+			size = sizeOf(e)
 			m.bytes += size
 			m.bareBytes += size
 			bare = append(bare, e)
@@ -551,6 +544,9 @@ func (m *Memory) sweepLater() {
 // Sweep frees all finished records that have expired. It is called once a second while there are any.
 func (m *Memory) Sweep() {
 	now := m.since(m.epoch)
+	m.lock()
+	queueFinished(m)
+	m.unlock()
 	for _, q := range []*queue{m.full, m.bare} {
 		more := true
 		for more {
@@ -573,7 +569,7 @@ func sweepSome(m *Memory, q *queue, now time.Duration) bool {
 	}
 	for i, e := range list[:chunk] {
 		list[i] = nil // the array lives on
-		size += entryBytes + len(e.Wire) + len(e.record)
+		size += sizeOf(e)
 		m.bytes -= e.read
 		if m.entries[e.Key] == e {
 			delete(m.entries, e.Key)

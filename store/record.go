@@ -59,15 +59,11 @@ func Bare(record string) string {
 // Decode reads a record. It returns ErrForeign for anything else.
 func Decode(record string) (*Held, error) {
 	held := &Held{Record: record}
-	err := readRecord(held)
-	if err != nil {
-		return nil, err
-	}
-	return held, nil
+	return held, Read(held)
 }
 
-// readRecord fills in what held.Record tells.
-func readRecord(held *Held) error {
+// Read fills in what held.Record, which is a record, tells. It returns ErrForeign for anything else.
+func Read(held *Held) error {
 	record := held.Record
 	if len(record) < headLen || record[:len(magic)] != magic {
 		return ErrForeign
@@ -77,7 +73,7 @@ func readRecord(held *Held) error {
 	var err error
 	switch held.State {
 	case Done, Unkept:
-		held.Answer, err = readAnswer(record[headLen:], held.State == Done)
+		held.Answer, err = readAnswer(held, record[headLen:])
 	case Running:
 		held.Owner = record[headLen:]
 	case Unknown:
@@ -87,23 +83,35 @@ func readRecord(held *Held) error {
 	return err
 }
 
-// readAnswer reads the status in what follows the head of a record and, with whole, the header and the body.
-func readAnswer(rest string, whole bool) (*Answer, error) {
+// readAnswer reads the status in what follows the head of a record and, if it is Done, the header and the body. An answer
+// whose header cannot be read, since a middleware below has put control characters into it, was not kept.
+func readAnswer(held *Held, rest string) (*Answer, error) {
 	if len(rest) < statusLen || rest[3:statusLen] != "\r\n" {
 		return nil, ErrForeign
 	}
 	status, err := strconv.Atoi(rest[:3])
-	end := strings.Index(rest, "\r\n\r\n")
-	if err != nil || status < 100 || (whole && end < 0) {
+	if err != nil || status < 100 {
 		return nil, ErrForeign
 	}
-	if !whole {
+	if held.State == Unkept {
 		return &Answer{Status: status}, nil
+	}
+	end := strings.Index(rest, "\r\n\r\n")
+	if end < 0 {
+		return nil, ErrForeign
 	}
 	block := rest[statusLen : end+4]
 	header, err := textproto.NewReader(bufio.NewReaderSize(strings.NewReader(block), len(block))).ReadMIMEHeader()
-	if err != nil {
+	switch {
+	case err == nil:
+	case !strings.ContainsAny(block, Unreadable):
 		return nil, ErrForeign
+	default:
+		held.State = Unkept
+		return &Answer{Status: status}, nil
 	}
 	return &Answer{Status: status, Header: http.Header(header), Body: rest[end+4:]}, nil
 }
+
+// Unreadable are the characters that no header can be read back with, should a middleware below have set them.
+const Unreadable = "\x00\x01\x02\x03\x04\x05\x06\x07\x08\x0b\x0c\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f\x7f"

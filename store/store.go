@@ -11,9 +11,12 @@
 package store
 
 import (
+	"bytes"
 	"context"
+	"io"
 	"net/http"
 	"reflect"
+	"sync/atomic"
 	"time"
 )
 
@@ -46,17 +49,34 @@ type Lease struct {
 	Degraded bool // the shared store could not be reached, and the lease is held in this process's memory
 	Doubtful bool // with Degraded: the shared store may have taken the claim all the same; its reply was lost
 
-	// Wire is a shared store's: the key and the running record as it sends them, once it has done so.
+	// Wire is the key and the running record as they are sent to Redis, once that has been done.
 	Wire string
 
 	// What follows is guarded by the Memory's lock.
-	alone   bool          // running: it has no end, and nobody waits for it; false says nothing
-	record  string        // finished: how it ended; empty while it runs
-	expires time.Duration // on the Memory's clock; 0 = never
-	done    chan struct{} // running: closed at its end; nil while nobody waits for it
-	sole    bool          // finished: no other store has it
-	answer  *Answer       // finished: what was read from record, once a duplicate has come; never changed
-	read    int           // bytes that answer counts
+	record    string        // finished: how it ended; empty while it runs
+	expires   time.Duration // on the Memory's clock; 0 = never; less: how long, from the watchdog's next tick on
+	done      chan struct{} // running: closed at its end; nil while nobody waits for it
+	elsewhere bool          // finished: another store has it, too
+	held      *Held         // finished: what a duplicate was told of an answer; never changed
+	read      int           // bytes that held counts
+}
+
+// Run is a request that runs under a lease, or wants to. The lease outlives it, as the entry of its key.
+type Run struct {
+	*Lease
+
+	Client context.Context // of the request: over when the client has gone
+	Cancel atomic.Value    // context.CancelFunc of the call of the backend, once it has begun
+	Body   io.ReadCloser   // of the request, as the backend gets it
+	Taken  *bytes.Reader   // of Body, what was read in advance; nil if nothing
+	Sought *atomic.Int32   // connections asked for, for a request without a body; nil if it has one
+	Broken *atomic.Bool    // the client broke its request off; nil if it has arrived whole
+
+	keys     interface{}  // *Keys; as that, the types would be recursive, which Yaegi does not take
+	renewed  time.Time    // when a renewal last was due, or the watchdog first saw the lease
+	missed   time.Time    // when the watchdog first saw that the client had gone
+	renewing atomic.Bool  // a renewal waits for its reply
+	renewal  atomic.Int32 // how the last one ended
 }
 
 // Held tells who has a key that could not be claimed.
@@ -65,10 +85,11 @@ type Held struct {
 	Fingerprint string        // of the request that claimed the key, FingerprintSize bytes
 	Owner       string        // Running: the token of the lease
 	Answer      *Answer       // Done and Unkept
-	Left        time.Duration // until the record expires
+	Left        time.Duration // until the record expires; 0 for a running one, and for an answer that was told of before
 	Record      string        // of a shared store: what Answer was read from
 	Local       bool          // known without asking the shared store
-	Sole        bool          // of a finished record: no other store has it, as far as is known
+	OnlyCopy    bool          // of a finished record: no other store has it, as far as is known
+	Err         error         // Redis could not be asked, and nothing else is known
 	Degraded    bool          // the shared store could not be asked: this is what the process's memory says
 }
 

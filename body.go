@@ -1,0 +1,116 @@
+package idem
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"sync/atomic"
+)
+
+// errIncompleteBody says that the client broke off, or its body is malformed.
+var errIncompleteBody = errors.New("the request body did not arrive whole")
+
+// takenBody is a request body that was read as far as it is compared. The request's own Body is left as it is then.
+type takenBody struct {
+	compared []byte        // what stands for it in the fingerprint
+	taken    *bytes.Reader // what was read
+	whole    io.ReadCloser // for the backend
+	rest     *streamedBody // whole, if more is to come than was taken
+}
+
+// readBody reads r's body as far as it is compared. What that takes is reserved, unless it is at most settings.smallRequest
+// and tells so. Of a body longer than maxRequestBodyBytes the declared length stands for the rest, which streams. If the error
+// is errBusy, r.Body goes on with what was read.
+func readBody(h *handler, r *http.Request, held *reservation) (*takenBody, error) {
+	if r.ContentLength == 0 {
+		return &takenBody{whole: r.Body}, nil
+	}
+	body, err := readAgain(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	data, err := readSome(r, body, h.maxRequestBody+1, h.smallRequest, held)
+	taken := bytes.NewReader(data)
+	t := &takenBody{compared: data, taken: taken, whole: io.NopCloser(taken)}
+	switch {
+	case errors.Is(err, errBusy):
+		r.Body = &streamedBody{reader: io.MultiReader(taken, body), body: r.Body}
+		return nil, errBusy
+	case err != nil:
+		return nil, errIncompleteBody
+	case int64(len(data)) > h.maxRequestBody:
+		t.rest = &streamedBody{reader: io.MultiReader(taken, body), body: r.Body}
+		t.whole = t.rest
+		// The byte over the bound is left out, so that the fingerprint does not depend on how the read went.
+		t.compared = strconv.AppendInt(bytes.Clone(data[:h.maxRequestBody]), r.ContentLength, 10)
+	}
+	return t, nil
+}
+
+// firstRoom is how much room, in bytes, is made first for a body that does not tell its length, or is not believed.
+const firstRoom = 4 << 10
+
+// readSome reads body, r's, up to most bytes. Room is made, and reserved, at once if the body tells its length and half of
+// mostInFlight stays free, and else in steps, each for as much as has come: clients that are slow, or lie about lengths,
+// cannot take what others need. A body that tells that it is at most small bytes long needs no reservation. The error is
+// errBusy if there is no room for more than what is returned.
+func readSome(r *http.Request, body io.Reader, most, small int64, held *reservation) ([]byte, error) {
+	if r.ContentLength > 0 && r.ContentLength <= small {
+		data := make([]byte, r.ContentLength)
+		_, err := io.ReadFull(body, data)
+		return data, err
+	}
+	room := int64(firstRoom)
+	if r.ContentLength >= 0 {
+		if r.ContentLength < most {
+			most = r.ContentLength
+		}
+		if heldBytes.Load()+most < mostInFlight/2 {
+			room = most
+		}
+	}
+	data := new(bytes.Buffer)
+	for ; int64(data.Len()) < most; room *= 2 {
+		if room > most {
+			room = most
+		}
+		step := room - int64(data.Len())
+		if !reserve(held, int(step)) {
+			return data.Bytes(), errBusy
+		}
+		larger := bytes.NewBuffer(make([]byte, 0, room+bytes.MinRead)) // which a buffer wants to be left at the end
+		larger.Write(data.Bytes())
+		data = larger
+		_, err := io.CopyN(data, body, step)
+		if err == io.EOF && r.ContentLength < 0 { //nolint:errorlint // CopyN returns io.EOF itself
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return data.Bytes(), nil
+}
+
+// streamedBody is a request body too long to be read in advance. It remembers whether the client broke it off.
+type streamedBody struct {
+	reader io.Reader
+	body   io.Closer
+	broken atomic.Bool
+}
+
+// Read implements io.Reader.
+func (s *streamedBody) Read(p []byte) (int, error) {
+	n, err := s.reader.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // a reader returns io.EOF itself
+		s.broken.Store(true)
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (s *streamedBody) Close() error {
+	return s.body.Close()
+}

@@ -1,0 +1,316 @@
+package idem
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/stats"
+	"github.com/example/traefik-idem/store"
+)
+
+// This file is the door to the stores: this process's memory, and Redis behind it if there is one. Memory is asked first. It
+// answers for requests that this process runs and, with a local cache, for those whose end it knows; waiting duplicates of a
+// request that runs here are woken at once.
+
+// claimShared claims a key that only Redis can tell of.
+func claimShared(h *handler, l *store.Run) *store.Held {
+	if h.slowClaims {
+		return claimSlowly(h, l)
+	}
+	held, err := redisclient.Claim(h.shared, l.Lease, h.lease)
+	switch {
+	case held != nil:
+	case err != nil:
+	default:
+		l.Degraded = false
+		held = store.ClaimLocal(h.keys, l)
+		if held == nil {
+			return nil
+		}
+		return heldHere(h, l, held)
+	}
+	return heldElsewhere(h, l, held, err)
+}
+
+// heldElsewhere goes on with what Redis has told of a key that was not granted, or with the error that it had.
+func heldElsewhere(h *handler, l *store.Run, held *store.Held, err error) *store.Held {
+	if err != nil {
+		return unreached(h, l, err)
+	}
+	if h.localCacheBytes > 0 && held.State != store.Running && held.Left > 0 {
+		store.Remember(h.keys.Memory, l.Key, held)
+	}
+	return held
+}
+
+// heldHere settles that memory has a key that Redis has just given to l: for a request that could not ask Redis at the same
+// time, or for a record that Redis has lost, which counts for those with a cache.
+func heldHere(h *handler, l *store.Run, held *store.Held) *store.Held {
+	if h.localCacheBytes == 0 && store.Displace(h.keys, l) {
+		return nil
+	}
+	redisclient.Later(h.shared, l.Lease, "", h.lease)
+	return held
+}
+
+// unreached tells who has a key that Redis failed to tell of with err: what another middleware has kept in memory is better
+// than nothing.
+func unreached(h *handler, l *store.Run, err error) *store.Held {
+	held := store.Lookup(h.keys.Memory, l.Lease)
+	if held == nil || h.localCacheBytes > 0 {
+		return &store.Held{Err: err}
+	}
+	if !errors.Is(err, redisclient.ErrDown) {
+		redisclient.Later(h.shared, l.Lease, "", longestLease)
+	}
+	held.Degraded = true
+	return held
+}
+
+// claimSlowly is claimShared where much of the lease may be over when the reply comes: then it is renewed before the request
+// runs. Who learns that somebody else has taken the key asks again.
+func claimSlowly(h *handler, l *store.Run) *store.Held {
+	for {
+		begin := time.Now()
+		held, err := redisclient.Claim(h.shared, l.Lease, h.lease)
+		if held != nil || err != nil {
+			return heldElsewhere(h, l, held, err)
+		}
+		kept := true
+		if time.Since(begin) >= h.lease/3 {
+			kept, err = redisclient.Renew(h.shared, l.Lease, h.lease)
+		}
+		if err != nil {
+			return unreached(h, l, err)
+		}
+		if kept {
+			l.Degraded = false
+			held = store.ClaimLocal(h.keys, l)
+			if held != nil {
+				held = heldHere(h, l, held)
+			}
+			return held
+		}
+	}
+}
+
+// claimDegraded claims in memory, if that is wanted, a key that Redis could not be asked for, for err. A claim that too few
+// replicas have goes on in Redis as well.
+func claimDegraded(h *handler, l *store.Run, err error) *store.Held {
+	h.storeFailed("the store failed, onStoreError: "+h.onStoreError, err)
+	if h.onStoreError != "degrade" {
+		return &store.Held{Err: err}
+	}
+	sent := !errors.Is(err, redisclient.ErrDown)
+	l.Degraded = !errors.Is(err, redisclient.ErrReplicas)
+	l.Doubtful = l.Degraded && sent
+	held := store.ClaimLocal(h.keys, l)
+	if held == nil {
+		return nil
+	}
+	held.Degraded = true
+	if sent {
+		redisclient.Later(h.shared, l.Lease, "", longestLease)
+	}
+	return held
+}
+
+// mostWaiting is how many duplicates wait in this process at the same time, each with its connection and its body. So a
+// flood of duplicates of slow requests cannot exhaust Traefik.
+const mostWaiting = 512
+
+// waiting is how many do.
+var waiting atomic.Int64
+
+// awaitHolder goes on where a claim brought no decision. It claims in memory if Redis cannot be asked, and waits for a running
+// request with the same key to end. Of many that wait, the one whose claim comes first after a release runs.
+func awaitHolder(h *handler, l *store.Run, held *store.Held) *store.Held {
+	if held.Err != nil {
+		held = claimDegraded(h, l, held.Err)
+	}
+	if held == nil || held.Err != nil || held.State != store.Running || !h.wait {
+		return held
+	}
+	if waiting.Add(1) > mostWaiting {
+		waiting.Add(-1)
+		h.log.printLimited(levelWarn, "too many duplicates wait for requests that run; further ones get 409", nil)
+		return held
+	}
+	defer waiting.Add(-1)
+	ctx, cancel := context.WithTimeout(l.Client, h.inFlightTimeout)
+	defer cancel()
+	lost := false // the reply to the last claim
+	for attempt := 0; held != nil && held.State == store.Running && !mismatch(h, l, held); attempt++ {
+		awaitEnd(ctx, h, l, attempt)
+		if ctx.Err() != nil { // waited long enough, or the client has gone: nothing may be claimed any more
+			if lost {
+				redisclient.Later(h.shared, l.Lease, "", h.lease)
+			}
+			return held
+		}
+		again := claim(h, l)
+		if again != nil && again.Err != nil {
+			lost = lost || !errors.Is(again.Err, redisclient.ErrDown)
+			if !held.Local && !redisclient.WasFree(again.Err) {
+				continue // Redis cannot tell how the request goes that runs at another Traefik: as far as is known, it runs
+			}
+			again = claimDegraded(h, l, again.Err)
+			if again != nil && again.Err != nil {
+				return again
+			}
+		}
+		lost = false
+		held = again
+	}
+	return held
+}
+
+// claim asks memory, and then Redis if need be.
+func claim(h *handler, l *store.Run) *store.Held {
+	held := store.ClaimAgain(h.keys, l)
+	if held == store.Undecided {
+		return claimShared(h, l)
+	}
+	return held
+}
+
+// awaitEnd returns when it is worth while to claim a running key again, or when ctx is over. attempt counts the calls for one
+// lease from 0.
+func awaitEnd(ctx context.Context, h *handler, l *store.Run, attempt int) {
+	if !store.Wait(ctx, h.keys.Memory, l.Key) && h.shared != nil {
+		store.Poll(ctx, attempt)
+	}
+}
+
+// renewLease is store.Terms.Renew: it makes a lease last on in Redis.
+func (h *handler) renewLease(l *store.Lease, failed bool) bool {
+	_, err := renewShared(h, l)
+	said := failed || (l.Degraded && errors.Is(err, redisclient.ErrDown))
+	if err != nil && !said {
+		h.storeFailed("a lease could not be renewed", err)
+	}
+	return err == nil
+}
+
+// renewShared makes the lease last on in Redis; false if it has ended or somebody else has the key. A key that Redis does not
+// have is claimed there: one that was claimed in memory while Redis was away, or that Redis lost.
+func renewShared(h *handler, l *store.Lease) (bool, error) {
+	if store.StateOf(h.keys.Memory, l) != store.Running {
+		return false, nil
+	}
+	kept, err := redisclient.Renew(h.shared, l, h.lease)
+	if store.StateOf(h.keys.Memory, l) == store.Free { // it was released meanwhile, and perhaps before it was renewed
+		redisclient.Later(h.shared, l, "", longestLease)
+	}
+	return kept, err
+}
+
+// keepShared replaces the lease by the record of the backend's answer, where keys live in Redis. It is finish in fewer steps.
+func keepShared(h *handler, l *store.Run, record string) {
+	if l.Degraded {
+		finishDegraded(h, l, record)
+		return
+	}
+	kept, err := redisclient.Finish(h.shared, l.Lease, record, h.ttl)
+	switch {
+	case err != nil:
+	case !kept:
+	case h.localCacheBytes == 0:
+	default:
+		store.RememberAnswer(h.keys, l.Lease, record)
+		return
+	}
+	finishLocal(h, l, record, kept, err)
+}
+
+// finish replaces the lease by the record of how its request ended; false if the lease is lost.
+func finish(h *handler, l *store.Run, record string) bool {
+	switch {
+	case h.shared == nil:
+		return store.Finish(h.keys.Memory, l.Lease, record, h.ttl, true)
+	case l.Degraded:
+		return finishDegraded(h, l, record)
+	}
+	kept, err := redisclient.Finish(h.shared, l.Lease, record, h.ttl)
+	finishLocal(h, l, record, kept, err)
+	return kept
+}
+
+// finishLocal has memory know what Redis has answered to the record of how a request ended. What Redis failed with err to
+// take is kept here, so that this process at least answers its duplicates right, and written to Redis when that is back; of
+// an answer that is too large for Redis, others learn no more than that it was given.
+func finishLocal(h *handler, l *store.Run, record string, kept bool, err error) {
+	switch {
+	case err != nil:
+		store.Finish(h.keys.Memory, l.Lease, record, h.ttl, true)
+		if errors.Is(err, redisclient.ErrTooLarge) {
+			record = store.Bare(record)
+		}
+		redisclient.Later(h.shared, l.Lease, record, h.ttl)
+		h.storeFailed("the end of a request could not be stored", err)
+	case kept && h.localCacheBytes > 0:
+		store.Finish(h.keys.Memory, l.Lease, record, h.ttl, false)
+	default:
+		store.Release(h.keys.Memory, l.Lease)
+		if !kept {
+			h.leaseLost()
+		}
+	}
+}
+
+// finishDegraded keeps in memory how a request ended that ran without Redis, and has it written to Redis when that is back.
+func finishDegraded(h *handler, l *store.Run, record string) bool {
+	redisclient.Later(h.shared, l.Lease, record, h.ttl)
+	return store.Finish(h.keys.Memory, l.Lease, record, h.ttl, true)
+}
+
+// release makes the key free; false if the lease is lost. Memory is told first, so that a renewal that Redis gets after the
+// release is known for that: see renewLease.
+func release(h *handler, l *store.Run) bool {
+	free := store.Release(h.keys.Memory, l.Lease)
+	switch {
+	case h.shared == nil:
+		return free
+	case l.Degraded:
+		if l.Doubtful || h.shared.Trouble.Load() == 0 { // Redis may have it: only its reply was lost, or it was renewed there
+			redisclient.Later(h.shared, l.Lease, "", longestLease)
+		}
+		return free
+	}
+	free, err := redisclient.Release(h.shared, l.Lease)
+	switch {
+	case err != nil:
+		redisclient.Later(h.shared, l.Lease, "", longestLease)
+		h.storeFailed("the end of a request could not be stored", err)
+	case !free:
+		h.leaseLost()
+	}
+	return free
+}
+
+// forgo gives back a claim that was refused, of which only the reply may have been lost.
+func forgo(h *handler, l *store.Run, err error) {
+	if !errors.Is(err, redisclient.ErrDown) {
+		redisclient.Later(h.shared, l.Lease, "", h.lease)
+	}
+}
+
+// leaseLost says that somebody else has taken a key whose request ran.
+func (h *handler) leaseLost() {
+	h.log.printLimited(levelWarn, "a lease was lost before its request ended; raise lease if Redis was reachable", nil)
+}
+
+// storeFailed counts and logs a step that the store did not take. Of an outage each handler tells once.
+func (h *handler) storeFailed(step string, cause error) {
+	h.stats.Counts[stats.StoreErrors].Add(1)
+	outage := h.shared.Outage()
+	switch {
+	case outage == 0:
+		h.log.printLimited(levelError, step, cause)
+	case h.outage.Swap(outage) != outage:
+		h.log.print(levelError, step, cause)
+	}
+}

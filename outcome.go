@@ -1,0 +1,206 @@
+package idem
+
+import (
+	"fmt"
+	"log"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/example/traefik-idem/stats"
+	"github.com/example/traefik-idem/store"
+)
+
+// outcome is how a run ended.
+type outcome int
+
+const (
+	answered   outcome = iota // the backend's own answer arrived whole
+	askedAgain                // its status asks the client to come again
+	neverSent                 // the backend never saw the request
+	unknown                   // it was sent, and no whole answer came back
+	tooLarge                  // it was answered, with its header longer than maxResponseBodyBytes, or than there is room for (see mostInFlight), or unreadable
+)
+
+// decisions are the values of the status header, by outcome.
+var decisions = []string{"first", "released", "released", "unknown", "unkept"}
+
+// statusClientClosed is what Traefik answers when a request was cancelled.
+const statusClientClosed = 499
+
+// classify tells from the status and the trace what kind of answer this is, if it is not simply the backend's. Traefik
+// answers for a backend that it could not reach or that broke off with 500, 502, 504 or 499 (the client has gone), and
+// without any header. Its fast proxy reports nothing: then nobody knows what the backend saw.
+//
+// What a trace reports need not be about this request: a middleware below may have asked somebody else, errors for a page
+// to show instead of Traefik's own answer, or forwardAuth whether the client may pass.
+func classify(x *recorder) {
+	status := x.status
+	if status > 999 { // HTTP has no such status, and no record has room for it
+		x.outcome = unknown
+	}
+	if !x.h.classified[status] {
+		return
+	}
+	sought, wrote, got := x.sought.Value() != "", times(&x.wrote), times(&x.answered)
+	soughtAgain := x.lease.Sought != nil && x.lease.Sought.Load() > 1
+	gateway := status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout
+	failed := isFailure(status) || gateway
+	own := unadorned(x.header) && status != http.StatusServiceUnavailable
+	switch {
+	case failed && sought && wrote == 0 && (gateway || own):
+		x.outcome = neverSent
+	case failed && wrote > 0 && unsent(x):
+		x.outcome = neverSent
+	case failed && wrote > 0 && (wrote > got || own):
+		x.outcome = unknown
+	case failed && wrote == 1 && soughtAgain: // the first connection failed, and the second may be for a page
+		x.outcome = unknown
+	case gateway && wrote > 1: // one that Traefik's own page stands for may have been sent
+		x.outcome = unknown
+	case failed && own && !sought && x.h.retryable[status]: // it may have been sent: its key must not be freed
+		x.outcome = unknown
+	case x.h.retryable[status]:
+		x.outcome = askedAgain
+	case (gateway && !sought) || status == statusClientClosed:
+		x.outcome = unknown
+	}
+}
+
+// isBackends reports whether the answer comes from a backend. fastProxy reports no connections.
+func isBackends(x *recorder) bool {
+	if isFailure(x.status) && unadorned(x.header) {
+		return false
+	}
+	return times(&x.answered) > 0 || (x.sought.Value() == "" && x.header["Date"] != nil)
+}
+
+// isFailure reports whether Traefik answers with status for a backend.
+func isFailure(status int) bool {
+	switch status {
+	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout, statusClientClosed:
+		return true
+	}
+	return false
+}
+
+// unsent reports whether nothing of the request's body was taken, so that no backend can have been sent the request whole. A
+// client that expects to be asked for its body may have been refused by the backend itself.
+func unsent(x *recorder) bool {
+	taken := x.lease.Taken
+	return taken != nil && taken.Size() > 0 && int64(taken.Len()) == taken.Size() && x.r.Header["Expect"] == nil
+}
+
+// times returns how often the hook that locks m was called. m is as it was afterwards.
+func times(m *sync.RWMutex) int {
+	n := 0
+	for !m.TryLock() {
+		m.RUnlock()
+		n++
+	}
+	m.Unlock()
+	for i := 0; i < n; i++ {
+		m.RLock()
+	}
+	return n
+}
+
+// unadorned reports whether the answer has none of the headers that come with a backend's answer. Middlewares below may
+// have added others to one of Traefik's own.
+func unadorned(header http.Header) bool {
+	return header["Date"] == nil && header["Content-Length"] == nil && header["Content-Type"] == nil
+}
+
+// settle does with the key what the outcome of the run asks for.
+func settle(x *recorder) {
+	defer settleAnyhow(x)
+	if x.returned && x.status == 0 { // net/http answers so
+		x.WriteHeader(http.StatusOK)
+	}
+	x.outcome = finalOutcome(x)
+	switch x.outcome {
+	case answered:
+		keepRecorded(x)
+	case askedAgain:
+		release(x.h, x.lease)
+	case neverSent:
+		release(x.h, x.lease)
+		keepBody(x.lease.Client, x.r.Body, x.lease.Taken)
+	case tooLarge:
+		keepStatus(x)
+	default:
+		settleUnknown(x)
+	}
+}
+
+// settleAnyhow takes the outcome for unknown if settling it ended with a panic. Nobody may renew such a lease for ever.
+func settleAnyhow(x *recorder) {
+	if p := recover(); p != nil {
+		log.Printf("level=error msg=\"settling a request failed\" cause=%q", p)
+		settleUnknown(x)
+	}
+}
+
+// finalOutcome is the outcome of a run as its end shows it.
+func finalOutcome(x *recorder) outcome {
+	switch {
+	case x.returned && x.outcome != unknown && complete(x):
+		return x.outcome
+	case x.lease.Broken != nil && x.lease.Broken.Load():
+		return neverSent // the client broke off: the backend never saw the request whole
+	}
+	return unknown
+}
+
+// complete reports whether the body is as long as the header says.
+func complete(x *recorder) bool {
+	switch {
+	case x.declared < 0 || noBody(x):
+		return true
+	case x.whole:
+		return x.body.Len() == x.declared
+	}
+	return x.taken == x.declared
+}
+
+// noBody reports whether the answer has none, whatever its Content-Length.
+func noBody(x *recorder) bool {
+	return x.r.Method == http.MethodHead || bodiless(x.status)
+}
+
+// keepRecorded keeps the answer, unless that would be too much, or could not be read back.
+func keepRecorded(x *recorder) {
+	body := ""
+	switch {
+	case noBody(x):
+	case x.stream != nil:
+		body = string(x.stream.taken)
+	default:
+		body = x.body.String()
+	}
+	x.settled = true
+	header := x.kept.String()
+	if len(header)+len(body) > x.h.maxResponseBody || strings.ContainsAny(header, store.Unreadable) {
+		x.outcome = tooLarge
+		keepStatus(x)
+		return
+	}
+	finish(x.h, x.lease, store.DoneHead+x.lease.Fingerprint+store.StatusLines[x.status]+header+"\r\n"+body)
+}
+
+// keepStatus keeps no more of an answer than that there was one.
+func keepStatus(x *recorder) {
+	finish(x.h, x.lease, fmt.Sprintf(store.UnkeptFormat, x.lease.Fingerprint, x.status))
+}
+
+// settleUnknown does with the key what onUnknown says, and says what has happened.
+func settleUnknown(x *recorder) {
+	x.outcome = unknown
+	x.h.stats.Counts[stats.UnknownOutcomes].Add(1)
+	x.h.log.printLimitedAbout(levelWarn, "nobody knows how a request ended: it was sent, and no whole answer came back; find out at the backend what it did", x.r)
+	if x.h.holdUnknown {
+		finish(x.h, x.lease, fmt.Sprintf(store.UnknownFormat, x.lease.Fingerprint))
+	} else {
+		release(x.h, x.lease)
+	}
+}

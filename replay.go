@@ -1,0 +1,69 @@
+package idem
+
+import (
+	"bufio"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+
+	"github.com/example/traefik-idem/stats"
+	"github.com/example/traefik-idem/store"
+)
+
+// replay answers with what the first request was answered.
+func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held) {
+	total := stats.ReplaysStore
+	if held.Local {
+		total = stats.ReplaysLocal
+	}
+	stats.Duplicate(h.stats, total, r)
+	header, answer := w.Header(), held.Answer
+	if header["Content-Type"] == nil {
+		header["Content-Type"] = nil // if the answer has none, net/http must not guess one
+	}
+	for name, values := range answer.Header.Clone() { // the slices are shared by all replays
+		if !h.omit[name] { // another middleware on the same Redis may have kept it
+			header[name] = values
+		}
+	}
+	if answer.Header["Content-Length"] == nil {
+		declareLength(r, header, answer)
+	}
+	if h.replayHeader != "" {
+		header[h.replayHeader] = []string{"true"}
+	}
+	if h.decides {
+		writeDecision(h, w, "replayed", held.Degraded)
+	}
+	w.WriteHeader(answer.Status)
+	if len(answer.Body) > pieceBytes {
+		writeInPieces(w, answer.Body)
+		return
+	}
+	_, _ = io.WriteString(w, answer.Body) // a client that has gone needs no answer
+}
+
+// declareLength tells how long an answer is that came in chunks.
+func declareLength(r *http.Request, header http.Header, answer *store.Answer) {
+	if r.Method != http.MethodHead && !bodiless(answer.Status) {
+		header["Content-Length"] = []string{strconv.Itoa(len(answer.Body))}
+	}
+}
+
+// pieceBytes is how much of a long answer is written at once.
+const pieceBytes = 32 << 10
+
+// pieces are writers of such pieces. Traefik's takes bytes alone, and else the whole of an answer would be copied for each
+// replay.
+var pieces = sync.Pool{New: func() interface{} { return bufio.NewWriterSize(io.Discard, pieceBytes) }}
+
+// writeInPieces writes body to w.
+func writeInPieces(w io.Writer, body string) {
+	p, _ := pieces.Get().(*bufio.Writer)
+	p.Reset(w)
+	_, _ = p.WriteString(body)
+	_ = p.Flush() // a client that has gone needs no answer
+	p.Reset(io.Discard)
+	pieces.Put(p)
+}

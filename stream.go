@@ -1,0 +1,123 @@
+package idem
+
+import (
+	"errors"
+	"log"
+	"net/http"
+	"sync"
+)
+
+// stream sends an answer to a client while it comes, from a goroutine of its own. What is taken is also what is recorded:
+// so recording does not wait for the client, and the client gets each piece as soon as it can take it.
+type stream struct {
+	client  http.ResponseWriter
+	flushes bool          // after each piece
+	ended   chan struct{} // closed when client is not used any more
+
+	mu    sync.Mutex // guards what follows
+	news  *sync.Cond // of mu: something was taken, or the last of it
+	taken []byte     // of the answer so far
+	sent  int        // bytes of that
+	ready int        // bytes of that which may be sent
+	last  bool       // no more is to come
+	err   error      // why the client takes no more
+}
+
+// newStream returns the stream of an answer whose header has been written to client, which nobody else may use until the
+// stream has ended. With flushes, the client gets every piece at once.
+func newStream(client http.ResponseWriter, flushes bool) *stream {
+	flush(client) // from here on, net/http only reads the header, as the handler below does
+	s := &stream{client: client, flushes: flushes, ended: make(chan struct{})}
+	s.news = sync.NewCond(&s.mu)
+	go sendStream(s)
+	return s
+}
+
+// grow makes room for an answer of so many bytes, before the first is taken.
+func (s *stream) grow(bytes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken = make([]byte, 0, bytes)
+}
+
+// take takes a piece of the answer, which is held back if it is the last one, until finish is called. It returns why the
+// client takes no more.
+func (s *stream) take(piece []byte, last bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken = append(s.taken, piece...)
+	if !last {
+		s.ready = len(s.taken)
+		s.news.Signal()
+	}
+	return s.err
+}
+
+// finish says that no more is to come.
+func (s *stream) finish() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ready = len(s.taken)
+	s.last = true
+	s.news.Signal()
+}
+
+// end waits until all has been sent, or the client takes no more; it returns why not.
+func (s *stream) end() error {
+	s.finish()
+	<-s.ended
+	return s.err
+}
+
+// sendStream sends s to its client.
+func sendStream(s *stream) {
+	defer endStream(s)
+	for {
+		piece := nextPiece(s)
+		if piece == nil {
+			return
+		}
+		_, err := s.client.Write(piece)
+		if err != nil {
+			s.fail(err)
+			return
+		}
+		if s.flushes {
+			flush(s.client)
+		}
+	}
+}
+
+// nextPiece waits for something to send; nil if no more is to come.
+func nextPiece(s *stream) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.sent == s.ready && !s.last {
+		s.news.Wait()
+	}
+	if s.sent == s.ready {
+		return nil
+	}
+	piece := s.taken[s.sent:s.ready]
+	s.sent = s.ready
+	return piece
+}
+
+func (s *stream) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
+
+// errSending is what a client did not get the rest of an answer for when sending ended with a panic.
+var errSending = errors.New("sending an answer failed")
+
+// endStream lets those go on who wait for the end of s.
+func endStream(s *stream) {
+	p := recover()
+	if p != nil {
+		log.Printf("level=error msg=%q cause=%q", errSending, p)
+		s.fail(errSending)
+	}
+	close(s.ended)
+}
