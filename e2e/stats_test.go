@@ -610,8 +610,8 @@ func TestHostileNames(t *testing.T) {
 					t.Errorf("endpoint %q %q %q", e.Method, e.Host, e.Path)
 				}
 			}
-			if got := len(s.metrics()); got != len(evil)+16 {
-				t.Errorf("%d counters, want %d", got, len(evil)+16)
+			if got := len(s.metrics()); got != len(evil)+17 {
+				t.Errorf("%d counters, want %d", got, len(evil)+17)
 			}
 			page := string(s.do(read("/_idem/")).body)
 			_, table, _ := strings.Cut(page, `<tbody id="rows">`)
