@@ -1,11 +1,11 @@
-# Two commands do everything: make demo, make test. CONTRIBUTING.md tells more.
+# Three commands do everything: make demo, make quick, make test. CONTRIBUTING.md tells more.
 TRAEFIK_VERSION ?= 3.7.12
 GOLANGCI_VERSION := v2.12.2
 TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
 OLDEST := .build/traefik-3.0.0
 NEW_REDIS := $(CURDIR)/.build/redis-of-debian
-# Yaegi itself has races, and these tests have no part of their own for the compiled plugin.
-NOT_RACED := Probe|Trap|Yaegi|Vendor|Redigo|Load|Reloads|Burst|Dies|AnotherProcess|TOML|Catalog|Demo|BenchCommand|README|InARealRedis|Screenshots|InABrowser|AreShared|Versions|Linearizable|Since37|Soak|Example|ModuleMoves
+# What the plugin does wherever it runs: also tested under the race detector, and in the oldest Traefik.
+EVERYWHERE := ./behaviour ./faults ./outages ./redis ./clients
 FUZZTIME ?= 30s
 SOAK ?= 10m
 MODULE := $(shell sed -n 's/^module //p' go.mod)
@@ -13,17 +13,21 @@ LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
 # Its cache names files by the path of the checkout that filled it: one cache for each.
 export GOLANGCI_LINT_CACHE := $(CURDIR)/.build/lint-cache
 
-.PHONY: demo test fuzz soak traefik redis vendor module lint bench bench-quick screenshots tools
+.PHONY: demo quick test fuzz soak traefik redis vendor module lint bench bench-quick screenshots tools
 
 demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis
 	@cd e2e && go build -o ../.build/demo ./cmd/demo && ../.build/demo -redis "$(REDIS)"
 
+quick: ## for whoever edits: what needs neither Traefik nor Docker, in less than two minutes
+	go test ./...
+	cd e2e && HOSTS=compiled,yaegi go test -p 1 ./internal/... ./behaviour ./faults ./bench
+
+# Test binaries run one after the other: each has a Traefik of its own, and all cores.
 test: tools traefik $(OLDEST) $(if $(CI),$(NEW_REDIS)/redis-server) lint ## all tests, but for fuzzing and the soak
 	go test -race ./...
-	cd e2e && go test -race -timeout 20m -run '/^compiled' -skip '$(NOT_RACED)' .
-	cd e2e && go test -race -run '^TestFaults$$//^compiled' .
-	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -timeout 40m -skip Soak ./...
-	cd e2e && PATH=$(NEW_REDIS):$$PATH TRAEFIK_BIN=$(CURDIR)/$(OLDEST) go test -timeout 20m -run '/^traefik' -skip '$(NOT_RACED)' .
+	cd e2e && HOSTS=compiled go test -race -p 1 -timeout 20m $(EVERYWHERE)
+	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -p 1 -timeout 40m $$(go list ./... | grep -v /soak)
+	cd e2e && PATH=$(NEW_REDIS):$$PATH TRAEFIK_BIN=$(CURDIR)/$(OLDEST) HOSTS=traefik go test -p 1 -timeout 20m $(EVERYWHERE)
 
 fuzz: ## every fuzz target for FUZZTIME
 	@for module in . e2e; do \
@@ -37,7 +41,7 @@ fuzz: ## every fuzz target for FUZZTIME
 	done
 
 soak: tools traefik ## mixed traffic, reloads, restarts of Redis for SOAK; what is left at the end
-	cd e2e && SOAK=$(SOAK) TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -v -count 1 -timeout 0 -run Soak .
+	cd e2e && SOAK=$(SOAK) TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -v -count 1 -timeout 0 ./soak
 
 traefik: $(TRAEFIK) ## Traefik from its module, about 8 minutes the first time
 
@@ -97,11 +101,11 @@ tools: ## what the tests need beyond Go; in CI nothing may be missing
 	done
 
 screenshots: tools traefik ## pictures of the statistics page for the README
-	cd e2e && SCREENSHOTS=$(CURDIR)/docs/images TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -count 1 -run Screenshots .
+	cd e2e && SCREENSHOTS=$(CURDIR)/docs/images TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -count 1 -run Screenshots ./clients
 
 bench: tools traefik ## all of docs/benchmarks.md, which it writes: about an hour; AGAINST=revision only compares the load with it
 	cd e2e && go build -o ../.build/bench ./cmd/bench && ../.build/bench -traefik ../$(TRAEFIK) \
 		$(if $(AGAINST),-against $(AGAINST) -skip ': [0-9]+$$',-markdown ../docs/benchmarks.md)
 
 bench-quick: tools ## speed and allocations of the handler, compiled and interpreted
-	cd e2e && go test -run '^$$' -bench . -benchmem .
+	cd e2e && go test -run '^$$' -bench . -benchmem ./bench

@@ -1,0 +1,94 @@
+package behaviour
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/example/traefik-idem/e2e/internal/hosts"
+	"github.com/example/traefik-idem/e2e/internal/rig"
+)
+
+func TestBadSettingsAreRefused(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		for key, c := range map[string]struct {
+			settings hosts.Settings
+			allowed  string
+		}{
+			`ttl: "soon"`:                  {hosts.Settings{"ttl": "soon"}, "90s"},
+			`methods: "PSOT"`:              {hosts.Settings{"methods": "POST,PSOT"}, "GET, HEAD, POST"},
+			`maxKeyLength: "300"`:          {hosts.Settings{"maxKeyLength": "300"}, "1 to 255"},
+			`redis.endpoints: "redis"`:     {hosts.Settings{"redis": map[string]any{"endpoints": "redis"}}, "redis:6379"},
+			`onStoreError: "panic"`:        {hosts.Settings{"onStoreError": "panic"}, "degrade, pass, reject"},
+			`endpoints: "pay"`:             {hosts.Settings{"endpoints": []any{"pay"}}, "path prefix"},
+			`retryableStatuses: "5xx"`:     {hosts.Settings{"retryableStatuses": []any{429, "5xx"}}, "500-599"},
+			`redis.readTimeout: "forever"`: {hosts.Settings{"redis": map[string]any{"readTimeout": "forever"}}, "1ms to 1m"},
+		} {
+			refusal := host.Refusal(t, c.settings)
+			for _, part := range []string{"invalid configuration", key, "allowed", c.allowed} {
+				if !strings.Contains(refusal, part) {
+					t.Errorf("%v: no %q in the error %q", c.settings, part, refusal)
+				}
+			}
+		}
+	})
+}
+
+// TestLabelSettings has every value as a label has it: a string.
+func TestLabelSettings(t *testing.T) {
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		settings := hosts.Settings{
+			"header": "X-Key", "ttl": "30", "maxTTL": "2m", "methods": "POST, PUT", "endpoints": "POST /pay/, /order/*/x",
+			"required": "true", "mode": "enforce", "maxKeyLength": "10", "scope": "Host, X-Tenant", "onMismatch": "reject",
+			"inFlight": "reject", "inFlightTimeout": "1s", "lease": "60", "detach": "false", "detachTimeout": "3s",
+			"retryableStatuses": "429, 500-504", "onUnknown": "release", "replayHeader": "X-Replay", "statusHeader": "Decision",
+			"omitHeaders": "Date, Set-Cookie", "maxRequestBodyBytes": "1000", "maxResponseBodyBytes": "1000",
+			"onStoreError": "reject", "localCacheBytes": "1000000", "logLevel": "warn",
+			"redis": map[string]any{"db": "0", "keyPrefix": fmt.Sprintf("t%d", rig.PrefixCount.Add(1)), "dialTimeout": "20", "readTimeout": "20s", "writeTimeout": "20s",
+				"poolSize": "3", "minIdleConns": "1", "maxActiveConns": "5"},
+		}
+		if e.Redis != nil {
+			settings["redis"].(map[string]any)["endpoints"] = e.Redis.Addr
+		}
+		s := rig.Serve(t, e.Host, rig.Created, settings)
+		first := s.Do(rig.Post("/order/1/x", "", "X-Key", "k"))
+		s.Want(first, 201, "first")
+		again := s.Do(rig.Post("/order/1/x", "", "X-Key", "k"))
+		s.Want(again, 201, "replayed")
+		if again.Header.Get("X-Replay") != "true" || len(first.Header.Values("Date")) != 1 {
+			t.Errorf("replay %v", again.Header)
+		}
+		s.WantProblem(s.Do(rig.Post("/pay/", "")), 400, "missing-key", "missing")
+		s.WantProblem(s.Do(rig.Post("/pay/", "", "X-Key", "12345678901")), 400, "invalid-key", "invalid")
+		s.Want(s.Do(rig.Post("/other", "", "X-Key", "k")), 201, "")
+	})
+}
+
+// TestTOML has a dynamic configuration in TOML; all other tests have YAML.
+func TestTOML(t *testing.T) {
+	p := hosts.StartTraefik(t)
+	b := rig.NewBackend(t, rig.Created)
+	p.WriteFile(t, "toml1.test.toml", fmt.Appendf(nil, `
+[http.routers.toml1]
+  rule = "Host(`+"`toml1.test`"+`)"
+  service = "toml1"
+  middlewares = ["toml1"]
+[[http.services.toml1.loadBalancer.servers]]
+  url = %q
+[http.middlewares.toml1.plugin.idem]
+  header = "Idempotency-Key"
+  ttl = "30s"
+  methods = ["POST"]
+  maxKeyLength = 12
+  statusHeader = "Decision"
+  retryableStatuses = [429, "500-599"]
+  [http.middlewares.toml1.plugin.idem.redis]
+    keyPrefix = "toml"
+    poolSize = 4
+`, b.URL))
+	s := rig.SiteOf(t, p.Site(t, "toml1.test"), b)
+	first := s.Do(rig.Post("/", "", "Idempotency-Key", `"abc"`))
+	s.Want(first, 201, "first")
+	s.WantReplay(first, s.Do(rig.Post("/", "", "Idempotency-Key", "abc")))
+	s.WantProblem(s.Do(rig.Post("/", "", "Idempotency-Key", "1234567890123")), 400, "invalid-key", "invalid")
+}

@@ -1,0 +1,144 @@
+package behaviour
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/example/traefik-idem/e2e/internal/hosts"
+	"github.com/example/traefik-idem/e2e/internal/rig"
+)
+
+// among returns a site in Traefik whose router has this chain of middlewares before these servers. idem is the plugin with
+// these settings; pages are those of the errors middleware.
+func among(t *testing.T, b *rig.Backend, chain, settings string, servers []string, pages string) *rig.Site {
+	t.Helper()
+	var urls []string
+	for _, server := range servers {
+		urls = append(urls, fmt.Sprintf("{url: %q}", server))
+	}
+	names := strings.NewReplacer("[", "[ROUTER-", ", ", ", ROUTER-").Replace(chain)
+	s := rig.SiteOf(t, hosts.ServeAs(t, strings.ReplaceAll(fmt.Sprintf(`
+http:
+  routers: {ROUTER: {rule: "Host('NAME')", service: ROUTER, middlewares: %s}}
+  services:
+    ROUTER: {loadBalancer: {servers: [%s]}}
+    ROUTER-pages: {loadBalancer: {servers: [{url: %q}]}}
+  middlewares:
+    ROUTER-idem: {plugin: {idem: {statusHeader: Decision, %s}}}
+    ROUTER-retry: {retry: {attempts: 4}}
+    ROUTER-headers: {headers: {customResponseHeaders: {X-Above: "yes"}}}
+    ROUTER-errors: {errors: {status: ["500-599"], service: ROUTER-pages, query: "/page/{status}"}}
+`, names, strings.Join(urls, ", "), pages, settings), "'", "`")), b)
+	return s
+}
+
+// dead is the URL of a server that nobody is at.
+func dead(t *testing.T) string {
+	t.Helper()
+	return "http://" + rig.FreeAddress(t)
+}
+
+// digest answers 201 with the sum of what it got, as a stream or whole.
+func digest(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain")
+	w.Header().Set("X-Backend", "yes")
+	if r.URL.Path == "/whole" {
+		w.Header().Set("Content-Length", "68")
+	}
+	w.WriteHeader(http.StatusCreated)
+	fmt.Fprintf(w, "%x", sha256.Sum256(body))
+	if r.URL.Path != "/whole" {
+		w.(http.Flusher).Flush()
+	}
+	_, _ = io.WriteString(w, "done")
+}
+
+// payloads are requests of every kind that the plugin handles in a way of its own.
+var payloads = map[string]func(c *rig.Call) []byte{
+	"nothing": func(c *rig.Call) []byte { c.Body = ""; return nil },
+	"DELETE":  func(c *rig.Call) []byte { c.Method, c.Body = http.MethodDelete, ""; return nil },
+	"a little": func(c *rig.Call) []byte {
+		return []byte(c.Body)
+	},
+	"much": func(c *rig.Call) []byte {
+		c.Body = strings.Repeat("much ", 10000)
+		return []byte(c.Body)
+	},
+	"more than is compared": func(c *rig.Call) []byte {
+		c.Body = strings.Repeat("more ", 100000)
+		return []byte(c.Body)
+	},
+	"no length": func(c *rig.Call) []byte {
+		body := bytes.Repeat([]byte("chunk"), 2000)
+		c.Reader = io.MultiReader(bytes.NewReader(body))
+		return body
+	},
+}
+
+// TestRetryInBothOrders has Traefik's retry above the plugin and below it. Of two servers one is dead, or both are.
+func TestRetryInBothOrders(t *testing.T) {
+	for _, chain := range []string{"[idem, retry]", "[retry, idem]", "[retry]", "[headers, retry, idem]", "[retry, idem, headers]"} {
+		for _, settings := range []string{"maxRequestBodyBytes: 100000", "mode: observe", "onUnknown: release, detach: false"} {
+			t.Run(chain+" "+settings, func(t *testing.T) {
+				b := rig.NewBackend(t, digest)
+				half := among(t, b, chain, settings, []string{dead(t), b.URL}, b.URL)
+				none := among(t, b, chain, settings, []string{dead(t), dead(t)}, b.URL)
+				decision, released, replayed := "first", "released", "replayed"
+				switch {
+				case !strings.Contains(chain, "idem"):
+					decision, released, replayed = "", "", ""
+				case settings == "mode: observe":
+					decision, released, replayed = "observed", "observed", "observed"
+				}
+				for name, payload := range payloads {
+					for i := range 4 {
+						path := []string{"/whole", "/stream"}[i%2]
+						if decision != "first" && name != "nothing" && name != "DELETE" { // Traefik now and then breaks off a stream that answers a body which it streams itself
+							path = "/whole"
+						}
+						request := func() (rig.Call, string) {
+							c := rig.Post(path, fmt.Sprintf("%s-%d", strings.ReplaceAll(name, " ", "-"), i))
+							sum := sha256.Sum256(payload(&c))
+							return c, fmt.Sprintf("%xdone", sum)
+						}
+						c, want := request()
+						a := half.Send(c)
+						if a.Err != nil {
+							t.Fatalf("%s to %s: %v", name, path, a.Err)
+						}
+						half.Want(a, 201, decision)
+						if string(a.Body) != want || a.Header.Get("X-Backend") != "yes" {
+							t.Errorf("%s: %q %v, want %q", name, a.Body, a.Header, want)
+						}
+						if strings.Contains(chain, "headers") && a.Header.Get("X-Above") != "yes" {
+							t.Errorf("%s: no header of the middleware above: %v", name, a.Header)
+						}
+						c, want = request()
+						a = half.Do(c)
+						half.Want(a, 201, replayed)
+						if string(a.Body) != want || a.Header.Get("X-Backend") != "yes" {
+							t.Errorf("%s again: %q %v, want %q", name, a.Body, a.Header, want)
+						}
+						for range 2 { // the key is free each time
+							c, _ = request()
+							a = none.Do(c)
+							none.Want(a, 502, released)
+							if string(a.Body) != "Bad Gateway" {
+								t.Errorf("%s, all dead: %q", name, a.Body)
+							}
+						}
+					}
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,178 @@
+package redis
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/example/traefik-idem/e2e/internal/hosts"
+	"github.com/example/traefik-idem/e2e/internal/redistest"
+	"github.com/example/traefik-idem/e2e/internal/rig"
+	"github.com/example/traefik-idem/redisclient"
+)
+
+// inCluster are the settings for c. One of the endpoints is of nobody.
+func inCluster(c *redistest.Cluster) map[string]any {
+	return map[string]any{"endpoints": append([]string{"127.0.0.1:1"}, c.Endpoints()...), "cluster": "true"}
+}
+
+// recordOf waits for the only Redis key of s, which ran one request, and returns its name.
+func recordOf(t *testing.T, c *redistest.Cluster, prefix string) string {
+	t.Helper()
+	for _, s := range c.Masters {
+		for _, name := range strings.Fields(s.Do("KEYS", prefix+":req:*")) {
+			return name
+		}
+	}
+	t.Fatal("no record")
+	return ""
+}
+
+// TestAClusterHasAllKeys spreads keys over the masters, and finds their memory in the statistics.
+func TestAClusterHasAllKeys(t *testing.T) {
+	c := redistest.StartCluster(t, 3)
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		redis := inCluster(c)
+		s := overRedis(t, host, redis)
+		for range 60 {
+			s.WantRun(rig.UnusedKey())
+		}
+		for _, master := range c.Masters {
+			if rig.KeysIn(master) == 0 {
+				t.Errorf("no key at %s", master.Addr)
+			}
+			if n := rig.InfoField(master, "errorstats", "errorstat_MOVED"); n != "" {
+				t.Errorf("%s was sent what is not its own: %s", master.Addr, n)
+			}
+		}
+		s.NoneTwice()
+
+		prefix := redis["keyPrefix"].(string)
+		stats := rig.Serve(t, host, rig.Created, hosts.Settings{"redis": redis, "stats": map[string]any{"insecure": true}})
+		f := stats.Counted(func(f rig.Figures) bool { return fmt.Sprint(f.Totals["duplicates"]) == "60" })
+		var want int64
+		for _, master := range c.Masters {
+			for _, name := range strings.Fields(master.Do("KEYS", prefix+":*")) {
+				bytes, _ := strconv.ParseInt(master.Do("MEMORY", "USAGE", name, "SAMPLES", "0"), 10, 64)
+				want += bytes
+			}
+		}
+		if !f.Memory.Exact || f.Memory.Bytes < want/2 || f.Memory.Bytes > want*2 { // the hash of statistics grows meanwhile
+			t.Errorf("memory %+v, want about %d", f.Memory, want)
+		}
+	})
+}
+
+// TestASlotMoves takes the slot of a record to another node, step by step, and asks for the record at each.
+func TestASlotMoves(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		c := redistest.StartCluster(t, 3)
+		redis := inCluster(c)
+		redis["readTimeout"] = "20s"
+		s := overRedis(t, host, redis)
+		first := s.Do(rig.Post("/", "k"))
+		s.Want(first, 201, "first")
+		name := recordOf(t, c, redis["keyPrefix"].(string))
+		from := c.Owner(name)
+		to := c.Masters[0]
+		if to == from {
+			to = c.Masters[1]
+		}
+		moveKeys, end := c.Migrate(name, from, to)
+		s.WantReplay(first, s.Do(rig.Post("/", "k"))) // it is still there
+		moveKeys()
+		s.WantReplay(first, s.Do(rig.Post("/", "k"))) // ASK
+		if rig.InfoField(from, "errorstats", "errorstat_ASK") == "" {
+			t.Error("nobody was told to ASK")
+		}
+		to.Do("SCRIPT", "FLUSH")
+		s.WantReplay(first, s.Do(rig.Post("/", "k"))) // ASK, and a script that is not known
+		end()
+		s.WantReplay(first, s.Do(rig.Post("/", "k"))) // MOVED
+		if rig.InfoField(from, "errorstats", "errorstat_MOVED") == "" {
+			t.Error("nobody was told that the slot has MOVED")
+		}
+		from.Do("CONFIG", "RESETSTAT")
+		s.WantReplay(first, s.Do(rig.Post("/", "k")))
+		if n := rig.InfoField(from, "errorstats", "errorstat_MOVED"); n != "" {
+			t.Errorf("the slot is still looked for where it was: %s", n)
+		}
+		// A key that is claimed while its slot moves lives where the slot goes.
+		moveBack, end := c.Migrate(name, to, from)
+		to.Do("DEL", name)
+		s.Want(s.Do(rig.Post("/", "k")), 201, "first")
+		moveBack()
+		end()
+		s.Want(s.Do(rig.Post("/", "k")), 201, "replayed")
+		s.Calls(2)
+	})
+}
+
+// TestANodeIsLost kills a master. The keys of others go on, and its own when its replica has taken over.
+func TestANodeIsLost(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		for name, lose := range map[string]func(*redistest.Server){"killed": (*redistest.Server).Kill, "paused": (*redistest.Server).Pause} {
+			t.Run(name, func(t *testing.T) {
+				c := redistest.StartCluster(t, 3)
+				redis := inCluster(c)
+				s := overRedis(t, host, redis)
+				first := s.Do(rig.Post("/", "k"))
+				record := recordOf(t, c, redis["keyPrefix"].(string))
+				lost := c.Owner(record)
+				for range 30 {
+					s.WantRun(rig.UnusedKey())
+				}
+				lost.AwaitReplicas(1)
+				lose(lost)
+				for i, master := range c.Masters {
+					if master == lost {
+						c.AwaitMaster(c.Replicas[i])
+					}
+				}
+				promoted := time.Now()
+				again := s.Do(rig.Post("/", "k"))
+				for again.Status == 503 {
+					again = s.Do(rig.Post("/", "k"))
+				}
+				t.Logf("followed %s after the promotion", time.Since(promoted).Round(time.Millisecond))
+				s.WantReplay(first, again)
+				c.AwaitOK(lost) // the other masters refuse everything until they know the new one
+				for range 30 {
+					s.WantRun(rig.UnusedKey())
+				}
+				s.NoneTwice()
+			})
+		}
+	})
+}
+
+// TestSlots compares the slot of keys with what Redis says.
+func TestSlots(t *testing.T) {
+	server := redistest.Start(t, "--cluster-enabled", "yes")
+	for _, key := range []string{"", "a", "123456789", "idem:req:0f", "{user}.x", "{}x", "a{b}c", "a{b", "a}b{c}", "{a}{b}", "{{a}}", "\xff\x00\x80\r\n", strings.Repeat("long", 100)} {
+		if got, want := fmt.Sprint(redisclient.Slot(key)), server.Do("CLUSTER", "KEYSLOT", key); got != want {
+			t.Errorf("slot of %q is %s, Redis says %s", key, got, want)
+		}
+	}
+}
+
+// TestANodeIsLostUnderTraffic kills a master, whose slots are refused until its replica has it for a replica of its own.
+func TestANodeIsLostUnderTraffic(t *testing.T) {
+	for _, host := range []hosts.Host{hosts.Compiled, hosts.Traefik} {
+		t.Run(host.String(), func(t *testing.T) {
+			c := redistest.StartCluster(t, 3)
+			redis := inCluster(c)
+			redis["waitReplicas"] = 1
+			s := rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "lease": "2s", "redis": redis})
+			l := rig.StartLedger(s, 6)
+			l.Await(100)
+			c.Masters[1].Kill()
+			c.AwaitMaster(c.Replicas[1])
+			c.Masters[1].Restart() // as a replica
+			l.Await(l.Runs.Load() + 300)
+			l.End()
+		})
+	}
+}

@@ -1,0 +1,35 @@
+package since37
+
+import (
+	"net/http"
+	"sync/atomic"
+	"testing"
+
+	"github.com/example/traefik-idem/e2e/internal/hosts"
+	"github.com/example/traefik-idem/e2e/internal/rig"
+)
+
+// TestAliasHeadersStrategySince37 has Traefik's entry point look at aliases first.
+func TestAliasHeadersStrategySince37(t *testing.T) {
+	for strategy, want := range map[string]struct {
+		status int
+		arrive int64 // aliases at the backend
+	}{"keep": {201, 1}, "delete": {201, 0}, "reject": {400, 0}} {
+		t.Run(strategy, func(t *testing.T) {
+			addr := rig.FreeAddress(t)
+			var arrived atomic.Int64
+			b := rig.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
+				arrived.Add(int64(len(r.Header["X_request_id"])))
+				rig.Created(w, r)
+			})
+			static := map[string]any{"entryPoints": map[string]any{"web": map[string]any{
+				"address": addr, "http": map[string]any{"aliasHeadersStrategy": strategy}}}}
+			site, _ := runTraefik(t, static, hosts.Dynamic("shop.test", b.URL, hosts.Settings{"statusHeader": "Decision"}), addr, "shop.test")
+			s := rig.SiteOf(t, site, b)
+			s.Want(s.Do(rig.Post("/", "").Headers("X_Request_ID", "k")), want.status, "")
+			if arrived.Load() != want.arrive {
+				t.Errorf("%d aliases came to the backend, want %d", arrived.Load(), want.arrive)
+			}
+		})
+	}
+}
