@@ -71,7 +71,7 @@ func choose(only, skip string) ([]variant, error) {
 	all := variants()
 	for _, v := range all {
 		if wants.MatchString(v.name) && (skip == "" || !skips.MatchString(v.name)) {
-			wanted[v.name], wanted[v.base], wanted[v.target] = true, true, true
+			wanted[v.name], wanted[v.base], wanted[v.noop] = true, true, true
 		}
 	}
 	selected := slices.DeleteFunc(all, func(v variant) bool { return !wanted[v.name] })
