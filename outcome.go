@@ -154,13 +154,11 @@ func finalOutcome(x *recorder) outcome {
 
 // complete reports whether the body is as long as the header says.
 func complete(x *recorder) bool {
-	switch {
-	case x.declared < 0 || noBody(x):
-		return true
-	case x.whole:
-		return x.body.Len() == x.declared
+	length, got := x.declared, x.taken
+	if x.whole { // of an ordinary answer, only the digits of its length were looked at
+		length, got = declaredLength(x), x.body.Len()
 	}
-	return x.taken == x.declared
+	return noBody(x) || length < 0 || length == got
 }
 
 // noBody reports whether the answer has none, whatever its Content-Length.

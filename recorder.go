@@ -111,12 +111,13 @@ func writeHeaderSlow(x *recorder, status int) {
 	}
 	switch {
 	case x.outcome != answered:
+		x.flushes = x.outcome == tooLarge && isBackends(x)
 		sendHeader(x)
 	case x.declared >= 0 && x.declared <= wholeBytes:
 		x.whole = true
 	case isBackends(x):
 		sendHeader(x)
-		x.stream = newStream(x.ResponseWriter, x.declared < 0)
+		x.stream = newStream(x.ResponseWriter)
 	default:
 		x.held = true
 	}
@@ -237,7 +238,7 @@ func stopRecording(x *recorder) {
 		x.gone = err != nil && x.h.detach
 	} else {
 		x.gone = x.stream.end() != nil && x.h.detach
-		x.flushes = x.stream.flushes
+		x.flushes = true
 		x.stream = nil
 	}
 	unreserve(&x.reservation)

@@ -10,9 +10,8 @@ import (
 // stream sends an answer to a client while it comes, from a goroutine of its own. What is taken is also what is recorded:
 // so recording does not wait for the client, and the client gets each piece as soon as it can take it.
 type stream struct {
-	client  http.ResponseWriter
-	flushes bool          // after each piece
-	ended   chan struct{} // closed when client is not used any more
+	client http.ResponseWriter
+	ended  chan struct{} // closed when client is not used any more
 
 	mu    sync.Mutex // guards what follows
 	news  *sync.Cond // of mu: something was taken, or the last of it
@@ -24,10 +23,10 @@ type stream struct {
 }
 
 // newStream returns the stream of an answer whose header has been written to client, which nobody else may use until the
-// stream has ended. With flushes, the client gets every piece at once.
-func newStream(client http.ResponseWriter, flushes bool) *stream {
+// stream has ended.
+func newStream(client http.ResponseWriter) *stream {
 	flush(client) // from here on, net/http only reads the header, as the handler below does
-	s := &stream{client: client, flushes: flushes, ended: make(chan struct{})}
+	s := &stream{client: client, ended: make(chan struct{})}
 	s.news = sync.NewCond(&s.mu)
 	go sendStream(s)
 	return s
@@ -82,9 +81,7 @@ func sendStream(s *stream) {
 			s.fail(err)
 			return
 		}
-		if s.flushes {
-			flush(s.client)
-		}
+		flush(s.client)
 	}
 }
 
