@@ -11,11 +11,11 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// What is kept for a server that is out of reach takes at most backlogBytes, each piece debtBytes beside its key and
-// answer. Answers are shared with this process's memory store as long as they are there too.
+// What is kept for a server that is out of reach takes at most backlogBytes: each pending write counts pendingBytes plus its
+// key and record. A record is the same string as in this process's memory store while it is there too.
 const (
 	backlogBytes = 32 << 20
-	debtBytes    = 512
+	pendingBytes = 512
 )
 
 // writeBackScript: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody else
@@ -28,75 +28,75 @@ if v and v ~= ARGV[2] and string.sub(v, 1, #own) ~= own then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1`)
 
-// debt is what Redis is to be told about a key.
-type debt struct {
+// pendingWrite is the end of a request that Redis has not been told of yet.
+type pendingWrite struct {
 	keys    *Keys
 	lease   *store.Lease
 	record  string // empty: the key is free
 	expires time.Time
 	size    int64
 
-	fate fate // of the last try; of whoever settles
+	result writeResult // of the last try; only the goroutine that writes uses it
 }
 
-// fate is what became of a debt.
-type fate int
+// writeResult is what became of a pending write.
+type writeResult int
 
 const (
-	dropped fate = iota // something is wrong with this key
-	written             // Redis has been told
-	held                // somebody else has the key
-	owed                // Redis cannot be told now
+	dropped   writeResult = iota // something is wrong with this key
+	written                      // Redis has been told
+	held                         // somebody else has the key
+	postponed                    // Redis cannot be told now
 )
 
-// Backlog is what happened to keys of one Redis while it could not be told. When there is no room, the oldest goes first. All
-// clients of that Redis share it: what one cannot say, another with other settings may.
+// Backlog holds the writes that one Redis could not be given yet. When there is no room, the oldest is dropped first. All
+// clients of that Redis share it: a client with other settings may succeed where one has failed.
 type Backlog struct {
 	outages atomic.Int64 // that have begun, of any client
 
-	mu       sync.Mutex // guards everything below
-	clients  *list.List // of *Client, in use
-	debts    *list.List // of *debt, oldest first
-	bytes    int64
-	settling bool // a goroutine is at it
+	mu      sync.Mutex // guards everything below
+	clients *list.List // of *Client, in use
+	pending *list.List // of *pendingWrite, oldest first
+	bytes   int64      // taken by pending
+	writing bool       // a goroutine writes pending
 
-	fates    [owed]int // what became of records since that was last logged
-	reported int64     // outages up to then
+	results  [postponed]int // number of records by result, since they were last logged
+	reported int64          // outages up to then
 
-	hooks map[int64]func() // called when a client finds Redis again, and when there is another client
-	hook  int64            // number of the last one
+	hooks    map[int64]func() // called when a client finds Redis again, and when a client joins
+	lastHook int64            // number of the newest hook
 }
 
 // NewBacklog returns an empty backlog.
 func NewBacklog() *Backlog {
-	return &Backlog{clients: list.New(), debts: list.New(), hooks: map[int64]func(){}}
+	return &Backlog{clients: list.New(), pending: list.New(), hooks: map[int64]func(){}}
 }
 
-// Idle tells that there is nothing left to tell Redis, and nobody to do so.
+// Idle reports whether nothing is left to write and no client is in use.
 func (b *Backlog) Idle() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.clients.Len() == 0 && !owes(b)
+	return b.clients.Len() == 0 && !hasPending(b)
 }
 
-// Close does nothing: nobody waits for a backlog.
+// Close does nothing: a backlog holds nothing but memory.
 func (b *Backlog) Close() {}
 
-// owes tells whether there is anything to tell that still matters. The caller holds the lock.
-func owes(b *Backlog) bool {
+// hasPending reports whether a pending write has not expired. The caller holds the lock.
+func hasPending(b *Backlog) bool {
 	now := time.Now()
-	for place := b.debts.Front(); place != nil; place = place.Next() {
-		d, _ := place.Value.(*debt)
-		if now.Before(d.expires) {
+	for place := b.pending.Front(); place != nil; place = place.Next() {
+		p, _ := place.Value.(*pendingWrite)
+		if now.Before(p.expires) {
 			return true
 		}
 	}
 	return false
 }
 
-// join has a client that is new tell what others could not.
+// join adds a new client, which writes what others could not.
 func join(c *Client) {
-	b := c.plight.backlog
+	b := c.health.backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.clients.PushBack(c)
@@ -105,14 +105,14 @@ func join(c *Client) {
 			go callHook(f)
 		}
 	}
-	if !b.settling && b.debts.Len() > 0 {
-		go settle(c)
+	if !b.writing && b.pending.Len() > 0 {
+		go writePending(c)
 	}
 }
 
-// leave has others tell what c has not.
+// leave takes c out of use. Other clients write what c has not.
 func leave(c *Client) {
-	b := c.plight.backlog
+	b := c.health.backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for place := b.clients.Front(); place != nil; place = place.Next() {
@@ -122,64 +122,63 @@ func leave(c *Client) {
 			break
 		}
 	}
-	wakeSettling(b, c)
+	startWriting(b, c)
 }
 
-// wakeSettling has debts settled now, if there are any and Redis can be told. c is who else does it if no client is in use.
-// The caller holds the lock.
-func wakeSettling(b *Backlog, c *Client) {
-	payer := well(b, c)
-	if !b.settling && b.debts.Len() > 0 && payer != nil {
-		go settle(payer)
+// startWriting starts to write what is pending, if there is a healthy client. c is used if no client is in use. The caller
+// holds the lock.
+func startWriting(b *Backlog, c *Client) {
+	writer := healthyClient(b, c)
+	if !b.writing && b.pending.Len() > 0 && writer != nil {
+		go writePending(writer)
 	}
 }
 
-// well returns a client that Redis can be told by, as far as is known; of those in use, and only if there is none, c. Nil if
-// that is nobody. The caller holds the lock.
-func well(b *Backlog, c *Client) *Client {
+// healthyClient returns a client in use whose servers are fine, as far as is known. If no client is in use, it may be c. It
+// returns nil if there is none. The caller holds the lock.
+func healthyClient(b *Backlog, c *Client) *Client {
 	for place := b.clients.Front(); place != nil; place = place.Next() {
 		other, _ := place.Value.(*Client)
-		if other.plight.servers.Load() == 0 {
+		if other.health.failing.Load() == 0 {
 			return other
 		}
 	}
-	if b.clients.Len() == 0 && c.plight.servers.Load() == 0 {
+	if b.clients.Len() == 0 && c.health.failing.Load() == 0 {
 		return c
 	}
 	return nil
 }
 
-// standIn returns c, or another client of the same Redis if c cannot tell it anything: since it has not reached it, or since
-// its settings are those of before.
-func standIn(c *Client) *Client {
-	if c.plight.servers.Load() == 0 && !c.plight.closed.Load() {
+// usableClient returns c, or a healthy client of the same Redis if c is closed or its servers are not fine.
+func usableClient(c *Client) *Client {
+	if c.health.failing.Load() == 0 && !c.health.closed.Load() {
 		return c
 	}
-	b := c.plight.backlog
+	b := c.health.backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	other := well(b, c)
+	other := healthyClient(b, c)
 	if other == nil {
 		return c
 	}
 	return other
 }
 
-// over returns the store of keys as c reaches it.
-func over(k *Keys, c *Client) *Keys {
+// via returns k with its commands sent by c.
+func via(k *Keys, c *Client) *Keys {
 	if k.client == c {
 		return k
 	}
-	return &Keys{Trouble: &c.plight.servers, client: c, cluster: c.cluster, plain: c.cluster == nil && c.opts.WaitReplicas == 0, prefix: k.prefix, format: k.format, times: k.times}
+	return &Keys{Trouble: &c.health.failing, client: c, cluster: c.cluster, plain: c.cluster == nil && c.opts.WaitReplicas == 0, prefix: k.prefix, format: k.format, times: k.times}
 }
 
-// WhenBack has f called, in a goroutine of its own, each time that Redis can be told something again, until unhook is called.
+// WhenBack calls f in a new goroutine each time that Redis is found again or another client joins, until unhook is called.
 func WhenBack(k *Keys, f func()) (unhook func()) {
-	b := k.client.plight.backlog
+	b := k.client.health.backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.hook++
-	number := b.hook
+	b.lastHook++
+	number := b.lastHook
 	b.hooks[number] = f
 	return func() {
 		b.mu.Lock()
@@ -188,7 +187,7 @@ func WhenBack(k *Keys, f func()) (unhook func()) {
 	}
 }
 
-// callHooks calls all who want to know that Redis is back.
+// callHooks calls all hooks, each in a new goroutine.
 func callHooks(b *Backlog) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -202,167 +201,168 @@ func callHook(f func()) {
 	f()
 }
 
-// Later has Redis told that the request of l ended with record, which is good for ttl, or without anything to keep if it
-// is empty: now, in the background, or as soon as Redis is back. Nothing changes there if somebody else has the key by then.
+// Later writes to Redis, in the background, that the request of l ended with record, to be kept for ttl; an empty record
+// frees the key. It writes now, or as soon as Redis is back, and changes nothing if somebody else has the key by then.
 func Later(k *Keys, l *store.Lease, record string, ttl time.Duration) {
-	d := &debt{keys: k, lease: l, record: record, expires: time.Now().Add(ttl), size: int64(debtBytes + len(l.Key) + len(record))}
-	b := k.client.plight.backlog
+	p := &pendingWrite{keys: k, lease: l, record: record, expires: time.Now().Add(ttl), size: int64(pendingBytes + len(l.Key) + len(record))}
+	b := k.client.health.backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.debts.PushBack(d)
-	b.bytes += d.size
-	for oldest := b.debts.Front(); oldest != nil; oldest = b.debts.Front() {
-		first, _ := oldest.Value.(*debt)
-		expired := time.Now().After(first.expires)
+	b.pending.PushBack(p)
+	b.bytes += p.size
+	for place := b.pending.Front(); place != nil; place = b.pending.Front() {
+		oldest, _ := place.Value.(*pendingWrite)
+		expired := time.Now().After(oldest.expires)
 		if !expired && b.bytes <= backlogBytes {
 			break
 		}
-		if !expired && first.record != "" {
-			b.fates[dropped]++
+		if !expired && oldest.record != "" {
+			b.results[dropped]++
 		}
-		strike(b, oldest)
+		remove(b, place)
 	}
-	wakeSettling(b, k.client)
+	startWriting(b, k.client)
 }
 
-// strike takes a debt off the list, if it is still there. The caller holds the lock.
-func strike(b *Backlog, place *list.Element) {
-	before := b.debts.Len()
-	d, _ := b.debts.Remove(place).(*debt)
-	if b.debts.Len() < before {
-		b.bytes -= d.size
+// remove takes a pending write off the list, if it is still there. The caller holds the lock.
+func remove(b *Backlog, place *list.Element) {
+	before := b.pending.Len()
+	p, _ := b.pending.Remove(place).(*pendingWrite)
+	if b.pending.Len() < before {
+		b.bytes -= p.size
 	}
 }
 
-// settle tells Redis by c what it is to be told until nothing is left, or nobody reaches Redis.
-func settle(c *Client) {
-	defer endSettle(c.plight.backlog)
-	b := c.plight.backlog
+// writePending writes what is pending, first by c, until nothing is left or no client is healthy.
+func writePending(c *Client) {
+	defer endWritePending(c.health.backlog)
+	b := c.health.backlog
 	b.mu.Lock()
-	busy := b.settling
-	b.settling = true
+	busy := b.writing
+	b.writing = true
 	b.mu.Unlock()
 	if busy {
 		return
 	}
-	payer := c
-	for payer != nil {
-		payer = settleOldest(payer)
+	writer := c
+	for writer != nil {
+		writer = writeOldest(writer)
 	}
 }
 
-// endSettle lets others try what ended with a panic.
-func endSettle(b *Backlog) {
+// endWritePending ends a panic, and lets another goroutine write what is left.
+func endWritePending(b *Backlog) {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"telling Redis what happened without it failed\" cause=%q", p)
 		b.mu.Lock()
-		b.settling = false
+		b.writing = false
 		b.mu.Unlock()
 	}
 }
 
-// What is settled at a time: many small things, few large ones.
+// Bounds on what is written at a time: many small records, or few large ones.
 const (
-	mostSettled      = 256
-	mostSettledBytes = 1 << 20
+	maxBatch      = 256
+	maxBatchBytes = 1 << 20
 )
 
-// settleOldest settles the oldest debts together, and returns who is to go on. Nil: settling has ended.
-func settleOldest(c *Client) *Client {
-	b := c.plight.backlog
+// writeOldest writes the oldest pending writes together by c. It returns the client to go on with, or nil if writing has
+// ended.
+func writeOldest(c *Client) *Client {
+	b := c.health.backlog
 	var places []*list.Element
 	var bytes int64
 	b.mu.Lock()
-	for place := b.debts.Front(); place != nil && len(places) < mostSettled && bytes < mostSettledBytes; place = place.Next() {
-		d, _ := place.Value.(*debt)
-		bytes += d.size
+	for place := b.pending.Front(); place != nil && len(places) < maxBatch && bytes < maxBatchBytes; place = place.Next() {
+		p, _ := place.Value.(*pendingWrite)
+		bytes += p.size
 		places = append(places, place)
 	}
 	if len(places) == 0 {
-		b.settling = false
-		report(c)
+		b.writing = false
+		reportOutage(c)
 	}
 	b.mu.Unlock()
 	if len(places) == 0 {
 		return nil
 	}
-	var paying sync.WaitGroup
+	var batch sync.WaitGroup
 	for _, place := range places {
-		d, _ := place.Value.(*debt)
-		paying.Add(1)
-		go pay(d, c, &paying)
+		p, _ := place.Value.(*pendingWrite)
+		batch.Add(1)
+		go writeOne(p, c, &batch)
 	}
-	paying.Wait()
+	batch.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	failed := false
 	for _, place := range places {
-		d, _ := place.Value.(*debt)
-		if d.fate == owed {
+		p, _ := place.Value.(*pendingWrite)
+		if p.result == postponed {
 			failed = true
 			continue
 		}
-		if d.record != "" {
-			b.fates[d.fate]++
+		if p.record != "" {
+			b.results[p.result]++
 		}
-		strike(b, place)
+		remove(b, place)
 	}
-	if failed { // the watch of c goes on with it. Others may reach Redis, or c again already
-		c = well(b, c)
-		b.settling = c != nil
+	if failed { // watch goes on when c finds Redis again; another client, or c by now, may be healthy already
+		c = healthyClient(b, c)
+		b.writing = c != nil
 	}
 	return c
 }
 
-// report logs once after each outage what became of the records since the last. The caller holds the lock.
-func report(c *Client) {
-	b := c.plight.backlog
+// reportOutage logs, once after each outage, what became of the records since the outage before. The caller holds the lock.
+func reportOutage(c *Client) {
+	b := c.health.backlog
 	outages := b.outages.Load()
 	if b.reported == outages {
 		return
 	}
-	log.Printf("level=warn msg=\"answers of the outage were written to Redis\" redis=%q written=%d held=%d dropped=%d", c.opts.Address, b.fates[written], b.fates[held], b.fates[dropped])
+	log.Printf("level=warn msg=\"answers of the outage were written to Redis\" redis=%q written=%d held=%d dropped=%d", c.opts.Address, b.results[written], b.results[held], b.results[dropped])
 	b.reported = outages
-	b.fates = [owed]int{}
+	b.results = [postponed]int{}
 }
 
-// pay tells Redis by c what d says.
-func pay(d *debt, c *Client, paying *sync.WaitGroup) {
-	defer endPay(paying)
-	d.fate = dropped
-	keys := over(d.keys, c)
+// writeOne writes p by c, and sets its result.
+func writeOne(p *pendingWrite, c *Client, batch *sync.WaitGroup) {
+	defer endWriteOne(batch)
+	p.result = dropped
+	keys := via(p.keys, c)
 	kept, err := true, error(nil)
-	left := time.Until(d.expires)
-	if d.record == "" || left < time.Millisecond {
-		_, err = Release(keys, d.lease)
+	left := time.Until(p.expires)
+	if p.record == "" || left < time.Millisecond {
+		_, err = Release(keys, p.lease)
 	} else {
-		kept, err = writeBack(keys, d.lease, d.record, left)
+		kept, err = writeBack(keys, p.lease, p.record, left)
 	}
 	if errors.Is(err, ErrTooLarge) {
-		log.Printf("level=error msg=\"an answer could not be written to Redis and is given up; other Traefiks answer its duplicates with 409\" redis=%q bytes=%d cause=%q", d.keys.client.opts.Address, len(d.record), err)
-		kept, err = writeBack(d.keys, d.lease, store.Bare(d.record), left)
+		log.Printf("level=error msg=\"an answer could not be written to Redis and is given up; other Traefiks answer its duplicates with 409\" redis=%q bytes=%d cause=%q", p.keys.client.opts.Address, len(p.record), err)
+		kept, err = writeBack(p.keys, p.lease, store.Bare(p.record), left)
 	}
 	switch {
-	case err != nil && ofServer(err):
-		d.fate = owed
+	case err != nil && isServerError(err):
+		p.result = postponed
 	case err != nil:
 	case kept:
-		d.fate = written
+		p.result = written
 	default:
-		d.fate = held
+		p.result = held
 	}
 }
 
-// writeBack keeps record for ttl; false if somebody else has the key.
+// writeBack keeps record for ttl. It returns false if somebody else has the key.
 func writeBack(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
 	cmd := &command{}
-	step(k, writeBackScript, l, cmd, bulk(record)+argument(k, ttl))
+	runScript(k, writeBackScript, l, cmd, bulk(record)+argument(k, ttl))
 	return cmd.line == oneLine, cmd.err
 }
 
-func endPay(paying *sync.WaitGroup) {
+func endWriteOne(batch *sync.WaitGroup) {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"telling Redis what happened without it failed\" cause=%q", p)
 	}
-	paying.Done()
+	batch.Done()
 }

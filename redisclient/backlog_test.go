@@ -12,8 +12,8 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// TestAnotherClientTellsWhatIsOwed closes a client of a server that does not come back, while there is something to tell it.
-func TestAnotherClientTellsWhatIsOwed(t *testing.T) {
+// TestAnotherClientWritesWhatIsPending closes a client of a server that does not come back, while there is something to tell it.
+func TestAnotherClientWritesWhatIsPending(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -29,14 +29,14 @@ func TestAnotherClientTellsWhatIsOwed(t *testing.T) {
 		t.Error("the only client of a server that is still to be told something is idle")
 	}
 	c.Close()
-	for settling := true; settling || c.state() != fine; { // what goes on for ever ends in the test's time-out
+	for writing := true; writing || c.state() != fine; { // what goes on for ever ends in the test's time-out
 		time.Sleep(time.Millisecond)
 		b.mu.Lock()
-		settling = b.settling
+		writing = b.writing
 		b.mu.Unlock()
 	}
 	if b.Idle() {
-		t.Error("what was owed is forgotten")
+		t.Error("what was pending is forgotten")
 	}
 	server := miniredis.RunT(t)
 	heir := NewSharing(Options{Address: server.Addr(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)

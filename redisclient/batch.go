@@ -9,20 +9,20 @@ type Command struct {
 }
 
 // Batch sends commands in one go and returns their replies in the same order; an error reply stands as an error in its
-// place. An error means that the commands may or may not have been carried out. If the connection turns out to be
-// broken all are sent once more over a new one: so only commands that can be repeated may be sent. ErrDown is wrapped if
-// nothing was sent.
+// place. If Batch returns an error, the commands may or may not have been carried out; it wraps ErrDown if nothing was sent.
+// If the connection turns out to be broken, all commands are sent once more over a new one: so only commands that can be
+// repeated may be sent.
 func (c *Client) Batch(commands []Command) ([]interface{}, error) {
-	l := <-c.lanes
-	defer giveBack(c, l)
+	slot := <-c.conns
+	defer giveBack(c, slot)
 	if c.state() == down {
 		return nil, fmt.Errorf("redis %s: %w", c.opts.Address, notSent(c))
 	}
-	reused := l.conn != nil
-	replies, err := exchangeAny(c, l, commands)
-	if err != nil && worthAnother(c, l, reused, err) {
-		disconnect(l)
-		replies, err = exchangeAny(c, l, commands)
+	reused := slot.conn != nil
+	replies, err := exchangeAny(c, slot, commands)
+	if err != nil && retryOnNewConn(c, slot, reused, err) {
+		disconnect(slot)
+		replies, err = exchangeAny(c, slot, commands)
 	}
 	if err != nil {
 		trip(c, down, err)
@@ -31,37 +31,37 @@ func (c *Client) Batch(commands []Command) ([]interface{}, error) {
 	return replies, nil
 }
 
-// exchangeAny sends commands over l and reads replies of any kind. An error is one of the connection.
-func exchangeAny(c *Client, l *lane, commands []Command) ([]interface{}, error) {
-	if l.conn == nil {
-		err := dial(c, l)
+// exchangeAny sends commands over slot and reads replies of any kind. An error is one of the connection.
+func exchangeAny(c *Client, slot *connSlot, commands []Command) ([]interface{}, error) {
+	if slot.conn == nil {
+		err := dial(c, slot)
 		if err != nil {
 			return nil, err
 		}
 	}
-	l.unread = true
+	slot.unread = true
 	for _, command := range commands {
-		err := l.conn.Send(command.Name, command.Args...)
+		err := slot.conn.Send(command.Name, command.Args...)
 		if err != nil {
 			return nil, err
 		}
 	}
-	err := l.conn.Flush()
+	err := slot.conn.Flush()
 	if err != nil {
 		return nil, err
 	}
 	replies := make([]interface{}, len(commands))
 	for i := range replies {
-		reply, err := l.conn.Receive()
-		if l.conn.Err() != nil {
-			return nil, l.conn.Err()
+		reply, err := slot.conn.Receive()
+		if slot.conn.Err() != nil {
+			return nil, slot.conn.Err()
 		}
 		replies[i] = reply
 		if err != nil {
 			replies[i] = err
 		}
 	}
-	l.unread = false
+	slot.unread = false
 	return replies, nil
 }
 
@@ -79,7 +79,7 @@ func (c *Client) do(commands ...Command) (interface{}, error) {
 	return last, nil
 }
 
-// errorIn returns the error that a reply is, nil if it is none.
+// errorIn returns reply if it is an error reply, else nil.
 func errorIn(reply interface{}) error {
 	if reply == nil { // Yaegi panics at the assertion
 		return nil

@@ -10,19 +10,19 @@ import (
 	"time"
 )
 
-// ErrDown is wrapped by the error for a command that was not sent, since the server did not answer the last time and no
+// ErrDown is wrapped by the error for a command that was not sent, because the server did not answer the last time and no
 // probe has found it since.
 var ErrDown = errors.New("no answer from redis")
 
 // States of a server.
 const (
 	fine     int32 = iota // it does what keys need
-	refusing              // it answers, and refuses to write, for instance for want of memory: it is asked all the same, since it still reads
-	down                  // it does not answer, or lets nobody in: nothing is sent but probes
+	refusing              // it answers but refuses to write, for instance for lack of memory: it still reads, so commands are sent
+	down                  // it does not answer, or refuses the login: only probes are sent
 )
 
-// refusals are words of error replies that tell of the server and not of one key. In Redis 6 and before, an error in a
-// script stands in the middle of its reply.
+// refusals are the words in error replies that concern the whole server and not one key, and the state that they mean. In
+// Redis 6 and before, the error of a command in a script stands in the middle of the reply.
 var refusals = map[string]int32{
 	"OOM ":         refusing,
 	"READONLY ":    refusing,
@@ -45,8 +45,8 @@ var refusals = map[string]int32{
 	"max number of clients reached": down,
 }
 
-// probePause is between two probes of a server that is not fine, and before the first if it has been fine for less than
-// that: so a server that comes and goes is not found fine, and logged, all the time.
+// probePause is the time between two probes of a server that is not fine. It also comes before the first probe if the server
+// has been fine for less than that, so that a server that comes and goes does not fill the log.
 const probePause = 200 * time.Millisecond
 
 // probeScript does what keys need: run a script, and in it each command of the scripts for keys. An error names the command.
@@ -57,50 +57,50 @@ for _, command in ipairs({{'GET', KEYS[1]}, {'SET', KEYS[1], '', 'PX', '1000'}, 
 end
 return 1`)
 
-// breaker is what is known of how a server is. The first command that fails opens it; from then on no request waits for
-// the server, until a probe in the background finds it fine.
+// breaker is the circuit breaker of one server. The first command that fails trips it; from then on no request waits for the
+// server, until a probe in the background finds it fine.
 type breaker struct {
 	state atomic.Int32
 
 	mu    sync.Mutex // guards everything below, and changes of state
-	cause error      // why it is not fine
-	since time.Time  // the last outage began
-	back  time.Time  // the last outage ended
+	cause error      // of the state; nil while it is fine
+	since time.Time  // begin of the last outage
+	back  time.Time  // end of the last outage
 }
 
-// plight is what all servers that have keys of one store share: the one, or the nodes of a cluster.
-type plight struct {
-	front   *Client      // that one, or what stands for the cluster
-	closed  atomic.Bool  // nobody uses them any more
-	servers atomic.Int32 // that are not fine
-	outages atomic.Int64 // that have begun
-	whole   atomic.Bool  // one of them has forbidden EVALSHA
-	backlog *Backlog
+// health is the state of all servers of one store together: of its only server, or of the nodes of a cluster.
+type health struct {
+	front     *Client      // client of the only server, or the one that stands for the cluster
+	closed    atomic.Bool  // the store is not used any more
+	failing   atomic.Int32 // number of servers that are not fine
+	outages   atomic.Int64 // number of outages that have begun
+	noEVALSHA atomic.Bool  // a server has forbidden EVALSHA
+	backlog   *Backlog
 
-	mu    sync.Mutex // guards everything below
-	cause error      // why a server was not fine, of the last one
-	probe string     // key that probes may write
+	mu       sync.Mutex // guards everything below
+	cause    error      // why the last server that failed was not fine
+	probeKey string     // key that probes may write
 }
 
-func newPlight(front *Client, b *Backlog) *plight {
-	return &plight{front: front, backlog: b}
+func newHealth(front *Client, b *Backlog) *health {
+	return &health{front: front, backlog: b}
 }
 
-func (p *plight) setProbe(key string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.probe = key
+func (h *health) setProbeKey(key string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.probeKey = key
 }
 
 // Trouble returns why a server does not do what keys need, as far as is known; nil if all do.
 func (c *Client) Trouble() error {
-	p := c.plight
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.servers.Load() == 0 {
+	h := c.health
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.failing.Load() == 0 {
 		return nil
 	}
-	return p.cause
+	return h.cause
 }
 
 // notSent is the error for a command while the server is down.
@@ -114,8 +114,8 @@ func notSent(c *Client) error {
 	return fmt.Errorf("%w: %w", ErrDown, cause)
 }
 
-// stateBy tells from an error reply how the server is.
-func stateBy(reply error) int32 {
+// stateFrom returns the state of the server that an error reply means.
+func stateFrom(reply error) int32 {
 	for words, state := range refusals {
 		if strings.Contains(reply.Error(), words) {
 			return state
@@ -124,7 +124,7 @@ func stateBy(reply error) int32 {
 	return fine
 }
 
-// isForbidden tells whether an error reply says that the server does not have a command, or the user may not give it.
+// isForbidden reports whether an error reply says that the server lacks a command, or the user may not use it.
 func isForbidden(reply error) bool {
 	for _, words := range []string{"NOPERM ", "ACL failure in script", "The user executing the script", "unknown command", "Unknown Redis command called from "} {
 		if strings.Contains(reply.Error(), words) {
@@ -134,12 +134,12 @@ func isForbidden(reply error) bool {
 	return false
 }
 
-// ofServer tells an error of the server or the way there from one of a command.
-func ofServer(err error) bool {
-	return errors.Is(err, ErrDown) || errors.Is(err, errUnreachable) || stateBy(err) != fine
+// isServerError reports whether err concerns the server or the connection to it, and not one command.
+func isServerError(err error) bool {
+	return errors.Is(err, ErrDown) || errors.Is(err, errUnreachable) || stateFrom(err) != fine
 }
 
-// trip notes that a command failed, if the server has not been found as bad before, and has it probed.
+// trip sets the state of c's server after a command failed with cause, unless it is as bad already, and starts to probe it.
 func trip(c *Client, state int32, cause error) {
 	if c.main != nil {
 		c = c.main
@@ -151,45 +151,45 @@ func trip(c *Client, state int32, cause error) {
 	if state <= before {
 		return
 	}
-	turn(c, state, cause)
+	transition(c, state, cause)
 	if before == fine {
 		b.since = time.Now()
 		go watch(c)
 	}
 }
 
-// become changes the state. The caller holds the breaker's lock.
-func become(c *Client, state int32, cause error) {
+// setState changes the state without logging it. The caller holds the breaker's lock.
+func setState(c *Client, state int32, cause error) {
 	before := c.breaker.state.Swap(state)
 	c.breaker.cause = cause
-	p := c.plight
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	h := c.health
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	switch {
 	case before == fine && state != fine:
-		p.servers.Add(1)
-		p.outages.Add(1)
-		if !p.closed.Load() {
-			p.backlog.outages.Add(1)
+		h.failing.Add(1)
+		h.outages.Add(1)
+		if !h.closed.Load() {
+			h.backlog.outages.Add(1)
 		}
 	case before != fine && state == fine:
-		p.servers.Add(-1)
-		callHooks(p.backlog)
+		h.failing.Add(-1)
+		callHooks(h.backlog)
 	}
 	if cause != nil {
-		p.cause = cause
+		h.cause = cause
 	}
 }
 
-// turn changes the state and says so, unless nobody uses the client any more: what it meets says nothing of the others. The
-// caller holds the lock.
-func turn(c *Client, state int32, cause error) {
+// transition changes the state and logs that, unless the client is not used any more: its outage is not that of the others.
+// The caller holds the breaker's lock.
+func transition(c *Client, state int32, cause error) {
 	b := c.breaker
-	become(c, state, cause)
+	setState(c, state, cause)
 	if state == fine {
 		b.back = time.Now()
 	}
-	if c.plight.closed.Load() {
+	if c.health.closed.Load() {
 		return
 	}
 	switch state {
@@ -206,7 +206,7 @@ func turn(c *Client, state int32, cause error) {
 	}
 }
 
-// watch probes the server until it is fine, and then writes there what could not be written meanwhile.
+// watch probes the server until it is fine, and then writes what is pending.
 func watch(c *Client) {
 	defer endWatch(c)
 	c.breaker.mu.Lock()
@@ -215,25 +215,25 @@ func watch(c *Client) {
 	if flaps {
 		time.Sleep(probePause)
 	}
-	for !found(c) {
+	for !reprobe(c) {
 		time.Sleep(probePause)
 	}
-	settle(c.plight.front)
+	writePending(c.health.front)
 }
 
-// endWatch has the next failure start a new watch if this one ended with a panic.
+// endWatch ends a panic, and lets the next failure start a new watch.
 func endWatch(c *Client) {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"probing Redis failed\" cause=%q", p)
 		c.breaker.mu.Lock()
 		defer c.breaker.mu.Unlock()
-		become(c, fine, nil)
+		setState(c, fine, nil)
 	}
 }
 
-// found probes the server, and tells whether it is fine. Of a client that nobody uses any more it says so too: whoever
-// still has something to send finds out by himself.
-func found(c *Client) bool {
+// reprobe probes the server, sets its state, and reports whether it is fine. A closed client counts as fine, so that its
+// watch ends; a command that it still sends trips the breaker again if need be.
+func reprobe(c *Client) bool {
 	state, cause := probe(c)
 	c.lock()
 	closed := c.closed
@@ -243,28 +243,28 @@ func found(c *Client) bool {
 	defer b.mu.Unlock()
 	switch {
 	case closed:
-		become(c, fine, nil)
+		setState(c, fine, nil)
 		return true
 	case state != b.state.Load():
-		turn(c, state, cause)
+		transition(c, state, cause)
 	}
 	return state == fine
 }
 
-// probe does what keys need over a new connection, and returns how the server is.
+// probe does what keys need over a new connection, and returns the state of the server.
 func probe(c *Client) (int32, error) {
-	l := <-c.lanes
-	defer giveBack(c, l)
-	disconnect(l)
-	state, cause := try(c, l)
+	slot := <-c.conns
+	defer giveBack(c, slot)
+	disconnect(slot)
+	state, cause := probeOver(c, slot)
 	if state == fine {
 		c.closeIdle() // other connections may lead to what the server was before
 	}
 	return state, cause
 }
 
-// check probes a server when it is connected to for the first time, since a command that is needed seldom may be forbidden
-// too, and when a command was.
+// check probes a server after the first connection to it, because a command that is rarely needed may be forbidden too. It
+// also runs when a command was forbidden.
 func check(c *Client) {
 	defer recovered("probing Redis")
 	if c.main != nil {
@@ -273,40 +273,40 @@ func check(c *Client) {
 	for i := 0; i < 100 && probeKey(c) == ""; i++ { // it was connected to in advance, before there was a store
 		time.Sleep(10 * time.Millisecond)
 	}
-	l := <-c.lanes
-	defer giveBack(c, l)
-	state, cause := try(c, l)
-	if state == refusing { // of all else the commands of requests tell
+	slot := <-c.conns
+	defer giveBack(c, slot)
+	state, cause := probeOver(c, slot)
+	if state == refusing { // the commands of requests find out everything else
 		trip(c, state, cause)
 	}
 }
 
-// try does what keys need over l.
-func try(c *Client, l *lane) (int32, error) {
+// probeOver does what keys need over slot, and returns the state of the server and its cause.
+func probeOver(c *Client, slot *connSlot) (int32, error) {
 	key := probeKey(c)
-	replies, err := exchangeAny(c, l, []Command{{Name: "EVALSHA", Args: []interface{}{probeScript.sha1, 1, key}}})
+	replies, err := exchangeAny(c, slot, []Command{{Name: "EVALSHA", Args: []interface{}{probeScript.sha1, 1, key}}})
 	if err != nil {
 		return down, err
 	}
 	refusal := errorIn(replies[0])
 	if refusal != nil && (isUnknownScript(refusal) || lacksEVALSHA(refusal)) {
 		if lacksEVALSHA(refusal) {
-			sendWhole(c)
+			disableEVALSHA(c)
 		}
-		replies, err = exchangeAny(c, l, []Command{{Name: "EVAL", Args: []interface{}{probeScript.source, 1, key}}})
+		replies, err = exchangeAny(c, slot, []Command{{Name: "EVAL", Args: []interface{}{probeScript.source, 1, key}}})
 		if err != nil {
 			return down, err
 		}
 		refusal = errorIn(replies[0])
 	}
-	if refusal != nil && stateBy(refusal) != fine {
-		return stateBy(refusal), named(refusal)
+	if refusal != nil && stateFrom(refusal) != fine {
+		return stateFrom(refusal), withoutArguments(refusal)
 	}
 	return fine, nil
 }
 
-// named is an error reply without the arguments of a command that the server does not know.
-func named(reply error) error {
+// withoutArguments returns an error reply without the arguments of a command that the server does not know.
+func withoutArguments(reply error) error {
 	text, _, cut := strings.Cut(reply.Error(), ", with args beginning with")
 	if !cut {
 		return reply
@@ -314,12 +314,12 @@ func named(reply error) error {
 	return errors.New(text)
 }
 
-// probeKey returns a key that a probe of c may write: of a node, one that it has.
+// probeKey returns a key that a probe of c may write. For a node of a cluster it is a key in one of the node's slots.
 func probeKey(c *Client) string {
-	p := c.plight
-	p.mu.Lock()
-	key := p.probe
-	p.mu.Unlock()
+	h := c.health
+	h.mu.Lock()
+	key := h.probeKey
+	h.mu.Unlock()
 	if c.cluster != nil {
 		key = ownKey(c, key)
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// errUnreachable is wrapped by the error for a command that was sent, perhaps, and had no reply.
+// errUnreachable is wrapped by the error for a command that may have been sent and had no reply.
 var errUnreachable = errors.New("no reply")
 
 var errProtocol = errors.New("the reply is not one that Redis gives")
@@ -29,15 +29,15 @@ var errProtocol = errors.New("the reply is not one that Redis gives")
 // maxReply is the longest reply that is taken, in bytes: Redis' own bound on a string.
 const maxReply = 512 << 20
 
-// believed is the longest reply, in bytes, that room is made for before it has come. A garbled length must not take
-// all memory.
-const believed = 4 << 20
+// maxPreallocated is the longest reply, in bytes, for which memory is allocated before it has arrived. A garbled length must
+// not take all memory.
+const maxPreallocated = 4 << 20
 
-// shortReply is how long a reply may be, in bytes, that has no more time than others.
+// shortReply is the longest reply, in bytes, that gets no additional time.
 const shortReply = 4 << 10
 
-// leastConns is how many connections a client opens at the most on a machine with fewer CPUs; else it is one per CPU.
-// Commands of concurrent requests share connections and their flushes: every further one would only make those smaller.
+// leastConns is the lower bound on a client's maximum of connections, which is else one per CPU. Commands of concurrent
+// requests share a connection and its flushes: more connections would only make those smaller.
 const leastConns = 2
 
 // Options say which Redis, and how to speak to it. Two clients with equal options are interchangeable.
@@ -49,18 +49,18 @@ type Options struct {
 	DB           int
 	TLS          TLS
 	Sentinel     Sentinel
-	Cluster      bool // of which the server is a node
+	Cluster      bool // the server is a node of a Redis Cluster
 
 	DialTimeout, ReadTimeout, WriteTimeout time.Duration
 
-	PoolSize       int // connections at the most, if that is less than one per CPU, or two; 0 = so many
+	PoolSize       int // upper bound on connections, of which there is one per CPU, at least two; 0 = no further bound
 	MinIdleConns   int // connections opened in advance
-	MaxActiveConns int // connections at the most; 0 = PoolSize alone counts
+	MaxActiveConns int // a further upper bound on connections; 0 = none
 
-	WaitReplicas int // that must have a claim or an answer; 0 = the master alone
+	WaitReplicas int // replicas that must have a claim or an answer; 0 = the master is enough
 }
 
-// Place names the Redis, whatever the other options: with which settings it is spoken to makes no difference to what it has.
+// Place identifies the data in Redis: its addresses, its master's name and its database. The other options do not matter.
 func (o *Options) Place() string {
 	addresses := strings.Split(o.Address, ",")
 	sort.Strings(addresses)
@@ -71,53 +71,53 @@ func (o *Options) Place() string {
 // write, when one is free. Many goroutines may send at once.
 type Client struct {
 	opts   Options
-	lanes  chan *lane // those that nobody uses now; receiving one is the permission to use it
-	master *master    // whom the sentinels name; nil: the server is at opts.Address
+	conns  chan *connSlot // slots not in use; receiving a slot is the permission to use it
+	master *master        // the master that the sentinels name; nil: the server is at opts.Address
 
 	breaker *breaker
 	state   func() int32 // of the breaker. Yaegi finds a function in a field in half the time that a method takes
-	plight  *plight      // shared by the nodes of a cluster
-	node    bool         // it is one of those
-	cluster *Cluster     // of which it is one; nil: of none
+	health  *health      // shared by the nodes of a cluster
+	node    bool         // the server is a node of a cluster
+	cluster *Cluster     // the cluster of a node, or of a front; else nil
 	checked atomic.Bool  // check has been called
 
-	confirmer *Client // to the same server, for what waits for replicas; nil: nothing does
-	bulk      *Client // to the same server, for long commands
-	main      *Client // whose side it is; nil: it is nobody's
-	waits     bool    // it is a side for what waits for replicas
+	confirmer *Client // side client for commands that wait for replicas; nil: none do
+	bulk      *Client // side client for long commands
+	main      *Client // the client that this one is a side of; nil: none
+	waits     bool    // this is a side for commands that wait for replicas
 
 	lock, unlock func()        // guard everything below
 	queue        []*command    // to be sent
-	spare        int           // goroutines that may yet send at the same time: idle, and not started; as many as lanes at the most
+	spare        int           // senders that are idle or not started; at most as many as slots
 	idle         int           // senders that wait for wake
 	wake         chan struct{} // has room for all that are idle
 	closed       bool
-	odd          bool // commands are not sent just as they are: see withOthers
-	whole        bool // scripts are sent whole, since EVALSHA is forbidden
+	rewrites     bool // commands go through rewrite before they are sent
+	noEVALSHA    bool // scripts are sent with EVAL, because EVALSHA is forbidden
 }
 
-// lane is a place for a connection. Whoever took it out of Client.lanes has it alone.
-type lane struct {
+// connSlot is a place for a connection. Only the goroutine that received it from Client.conns uses it.
+type connSlot struct {
 	conn    redis.Conn    // nil while it is not connected
 	net     net.Conn      // below conn
 	timeout time.Duration // for a reply
 	reader  *bufio.Reader
-	address string // to which it was connected last, or should have been
-	unread  bool   // replies may be on their way that nobody waits for any more: the connection is of no more use
+	address string // of the last connection, or the last attempt at one
+	unread  bool   // replies that nobody waits for may still arrive: the connection must not be used again
 }
 
 // command is a command and its reply.
 type command struct {
 	wire   string // as Redis' protocol has it
 	script *script
-	asking bool // ASKING goes before it
+	asking bool // ASKING is sent before it
 	waits  bool // it is the WAIT for replicas
 
-	done  chan struct{} // it has its reply
+	done  chan struct{} // receives a value when the reply is there
 	line  string        // the first line of the reply
 	reply []byte        // a bulk string
 	err   error         // an error reply, or why there is no reply
-	from  *Client       // who has the error
+	from  *Client       // the client that got the error
 }
 
 // New returns a client. It connects when there is something to send, not before; Close frees it.
@@ -125,14 +125,14 @@ func New(opts Options) *Client {
 	return NewSharing(opts, NewBacklog())
 }
 
-// NewSharing is New for one of several clients of the same Redis, which settle what any of them owes.
+// NewSharing is New for one of several clients of the same Redis, which share a backlog: each writes what others could not.
 func NewSharing(opts Options, b *Backlog) *Client {
 	c := build(opts, b)
 	join(c)
 	return c
 }
 
-// build is NewSharing for a client that does not settle what others owe.
+// build is NewSharing for a client that does not join the backlog.
 func build(opts Options, b *Backlog) *Client {
 	n := runtime.GOMAXPROCS(0)
 	if n < leastConns {
@@ -146,7 +146,7 @@ func build(opts Options, b *Backlog) *Client {
 	c := newClient(opts, n)
 	c.breaker = &breaker{}
 	c.state = c.breaker.state.Load
-	c.plight = newPlight(c, b)
+	c.health = newHealth(c, b)
 	if opts.Sentinel.MasterName != "" {
 		c.master = newMaster(opts)
 	}
@@ -161,42 +161,42 @@ func build(opts Options, b *Backlog) *Client {
 	return c
 }
 
-// Idle tells that the server need not be told anything more, or that another client can tell it.
+// Idle reports whether nothing is left to write to the server, or another client can write it.
 func (c *Client) Idle() bool {
-	b := c.plight.backlog
+	b := c.health.backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.clients.Len() > 1 || !owes(b)
+	return b.clients.Len() > 1 || !hasPending(b)
 }
 
 // newClient returns a client with room for n connections.
 func newClient(opts Options, n int) *Client {
 	var mu sync.Locker = &sync.Mutex{}
-	c := &Client{opts: opts, lanes: make(chan *lane, n), wake: make(chan struct{}, n), spare: n, lock: mu.Lock, unlock: mu.Unlock}
+	c := &Client{opts: opts, conns: make(chan *connSlot, n), wake: make(chan struct{}, n), spare: n, lock: mu.Lock, unlock: mu.Unlock}
 	for i := 0; i < n; i++ {
-		c.lanes <- &lane{}
+		c.conns <- &connSlot{}
 	}
 	return c
 }
 
-// newSide returns a client for what takes long, so that nothing else waits behind it. It has connections of its own, up to n,
-// unless their number is limited, and knows of the server what main knows.
+// newSide returns a client of main's server for commands that take long, so that nothing else waits behind them. It has up to
+// n connections, or uses main's if their number is limited. It shares main's breaker.
 func newSide(main *Client, n int, waits bool) *Client {
 	c := newClient(main.opts, n)
 	limit := main.opts.PoolSize
-	if main.opts.MaxActiveConns > 0 || (limit > 0 && limit < 2*(cap(main.lanes)+bulkConns)) {
-		c.lanes = main.lanes
+	if main.opts.MaxActiveConns > 0 || (limit > 0 && limit < 2*(cap(main.conns)+bulkConns)) {
+		c.conns = main.conns
 	}
 	c.main = main
 	c.waits = waits
-	c.odd = waits
+	c.rewrites = waits
 	c.breaker = main.breaker
 	c.state = main.state
 	c.master = main.master
 	return c
 }
 
-// sides are the clients that belong to c, without c.
+// sides returns the side clients of c, and theirs.
 func sides(c *Client) []*Client {
 	var all []*Client
 	for _, side := range []*Client{c.bulk, c.confirmer} {
@@ -207,15 +207,15 @@ func sides(c *Client) []*Client {
 	return all
 }
 
-// Close closes idle connections now, and busy ones when their commands are done. Who still has something to send can do
-// so, over a connection that lasts no longer: a request may outlive the configuration that it came under.
+// Close closes idle connections now, and busy ones when their commands are done. A closed client can still send, over a
+// connection that is closed afterwards: a request may outlive the configuration that it came under.
 func (c *Client) Close() {
 	retire(c)
 	for _, side := range sides(c) {
 		retire(side)
 	}
 	if !c.node {
-		c.plight.closed.Store(true)
+		c.health.closed.Store(true)
 		leave(c)
 	}
 	if c.master != nil {
@@ -224,7 +224,7 @@ func (c *Client) Close() {
 	c.closeIdle()
 }
 
-// retire has the senders of c end when there is nothing left to send.
+// retire lets the senders of c end when there is nothing left to send.
 func retire(c *Client) {
 	c.lock()
 	defer c.unlock()
@@ -235,21 +235,21 @@ func retire(c *Client) {
 	}
 }
 
-// closeIdle closes the connections that nobody uses now.
+// closeIdle closes the connections that are not in use.
 func (c *Client) closeIdle() {
 	for _, side := range sides(c) {
 		side.closeIdle()
 	}
-	for i := len(c.lanes); i > 0; i-- {
-		l := <-c.lanes
-		disconnect(l)
-		c.lanes <- l
+	for i := len(c.conns); i > 0; i-- {
+		slot := <-c.conns
+		disconnect(slot)
+		c.conns <- slot
 	}
 }
 
-// send carries out cmd and returns when it has its reply. If a connection turns out to be broken (Redis was restarted, or
-// closed it for idleness) all its commands are sent once more over a new one: so it may only be used for commands
-// that can be repeated.
+// send sends cmd and returns when its reply is there. If a connection turns out to be broken (Redis was restarted, or
+// closed it for idleness), all its commands are sent once more over a new one: so send is only for commands that can be
+// repeated.
 func send(c *Client, cmd *command) {
 	if c.state() == down {
 		cmd.err = notSent(c)
@@ -259,7 +259,7 @@ func send(c *Client, cmd *command) {
 	c.lock()
 	c.queue = append(c.queue, cmd)
 	if c.spare > 0 {
-		rouse(c)
+		wakeSender(c)
 	}
 	c.unlock()
 	<-cmd.done
@@ -268,8 +268,8 @@ func send(c *Client, cmd *command) {
 	}
 }
 
-// rouse has a sender look into the queue. The caller holds the lock.
-func rouse(c *Client) {
+// wakeSender wakes an idle sender, or starts one, to send what is in the queue. The caller holds the lock.
+func wakeSender(c *Client) {
 	c.spare--
 	if c.idle > 0 {
 		c.idle--
@@ -279,10 +279,10 @@ func rouse(c *Client) {
 	go sendAll(&sender{client: c})
 }
 
-// sender is what a goroutine of sendAll has in hand.
+// sender is the state of a goroutine of sendAll that endSender needs after a panic.
 type sender struct {
 	client   *Client
-	lane     *lane
+	slot     *connSlot
 	commands []*command
 }
 
@@ -298,7 +298,7 @@ func sendAll(s *sender) {
 		c.lock()
 		commands := c.queue
 		c.queue = nil
-		odd := c.odd
+		odd := c.rewrites
 		if len(commands) == 0 {
 			if c.closed {
 				c.spare++
@@ -310,14 +310,14 @@ func sendAll(s *sender) {
 			c.spare++
 			c.unlock()
 			<-c.wake
-			runtime.Gosched() // who is about to send goes along
+			runtime.Gosched() // commands of goroutines that are about to send go along
 			continue
 		}
 		c.unlock()
 		s.commands = commands
 		all := commands
 		if odd {
-			all = withOthers(c, commands)
+			all = rewrite(c, commands)
 		}
 		out = out[:0]
 		long := false
@@ -329,7 +329,7 @@ func sendAll(s *sender) {
 			out = append(out, cmd.wire...)
 		}
 		if long || len(out) > mostKept {
-			commands = divide(c, commands)
+			commands = splitBatch(c, commands)
 			if len(commands) == 0 {
 				s.commands = nil
 				continue
@@ -337,63 +337,63 @@ func sendAll(s *sender) {
 			s.commands = commands
 			all = commands
 			if odd {
-				all = withOthers(c, commands)
+				all = rewrite(c, commands)
 			}
 			long = true
 		}
-		l := <-c.lanes
-		s.lane = l
+		slot := <-c.conns
+		s.slot = slot
 		err = nil
-		if c.state() == down { // it was found so while these waited
+		if c.state() == down { // since these commands were queued
 			fail(commands, notSent(c))
 			all = nil
 		}
-		reused := l.conn != nil
+		reused := slot.conn != nil
 		for attempt := 0; attempt < 2 && len(all) > 0; attempt++ {
 			err = nil
-			if l.conn == nil {
-				err = dial(c, l)
+			if slot.conn == nil {
+				err = dial(c, slot)
 			}
 			if err == nil {
-				l.unread = true
+				slot.unread = true
 				now := time.Now()
-				_ = l.net.SetDeadline(now.Add(c.opts.ReadTimeout))
+				_ = slot.net.SetDeadline(now.Add(c.opts.ReadTimeout))
 				if c.opts.WriteTimeout != c.opts.ReadTimeout {
-					_ = l.net.SetWriteDeadline(now.Add(c.opts.WriteTimeout))
+					_ = slot.net.SetWriteDeadline(now.Add(c.opts.WriteTimeout))
 				}
 				if long {
-					err = writeLong(l.net, all, now.Add(c.opts.WriteTimeout), now.Add(c.opts.ReadTimeout))
+					err = writeLong(slot.net, all, now.Add(c.opts.WriteTimeout), now.Add(c.opts.ReadTimeout))
 				} else {
-					_, err = l.net.Write(out)
+					_, err = slot.net.Write(out)
 				}
 				for _, cmd := range all {
 					if err == nil {
-						line, broken := l.reader.ReadString('\n')
+						line, broken := slot.reader.ReadString('\n')
 						err = broken
 						cmd.line = line
 						cmd.err = nil // of a first attempt
 						if line != nilLine && line != oneLine && err == nil {
-							err = receiveRest(l, cmd)
+							err = receiveRest(slot, cmd)
 						}
 					}
 				}
-				l.unread = err != nil
+				slot.unread = err != nil
 			}
-			if err == nil || !worthAnother(c, l, reused, err) {
+			if err == nil || !retryOnNewConn(c, slot, reused, err) {
 				break
 			}
-			disconnect(l)
+			disconnect(slot)
 		}
 		if err != nil {
-			lose(c, commands, err)
+			failUnanswered(c, commands, err)
 		} else if c.waits && len(all) > 0 {
-			judge(c, all)
+			failUnconfirmed(c, all)
 		}
-		if l.unread {
-			disconnect(l)
+		if slot.unread {
+			disconnect(slot)
 		}
-		s.lane = nil
-		c.lanes <- l
+		s.slot = nil
+		c.conns <- slot
 		s.commands = nil
 		for _, cmd := range commands {
 			cmd.done <- struct{}{}
@@ -404,17 +404,17 @@ func sendAll(s *sender) {
 	}
 }
 
-// Commands of more than longBytes go over connections of their own, one after the other: nothing small waits behind them.
-// The others go together as far as they are no longer than mostKept, which is how much room for commands a sender keeps.
+// Commands of more than longBytes go through Client.bulk, one after the other, so that nothing small waits behind them. The
+// others are sent together, up to mostKept bytes, which is also the size of the buffer that a sender keeps.
 const (
 	longBytes = 32 << 10
 	mostKept  = 64 << 10
-	bulkConns = 2 // for long commands
+	bulkConns = 2 // connections for long commands
 )
 
-// divide returns what c sends first of commands, which are long or many. Long ones go to c.bulk, and the rest back into the
-// queue.
-func divide(c *Client, commands []*command) []*command {
+// splitBatch returns the part of commands, which are long or many, that c sends now. It gives long ones to c.bulk, and puts
+// the rest back into the queue.
+func splitBatch(c *Client, commands []*command) []*command {
 	var first, rest, long []*command
 	size := 0
 	for _, cmd := range commands {
@@ -436,33 +436,33 @@ func divide(c *Client, commands []*command) []*command {
 	return first
 }
 
-// enqueue puts commands before all others that c is to send.
+// enqueue puts commands at the front of c's queue.
 func enqueue(c *Client, commands []*command) {
 	c.lock()
 	defer c.unlock()
 	c.queue = append(commands, c.queue...)
 	if len(commands) > 0 && c.spare > 0 {
-		rouse(c)
+		wakeSender(c)
 	}
 }
 
-// slowest is how many bytes a second the way to Redis carries at the least. What is long has more time than what is short.
-const slowest = 1 << 20
+// minBytesPerSecond is the lowest speed that a connection to Redis must have. Long commands and replies get more time by it.
+const minBytesPerSecond = 1 << 20
 
-// transfer is how long n bytes may take.
-func transfer(n int) time.Duration {
-	return time.Duration(n) * time.Second / slowest
+// transferTime is how long n bytes may take.
+func transferTime(n int) time.Duration {
+	return time.Duration(n) * time.Second / minBytesPerSecond
 }
 
-// writeLong writes commands that are long or many: piece by piece, since nothing is as large as all of them. They have to be
-// written, and their replies to be there, so much after the times given as they take.
+// writeLong writes commands that are long or many, piece by piece, because no buffer has room for all of them. The deadlines
+// for writing and for the replies are those given plus the time for the transfer.
 func writeLong(conn net.Conn, commands []*command, written, replied time.Time) error {
 	size := 0
 	for _, cmd := range commands {
 		size += len(cmd.wire)
 	}
-	_ = conn.SetWriteDeadline(written.Add(transfer(size)))
-	_ = conn.SetReadDeadline(replied.Add(transfer(size)))
+	_ = conn.SetWriteDeadline(written.Add(transferTime(size)))
+	_ = conn.SetReadDeadline(replied.Add(transferTime(size)))
 	pieces := bufio.NewWriterSize(conn, mostKept)
 	for _, cmd := range commands {
 		_, _ = pieces.WriteString(cmd.wire) // Flush returns its error
@@ -470,12 +470,12 @@ func writeLong(conn net.Conn, commands []*command, written, replied time.Time) e
 	return pieces.Flush()
 }
 
-// ErrTooLarge is the error for a command that Redis does not take, though it takes others: it is longer than
-// proto-max-bulk-len, or than the way there carries in time.
+// ErrTooLarge is the error for a command that is too long, while Redis takes others: it is longer than proto-max-bulk-len, or
+// than can be transferred in time.
 var ErrTooLarge = errors.New("it is too large for Redis, or for the way there")
 
-// lose tells commands that they had no reply. A long one may be too long; else the server is not as it should be.
-func lose(c *Client, commands []*command, err error) {
+// failUnanswered gives an error to commands that had no reply. A long command may be too long; else it trips the breaker.
+func failUnanswered(c *Client, commands []*command, err error) {
 	if c.main != nil && c.bulk == nil && c.state() != down {
 		state, _ := probe(c.main)
 		if state != down {
@@ -487,16 +487,16 @@ func lose(c *Client, commands []*command, err error) {
 	fail(commands, fmt.Errorf("%w: %w", errUnreachable, err))
 }
 
-// endSender ends a sender. If it does so with a panic, those who wait for it are told, and another takes its place.
+// endSender ends a panic of a sender: its commands fail, and another sender takes its place.
 func endSender(s *sender) {
 	p := recover()
 	if p == nil {
 		return
 	}
 	log.Printf("level=error msg=\"sending to Redis failed\" cause=%q", p)
-	if s.lane != nil {
-		disconnect(s.lane)
-		s.client.lanes <- s.lane
+	if s.slot != nil {
+		disconnect(s.slot)
+		s.client.conns <- s.slot
 	}
 	fail(s.commands, errUnreachable)
 	for _, cmd := range s.commands {
@@ -505,24 +505,24 @@ func endSender(s *sender) {
 	go sendAll(&sender{client: s.client})
 }
 
-// worthAnother tells whether what failed on l with err may go better over a new connection: since the old one was dead,
-// or since another server is master now.
-func worthAnother(c *Client, l *lane, reused bool, err error) bool {
-	if c.master != nil && c.master.elsewhere(l.address) {
+// retryOnNewConn reports whether commands that failed on slot with err should be sent again over a new connection: because
+// the old one was dead, or because another server is the master now.
+func retryOnNewConn(c *Client, slot *connSlot, reused bool, err error) bool {
+	if c.master != nil && c.master.elsewhere(slot.address) {
 		return true
 	}
 	return reused && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// giveBack lets others have the lane, without a connection on which they could get somebody else's replies.
-func giveBack(c *Client, l *lane) {
+// giveBack makes slot free for others. It closes a connection on which replies to other commands may still arrive.
+func giveBack(c *Client, slot *connSlot) {
 	c.lock()
 	closed := c.closed
 	c.unlock()
-	if closed || l.unread {
-		disconnect(l)
+	if closed || slot.unread {
+		disconnect(slot)
 	}
-	c.lanes <- l
+	c.conns <- slot
 }
 
 func fail(commands []*command, err error) {
@@ -531,24 +531,24 @@ func fail(commands []*command, err error) {
 	}
 }
 
-func disconnect(l *lane) {
-	if l.conn != nil {
-		_ = l.conn.Close()
-		l.conn = nil
+func disconnect(slot *connSlot) {
+	if slot.conn != nil {
+		_ = slot.conn.Close()
+		slot.conn = nil
 	}
-	l.unread = false
+	slot.unread = false
 }
 
-// receiveRest reads what follows the first line of a reply, if anything does. It may be a bulk string, an integer or an
-// error, which is all that the scripts return.
-func receiveRest(l *lane, cmd *command) error {
+// receiveRest reads what follows the first line of a reply, if anything does. The scripts return only bulk strings, integers
+// and errors.
+func receiveRest(slot *connSlot, cmd *command) error {
 	if cmd.line[0] == '$' {
-		return receiveBulk(l, cmd)
+		return receiveBulk(slot, cmd)
 	}
 	return receiveOther(cmd)
 }
 
-// receiveOther takes a reply that is one line.
+// receiveOther reads a reply of one line: an integer or an error.
 func receiveOther(cmd *command) error {
 	line := cmd.line
 	if len(line) < 4 || line[len(line)-2] != '\r' {
@@ -570,17 +570,17 @@ func receiveOther(cmd *command) error {
 }
 
 // receiveBulk reads a bulk string, of which the first line has been read.
-func receiveBulk(l *lane, cmd *command) error {
+func receiveBulk(slot *connSlot, cmd *command) error {
 	line := cmd.line
 	n, err := strconv.Atoi(strings.TrimSuffix(line[1:], "\r\n"))
 	switch {
 	case err != nil || n < 0 || n > maxReply:
 		return errProtocol
 	case n > shortReply:
-		return receiveLong(l, cmd, n)
+		return receiveLong(slot, cmd, n)
 	}
 	reply := make([]byte, n+2)
-	_, err = io.ReadFull(l.reader, reply)
+	_, err = io.ReadFull(slot.reader, reply)
 	cmd.reply = reply[:n]
 	if err == nil && reply[n] != '\r' {
 		return errProtocol
@@ -588,14 +588,14 @@ func receiveBulk(l *lane, cmd *command) error {
 	return err
 }
 
-// receiveLong is receiveBulk for one that takes time, and for which there may be no room.
-func receiveLong(l *lane, cmd *command, n int) error {
-	_ = l.net.SetReadDeadline(time.Now().Add(l.timeout + transfer(n)))
+// receiveLong is receiveBulk for a string that takes time, and that may be longer than there is memory for.
+func receiveLong(slot *connSlot, cmd *command, n int) error {
+	_ = slot.net.SetReadDeadline(time.Now().Add(slot.timeout + transferTime(n)))
 	var b bytes.Buffer
-	if n <= believed {
+	if n <= maxPreallocated {
 		b.Grow(n + 2 + bytes.MinRead)
 	}
-	_, err := io.CopyN(&b, l.reader, int64(n)+2)
+	_, err := io.CopyN(&b, slot.reader, int64(n)+2)
 	if err != nil {
 		return err
 	}

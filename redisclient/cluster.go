@@ -17,18 +17,18 @@ const (
 	slotCount    = 16384
 	maxRedirects = 5
 
-	// refreshPause is for how long the map of slots is not fetched again: many commands may find at once that it is old.
+	// refreshPause is the shortest time between two fetches of the map of slots: many commands may find at once that it is old.
 	refreshPause = 100 * time.Millisecond
 )
 
-// asking stands before a command for a node that is just taking a slot over.
+// asking is sent before a command for a node that is taking over a slot.
 var asking = "*1\r\n" + bulk("ASKING")
 
 var errNoOwner = errors.New("no node of the cluster has the slot, as far as is known")
 
-// Cluster sends commands to the nodes of a Redis Cluster. Each master has a Client of its own, so that one that is lost
-// holds up nobody else's commands. The map of slots is fetched from any node when it is first needed, and again when it
-// turns out to be old.
+// Cluster sends commands to the nodes of a Redis Cluster. There is one Client for each master, so that the loss of one does
+// not delay commands to others. The map of slots is fetched from any node when it is first needed, and again when it turns
+// out to be old.
 type Cluster struct {
 	opts  Options // of every node, but for its address
 	seeds []string
@@ -43,7 +43,7 @@ type Cluster struct {
 	closed bool
 }
 
-// NewCluster returns a cluster whose opts.Address has some of its nodes, with commas between them.
+// NewCluster returns a cluster. opts.Address names some of its nodes, separated by commas.
 func NewCluster(opts Options) *Cluster {
 	return NewClusterSharing(opts, NewBacklog())
 }
@@ -72,7 +72,7 @@ func (c *Cluster) Close() {
 	}
 }
 
-// sendToSlot carries out cmd, which is about key, where the slot of key is.
+// sendToSlot sends cmd to the node that has the slot of key, and follows redirections.
 func sendToSlot(c *Cluster, key string, cmd *command) {
 	slot := Slot(key)
 	node, err := c.owner(slot)
@@ -116,14 +116,14 @@ func (c *Cluster) do(key string, command Command) (interface{}, error) {
 	return reply, err
 }
 
-// isRedirection tells whether an error reply says that a key is at another node.
+// isRedirection reports whether an error reply says that a key is at another node.
 func isRedirection(reply error) bool {
 	return strings.HasPrefix(reply.Error(), "MOVED ") || strings.HasPrefix(reply.Error(), "ASK ")
 }
 
-// next returns who is to be asked about slot instead of node, which failed with err, and whether it takes the slot over just
-// now; nil if that is nobody. A command that node may have carried out may be sent to its successor: if the record arrived
-// there, it is known again by its owner.
+// next returns the node to ask about slot after node failed with err, nil if there is none, and whether that node needs
+// ASKING. A command that node may have carried out can be sent to its successor: if the successor has the record, the script
+// recognizes it by its owner.
 func (c *Cluster) next(slot int, node *Client, err error) (*Client, bool) {
 	switch {
 	case isRedirection(err):
@@ -146,7 +146,7 @@ func (c *Cluster) next(slot int, node *Client, err error) (*Client, bool) {
 		}
 		return c.moved(slot, address), false
 	case errors.Is(err, errUnreachable) || errors.Is(err, ErrDown) || strings.HasPrefix(err.Error(), "CLUSTERDOWN "):
-		if errors.Is(err, ErrDown) { // known before: nobody waits again
+		if errors.Is(err, ErrDown) { // known before: no request waits again
 			go c.refreshLater(node.opts.Address)
 		} else {
 			_ = c.refresh("", node.opts.Address) // then the cause is err
@@ -180,7 +180,8 @@ func (c *Cluster) owner(slot int) (*Client, error) {
 	return c.slots[slot], err
 }
 
-// moved returns the node at address, which has got slot. It knows best what else has changed.
+// moved records that the node at address has slot now, and returns it. That node is asked for the map first, because it knows
+// best what else has changed.
 func (c *Cluster) moved(slot int, address string) *Client {
 	_ = c.refresh(address, "") // the slot is known without it
 	node := c.nodeAt(address)
@@ -209,16 +210,17 @@ func (c *Cluster) nodeAt(address string) *Client {
 	return c.nodeLocked(address)
 }
 
+// nodeLocked is nodeAt for a caller that holds the lock.
 func (c *Cluster) nodeLocked(address string) *Client {
 	node := c.nodes[address]
 	if node == nil {
 		opts := c.opts
 		opts.Address = address
-		node = build(opts, c.front.plight.backlog)
-		node.plight = c.front.plight
+		node = build(opts, c.front.health.backlog)
+		node.health = c.front.health
 		node.node = true
 		node.cluster = c
-		node.odd = true
+		node.rewrites = true
 		if c.closed {
 			node.Close()
 		}
@@ -227,10 +229,11 @@ func (c *Cluster) nodeLocked(address string) *Client {
 	return node
 }
 
-// refresh fetches the map of slots: from the node at first, if that is not empty, else from any but the one at not. It does
-// nothing if the map is fresh. While one call fetches it, others do not wait if there is an old one.
-func (c *Cluster) refresh(first, not string) error {
-	addresses := c.candidates(first, not)
+// refresh fetches the map of slots from the first node that answers. It asks the node at first before others, and not the
+// one at except; both may be empty. It does nothing if the map is fresh. While one call fetches the map, others wait only if
+// there is no old one.
+func (c *Cluster) refresh(first, except string) error {
+	addresses := c.candidates(first, except)
 	c.mu.RLock()
 	known := len(c.nodes) > 0
 	c.mu.RUnlock()
@@ -260,18 +263,18 @@ func (c *Cluster) refresh(first, not string) error {
 	return err
 }
 
-// refreshLater is refresh beside the requests.
-func (c *Cluster) refreshLater(not string) {
+// refreshLater is refresh in the background.
+func (c *Cluster) refreshLater(except string) {
 	defer func() {
 		if p := recover(); p != nil {
 			log.Printf("level=error msg=\"looking for the nodes of a cluster failed\" cause=%q", p)
 		}
 	}()
-	_ = c.refresh("", not) // whoever asks next tries again
+	_ = c.refresh("", except) // the next command tries again
 }
 
-// candidates are the addresses where the map may be had.
-func (c *Cluster) candidates(first, not string) []string {
+// candidates returns the addresses of the nodes to ask for the map, in order.
+func (c *Cluster) candidates(first, except string) []string {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	var addresses []string
@@ -279,26 +282,26 @@ func (c *Cluster) candidates(first, not string) []string {
 		addresses = append(addresses, first)
 	}
 	for address := range c.nodes {
-		if address != first && address != not {
+		if address != first && address != except {
 			addresses = append(addresses, address)
 		}
 	}
 	for _, seed := range c.seeds {
 		_, there := c.nodes[seed]
-		if !there && seed != first && seed != not {
+		if !there && seed != first && seed != except {
 			addresses = append(addresses, seed)
 		}
 	}
 	return addresses
 }
 
-// slotRange are slots from first to last, and the address of their master.
+// slotRange is the slots from first to last, and the address of their master.
 type slotRange struct {
 	first, last int64
 	address     string
 }
 
-// fetch asks the node at address, over a connection of its own, for the map.
+// fetch asks the node at address for the map, over a separate connection.
 func (c *Cluster) fetch(address string) ([]slotRange, error) {
 	opts := c.opts
 	conn, err := connect(&opts, address)
@@ -321,7 +324,8 @@ func (c *Cluster) fetch(address string) ([]slotRange, error) {
 	return ranges, nil
 }
 
-// rangeIn reads first slot, last slot, and the master, whose host is that of the node which was asked if it is not named.
+// rangeIn reads the first slot, the last slot, and the master. host is that of the node that was asked, which is used if the
+// reply does not name the master's.
 func rangeIn(fields []interface{}, host string) (slotRange, bool) {
 	if len(fields) < 3 {
 		return slotRange{}, false
@@ -338,7 +342,8 @@ func rangeIn(fields []interface{}, host string) (slotRange, bool) {
 	return r, first >= 0 && first <= last && last < slotCount && port > 0
 }
 
-// ownKey returns key with an ending for which node has its slot; key itself if it has none, or if a part in braces decides.
+// ownKey returns key with a suffix that puts it in a slot of node. It returns key unchanged if node has no slots, or if a part
+// of key in braces determines the slot.
 func ownKey(node *Client, key string) string {
 	c := node.cluster
 	has := false
@@ -366,7 +371,7 @@ func ownKey(node *Client, key string) string {
 	return key
 }
 
-// integer is a reply as a number; -1 for anything else.
+// integer returns an integer reply; -1 for any other reply.
 func integer(reply interface{}) int64 {
 	if reply == nil { // Yaegi panics at the assertion
 		return -1
@@ -383,7 +388,7 @@ func hostOf(address string) string {
 	return strings.Trim(address[:strings.LastIndexByte(address, ':')], "[]")
 }
 
-// install makes ranges the map. Nodes that are masters no more are given up.
+// install replaces the map by ranges. It closes the clients of nodes that are not masters any more.
 func (c *Cluster) install(ranges []slotRange) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -394,7 +399,7 @@ func (c *Cluster) install(ranges []slotRange) {
 		nodes[r.address] = node
 		part := slots[r.first : r.last+1]
 		part[0] = node
-		for n := 1; n < len(part); n *= 2 { // twice as many at each turn, and none by an interpreted loop
+		for n := 1; n < len(part); n *= 2 { // copy doubles the part that is filled: a loop over slots would be interpreted
 			copy(part[n:], part[:n])
 		}
 	}
@@ -407,16 +412,16 @@ func (c *Cluster) install(ranges []slotRange) {
 	c.nodes = nodes
 }
 
-// closeNode closes the client of a node that is lost. It may have to wait for commands that run.
+// closeNode closes the client of a lost node. It may have to wait for commands that run.
 func closeNode(node *Client) {
 	defer recovered("closing the connections to a node")
 	node.Close()
 }
 
-// crc16 is the polynomial of Redis Cluster's CRC-16, x^16+x^12+x^5+1, with its lowest bit first, as hash/crc32 has it:
-// that is native code, where a loop over bytes would be interpreted. The same register serves, since the polynomial
-// leaves its upper half empty. Redis takes the bits of each byte from the highest on, hash/crc32 from the lowest: so
-// bytes are turned round before, and the sum after.
+// crc16 is the table of Redis Cluster's CRC-16, whose polynomial is x^16+x^12+x^5+1, for hash/crc32: that is native code, while
+// a loop over bytes would be interpreted. hash/crc32 can compute it because the polynomial leaves the upper half of the
+// register empty. Redis takes the bits of each byte from the highest to the lowest, hash/crc32 the other way round: so the
+// bits of every byte are reversed before, and those of the sum afterwards.
 var (
 	crc16    = crc32.MakeTable(0x8408)
 	reversed = newReversed()

@@ -16,8 +16,8 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// TLS says how connections to Redis are encrypted. CA, Cert and Key are the path of a file, which is read at every connect
-// so that a renewed certificate needs no restart, or PEM text.
+// TLS says how connections to Redis are encrypted. CA, Cert and Key are PEM text, or the path of a file, which is read at
+// every connect so that a renewed certificate needs no restart.
 type TLS struct {
 	Enabled            bool
 	CA                 string // certificates that sign the server's; empty: those of the system
@@ -29,7 +29,7 @@ type TLS struct {
 // pemBegin is what tells PEM text from the path of a file.
 const pemBegin = "-----BEGIN "
 
-// IsPEM tells whether a setting is PEM text and not a path.
+// IsPEM reports whether a setting is PEM text and not a path.
 func IsPEM(value string) bool { return strings.Contains(value, pemBegin) }
 
 // errNoCertificate is the error for a CA without any.
@@ -114,22 +114,22 @@ func encrypt(opts *Options, conn net.Conn, address string) (net.Conn, error) {
 	return secure, nil
 }
 
-// dial connects l.
-func dial(c *Client, l *lane) error {
+// dial connects slot to the server, or to the master that the sentinels name.
+func dial(c *Client, slot *connSlot) error {
 	if c.master != nil {
-		return dialMaster(c, l)
+		return dialMaster(c, slot)
 	}
-	return open(c, l, c.opts.Address)
+	return open(c, slot, c.opts.Address)
 }
 
-// open connects l to address.
-func open(c *Client, l *lane, address string) error {
-	l.address = address
+// open connects slot to address.
+func open(c *Client, slot *connSlot, address string) error {
+	slot.address = address
 	netConn, err := reach(&c.opts, address)
 	if err != nil {
 		return err
 	}
-	if c.master != nil && !c.master.enlist(l, netConn, address) {
+	if c.master != nil && !c.master.track(slot, netConn, address) {
 		_ = netConn.Close()
 		return errNotMaster
 	}
@@ -137,17 +137,17 @@ func open(c *Client, l *lane, address string) error {
 	if err != nil {
 		return err
 	}
-	l.conn = conn
-	l.net = netConn
-	l.timeout = c.opts.ReadTimeout
-	l.reader = bufio.NewReader(netConn)
+	slot.conn = conn
+	slot.net = netConn
+	slot.timeout = c.opts.ReadTimeout
+	slot.reader = bufio.NewReader(netConn)
 	if c.main == nil && !c.checked.Swap(true) {
 		go check(c)
 	}
 	return nil
 }
 
-// connect opens a connection to address that belongs to no lane.
+// connect opens a connection to address that belongs to no slot.
 func connect(opts *Options, address string) (redis.Conn, error) {
 	netConn, err := reach(opts, address)
 	if err != nil {
@@ -156,7 +156,7 @@ func connect(opts *Options, address string) (redis.Conn, error) {
 	return login(opts, netConn)
 }
 
-// reach opens a connection to address. redigo's own Dial is not used, since it logs in through a select statement.
+// reach opens a connection to address. redigo's Dial is not used, because it logs in through a select statement.
 func reach(opts *Options, address string) (net.Conn, error) {
 	dialer := &net.Dialer{Timeout: opts.DialTimeout}
 	conn, err := dialer.DialContext(context.Background(), "tcp", address)
@@ -166,7 +166,7 @@ func reach(opts *Options, address string) (net.Conn, error) {
 	return conn, err
 }
 
-// login makes the connection one for commands. It closes it if that fails.
+// login authenticates, selects the database, and returns a connection for commands. If that fails, it closes netConn.
 func login(opts *Options, netConn net.Conn) (redis.Conn, error) {
 	conn := redis.NewConn(netConn, opts.ReadTimeout, opts.WriteTimeout)
 	err := authenticate(opts, conn)
@@ -193,7 +193,7 @@ func authenticate(opts *Options, conn redis.Conn) error {
 			return err
 		}
 		password = strings.TrimRight(string(data), "\r\n")
-		if password == "" { // not a reason to come in as somebody else
+		if password == "" { // never log in as the default user instead
 			return errNoPassword
 		}
 	}
@@ -211,7 +211,7 @@ func authenticate(opts *Options, conn redis.Conn) error {
 	return nil
 }
 
-// warm opens connections in advance, n at the most. A failure is left to the first command, which reports it.
+// warm opens up to n connections in advance. It ignores failures: the first command reports them.
 func (c *Client) warm(n int) {
 	defer recovered("opening connections to Redis")
 	for i := 0; i < n && i < c.opts.MinIdleConns; i++ {
@@ -219,12 +219,12 @@ func (c *Client) warm(n int) {
 	}
 }
 
-// warmOne connects the next free lane.
+// warmOne connects the next free slot.
 func (c *Client) warmOne() {
-	l := <-c.lanes
-	defer giveBack(c, l)
-	if l.conn == nil {
-		_ = dial(c, l)
+	slot := <-c.conns
+	defer giveBack(c, slot)
+	if slot.conn == nil {
+		_ = dial(c, slot)
 	}
 }
 

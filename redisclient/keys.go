@@ -15,21 +15,21 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// Each script is one step of a key's life and touches that key alone. Each can be sent twice with the same arguments:
-// the second time it finds its own work and answers as if it did it then. What replicas are to have is written again, or
-// nobody could wait for it over another connection. They read before they write: what Redis has is known also while it
+// Each script is one step of a key's life and touches only that key. Each can be sent twice with the same arguments: the
+// second time it finds what it did the first time, and answers in the same way. It writes again what replicas must have,
+// because WAIT only covers writes of its connection. Scripts read before they write, so that they can answer while Redis
 // refuses to write.
 var (
-	// claim: ARGV = the running record, the lease in ms. Nil if the key is ours now, else for how many ms it is held, a
-	// space, and its record.
+	// claim: ARGV = the running record, the lease in ms. Nil if the key is ours now, else the ms until its record expires, a
+	// space, and the record.
 	claimScript = newScript('$', 2, `
 local v = redis.call('GET', KEYS[1])
 if not v or v == ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return false end
 return redis.call('PTTL', KEYS[1]) .. ' ' .. v`)
 
 	// finish: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody else has
-	// the key. That nobody has it is no reason not to keep it: the request ran. If there is no room for it, the claim stays
-	// for as long, so that nobody else runs the request again.
+	// the key. It is also kept if nobody has the key: the request ran. If Redis has no room for it, the claim is extended to
+	// the time to live instead, so that nobody runs the request again.
 	finishScript = newScript(':', 3, `
 local v = redis.call('GET', KEYS[1])
 if not v or v == ARGV[1] then
@@ -40,8 +40,8 @@ end
 if v == ARGV[2] then return redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 0`)
 
-	// renew: ARGV = the running record, the lease in ms. 1 if the lease goes on, also if it was gone: then it is claimed
-	// again; 0 if somebody else has the key. PEXPIRE needs no room.
+	// renew: ARGV = the running record, the lease in ms. 1 if the lease is renewed, or claimed again because it was gone; 0 if
+	// somebody else has the key. PEXPIRE works without free memory.
 	renewScript = newScript(':', 2, `
 local v = redis.call('GET', KEYS[1])
 if v == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
@@ -80,7 +80,7 @@ func bulk(s string) string {
 	return "$" + strconv.Itoa(len(s)) + "\r\n" + s + "\r\n"
 }
 
-// The replies that the scripts give most.
+// The most frequent replies of the scripts.
 const (
 	nilLine = "$-1\r\n"
 	oneLine = ":1\r\n"
@@ -93,17 +93,17 @@ type Keys struct {
 
 	client  *Client
 	cluster *Cluster // whose nodes have the keys; nil: the client's server has them
-	plain   bool     // there is neither a cluster nor are there replicas to wait for
+	plain   bool     // there is no cluster, and no replicas to wait for
 	prefix  string
 	format  string                   // of a lease's Wire
-	times   map[time.Duration]string // as arguments in Redis' protocol
+	times   map[time.Duration]string // usual durations as arguments in Redis' protocol
 }
 
-// NewKeys returns a store whose Redis keys are <keyPrefix>:req:<key in hex>. Steps with one of the times as their argument
-// are quicker than others.
+// NewKeys returns a store whose Redis keys are <keyPrefix>:req:<SHA-256 of the key, in hex>. times are the usual leases and
+// times to live; others work too, but take longer.
 func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
-	client.plight.setProbe(keyPrefix + ":probe")
-	k := &Keys{Trouble: &client.plight.servers, client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
+	client.health.setProbeKey(keyPrefix + ":probe")
+	k := &Keys{Trouble: &client.health.failing, client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
 	k.format = fmt.Sprintf(wireFormat, len(k.prefix)+2*sha256.Size, k.prefix) + store.RunningFormat + "\r\n"
 	for _, d := range times {
 		k.times[d] = milliseconds(d)
@@ -116,7 +116,7 @@ func (k *Keys) Outage() int64 {
 	if k.Trouble.Load() == 0 {
 		return 0
 	}
-	return k.client.plight.outages.Load()
+	return k.client.health.outages.Load()
 }
 
 // NewClusterKeys is NewKeys for a cluster.
@@ -132,23 +132,23 @@ func milliseconds(d time.Duration) string {
 	return bulk(strconv.FormatInt(int64(d/time.Millisecond), 10))
 }
 
-// Claim gives the key to the lease for d and returns nil if nobody holds it, and else tells who does. A value that is no
-// record is an error that wraps store.ErrForeign.
+// Claim gives the key to the lease for d and returns nil if the key is free, else what holds it. It returns an error that
+// wraps store.ErrForeign if the stored value is not a record.
 func Claim(k *Keys, l *store.Lease, d time.Duration) (*store.Held, error) {
 	cmd := new(command)
 	args := k.times[d]
 	if args == "" {
 		args = milliseconds(d)
 	}
-	step(k, claimScript, l, cmd, args)
+	runScript(k, claimScript, l, cmd, args)
 	if cmd.line == nilLine && cmd.err == nil {
 		return nil, nil
 	}
 	return decode(cmd)
 }
 
-// WasFree tells whether an error of Claim says that nobody else has the key: too few replicas have the claim that was
-// granted, or the master refuses to write it.
+// WasFree reports whether an error of Claim says that nobody else has the key: the claim was granted but too few replicas
+// have it, or the master refuses to write it.
 func WasFree(err error) bool {
 	for _, words := range []string{"OOM ", "MISCONF ", "NOREPLICAS "} {
 		if strings.Contains(err.Error(), words) {
@@ -158,15 +158,16 @@ func WasFree(err error) bool {
 	return errors.Is(err, ErrReplicas)
 }
 
-// Renew makes the lease last d from now, and claims the key again if nobody has it any more; false if somebody else has it.
+// Renew makes the lease last d from now, and claims the key again if nobody has it any more. It returns false if somebody
+// else has it.
 func Renew(k *Keys, l *store.Lease, d time.Duration) (bool, error) {
 	cmd := &command{}
-	k = over(k, standIn(k.client))
-	step(k, renewScript, l, cmd, argument(k, d))
+	k = via(k, usableClient(k.client))
+	runScript(k, renewScript, l, cmd, argument(k, d))
 	return cmd.line == oneLine, cmd.err
 }
 
-// Finish replaces the lease by record for ttl; false, and nothing is changed, if somebody else has the key.
+// Finish replaces the lease by record for ttl. It returns false, and changes nothing, if somebody else has the key.
 func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
 	cmd := new(command)
 	end := k.times[ttl]
@@ -174,14 +175,14 @@ func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, er
 		end = milliseconds(ttl)
 	}
 	// The brackets spare two copies of the record: strings are put together two at a time.
-	step(k, finishScript, l, cmd, "$"+strconv.Itoa(len(record))+"\r\n"+(record+("\r\n"+end)))
+	runScript(k, finishScript, l, cmd, "$"+strconv.Itoa(len(record))+"\r\n"+(record+("\r\n"+end)))
 	return cmd.line == oneLine, cmd.err
 }
 
-// Release makes the key free; false, and nothing is changed, if the lease is lost.
+// Release makes the key free. It returns false, and changes nothing, if the lease is lost.
 func Release(k *Keys, l *store.Lease) (bool, error) {
 	cmd := &command{}
-	step(k, releaseScript, l, cmd, "")
+	runScript(k, releaseScript, l, cmd, "")
 	return cmd.line == oneLine, cmd.err
 }
 
@@ -194,14 +195,14 @@ func argument(k *Keys, d time.Duration) string {
 	return text
 }
 
-// wire is what all steps of a lease have as their first arguments: the key, and the running record, by which the owner of the
-// lease is known. The lease's key is hashed here, since it holds what nobody is to read.
+// wire returns the first arguments of all scripts for a lease: the Redis key, and the running record, which identifies the
+// owner. The lease's key is hashed here because it holds secrets, such as a value of Authorization.
 func wire(k *Keys, l *store.Lease) string {
 	return fmt.Sprintf(k.format, sha256.Sum256([]byte(l.Key)), runningBytes+len(l.Fingerprint)+len(l.Owner), l.Fingerprint, l.Owner)
 }
 
-// step runs s by its digest, with args behind what all steps have.
-func step(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
+// runScript runs s by its digest, with args after the arguments that wire returns.
+func runScript(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	if l.Wire == "" {
 		l.Wire = wire(k, l)
 	}
@@ -209,7 +210,7 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	if k.plain {
 		send(k.client, cmd)
 	} else {
-		deliver(k, s, l, cmd)
+		route(k, s, l, cmd)
 	}
 	switch {
 	case cmd.err != nil:
@@ -217,20 +218,20 @@ func step(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	default:
 		return
 	}
-	mend(k, s, l, cmd, args)
+	retry(k, s, l, cmd, args)
 }
 
-// wireFormat makes the format of wire.
+// wireFormat is the format of Keys.format, up to the running record.
 const wireFormat = "$%d\r\n%s%%x\r\n$%%d\r\n"
 
-// runningBytes is how long a running record is beside the fingerprint and the owner in it.
+// runningBytes is the length of a running record without its fingerprint and its owner.
 var runningBytes = len(fmt.Sprintf(store.RunningFormat, "", ""))
 
-// mend carries out again what failed for a reason that is none the second time. A new master may have two such reasons,
-// one after the other.
-func mend(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
-	for attempt := 0; attempt < 2 && cmd.err != nil && curable(k, s, l, cmd, args); attempt++ {
-		deliver(k, s, l, cmd)
+// retry runs a command again while its error is one that retryable can remedy. There may be two such errors in a row: a
+// replica refuses the command, and the new master does not know the script. An error that remains may trip the breaker.
+func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
+	for attempt := 0; attempt < 2 && cmd.err != nil && retryable(k, s, l, cmd, args); attempt++ {
+		route(k, s, l, cmd)
 	}
 	if cmd.err == nil && cmd.line[0] != s.reply {
 		cmd.err = errProtocol
@@ -247,17 +248,17 @@ func mend(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 			check(cmd.from) // it names the command
 		}
 	default:
-		trip(cmd.from, stateBy(cmd.err), cmd.err)
+		trip(cmd.from, stateFrom(cmd.err), cmd.err)
 	}
-	cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, named(cmd.err))
+	cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, withoutArguments(cmd.err))
 }
 
-// curable sees to it that cmd can succeed, if what it failed for is that the server does not know the script, or is a
-// replica now.
-func curable(k *Keys, s *script, l *store.Lease, cmd *command, args string) bool {
+// retryable reports whether cmd can succeed when it is sent again, and prepares it for that: the server did not know the
+// script, forbids EVALSHA, or is a replica now.
+func retryable(k *Keys, s *script, l *store.Lease, cmd *command, args string) bool {
 	switch {
 	case lacksEVALSHA(cmd.err):
-		sendWhole(cmd.from)
+		disableEVALSHA(cmd.from)
 		cmd.wire = s.bySource + l.Wire + args
 	case isUnknownScript(cmd.err):
 		cmd.wire = s.bySource + l.Wire + args
@@ -269,34 +270,34 @@ func curable(k *Keys, s *script, l *store.Lease, cmd *command, args string) bool
 	return true
 }
 
-// isUnknownScript tells by an error reply that the server does not know a script by its digest.
+// isUnknownScript reports whether an error reply says that the server does not know a script by its digest.
 func isUnknownScript(reply error) bool {
 	return strings.Contains(reply.Error(), "NOSCRIPT ")
 }
 
-// lacksEVALSHA tells by an error reply that scripts cannot be called by their digests.
+// lacksEVALSHA reports whether an error reply says that EVALSHA is forbidden.
 func lacksEVALSHA(reply error) bool {
 	return isForbidden(reply) && strings.Contains(strings.ToLower(reply.Error()), "evalsha")
 }
 
-// sendWhole has scripts sent whole from now on. The first server for which that is so is logged.
-func sendWhole(c *Client) {
+// disableEVALSHA makes c send scripts with EVAL from now on. It is logged for the first server only.
+func disableEVALSHA(c *Client) {
 	if c.main != nil {
 		c = c.main
 	}
 	for _, side := range append(sides(c), c) {
 		side.lock()
-		side.odd = true
-		side.whole = true
+		side.rewrites = true
+		side.noEVALSHA = true
 		side.unlock()
 	}
-	if !c.plight.whole.Swap(true) {
+	if !c.health.noEVALSHA.Swap(true) {
 		log.Printf("level=warn msg=\"Redis forbids EVALSHA; scripts are sent whole, with EVAL\" redis=%q", c.opts.Address)
 	}
 }
 
-// inFull is a command with its script instead of the digest of that.
-func inFull(wire string) string {
+// withSource returns a command with EVALSHA as one with EVAL and the script's source.
+func withSource(wire string) string {
 	for _, s := range []*script{claimScript, finishScript, renewScript, releaseScript, writeBackScript} {
 		if strings.HasPrefix(wire, s.bySHA1) {
 			return s.bySource + wire[len(s.bySHA1):]
@@ -305,8 +306,8 @@ func inFull(wire string) string {
 	return wire
 }
 
-// deliver sends cmd, of the script s, to where the key of l is.
-func deliver(k *Keys, s *script, l *store.Lease, cmd *command) {
+// route sends cmd, of the script s, to the server that has the key of l.
+func route(k *Keys, s *script, l *store.Lease, cmd *command) {
 	cmd.script = s
 	if k.cluster == nil {
 		sendToReplicas(k.client, cmd)
@@ -320,7 +321,7 @@ func redisKey(k *Keys, l *store.Lease) string {
 	return fmt.Sprintf("%s%x", k.prefix, sha256.Sum256([]byte(l.Key)))
 }
 
-// decode reads what the claim script tells of a key that somebody holds.
+// decode reads the claim script's reply for a key that is held.
 func decode(cmd *command) (*store.Held, error) {
 	if cmd.err != nil {
 		return nil, cmd.err

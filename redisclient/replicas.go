@@ -7,12 +7,12 @@ import (
 	"strings"
 )
 
-// ErrReplicas is the error for a step that the master has taken and fewer replicas than Options.WaitReplicas have by then.
+// ErrReplicas is the error for a write that the master has carried out, but fewer than Options.WaitReplicas replicas in time.
 var ErrReplicas = errors.New("too few replicas have it")
 
-// sendToReplicas is send for a step that Options.WaitReplicas are to have as well. Nobody else's steps wait along with it:
-// only when the master has granted a claim is it sent once more, over a connection whose turn it is to wait. There it finds
-// its own work and writes it again, since Redis waits for what the same connection wrote, and for nothing else.
+// sendToReplicas is send for a command whose write Options.WaitReplicas replicas must have too. A claim is sent to the master
+// first, so that refused claims do not wait for replicas. Once granted it is sent again through c.confirmer, whose
+// connections wait with WAIT. The script writes the claim again there, because WAIT only covers writes of its connection.
 func sendToReplicas(c *Client, cmd *command) {
 	switch {
 	case c.confirmer == nil:
@@ -27,16 +27,16 @@ func sendToReplicas(c *Client, cmd *command) {
 	}
 }
 
-// withOthers returns commands as they are to be sent, and what is to be sent along: ASKING before those that need it, and one
-// WAIT behind all if c waits for replicas. One will do: each would wait for itself in turn.
-func withOthers(c *Client, commands []*command) []*command {
+// rewrite returns what is sent for commands: with EVAL where EVALSHA is forbidden, with ASKING before those that need it, and
+// with one WAIT at the end if c waits for replicas. One is enough: it covers all writes before it.
+func rewrite(c *Client, commands []*command) []*command {
 	all := make([]*command, 0, len(commands)+1)
 	c.lock()
-	whole := c.whole
+	whole := c.noEVALSHA
 	c.unlock()
 	for _, cmd := range commands {
 		if whole {
-			cmd.wire = inFull(cmd.wire)
+			cmd.wire = withSource(cmd.wire)
 		}
 		if cmd.asking {
 			all = append(all, &command{wire: asking})
@@ -48,15 +48,15 @@ func withOthers(c *Client, commands []*command) []*command {
 		for _, cmd := range commands {
 			size += len(cmd.wire)
 		}
-		timeout := strconv.FormatInt((c.opts.ReadTimeout/2+transfer(size)).Milliseconds()+1, 10)
+		timeout := strconv.FormatInt((c.opts.ReadTimeout/2+transferTime(size)).Milliseconds()+1, 10)
 		all = append(all, &command{wire: "*3\r\n" + bulk("WAIT") + bulk(strconv.Itoa(c.opts.WaitReplicas)) + bulk(timeout), waits: true})
 	}
 	return all
 }
 
-// judge gives an error to each command that has written something, which is to say that it is a claim that was granted or a
-// record that was kept, if the WAIT behind all did not find that at enough replicas within half of the time for a reply.
-func judge(c *Client, all []*command) {
+// failUnconfirmed gives an error to each command that has written something, a granted claim or a kept record, if the WAIT at
+// the end says that too few replicas had it within half of the time for a reply.
+func failUnconfirmed(c *Client, all []*command) {
 	wait := all[len(all)-1]
 	err := wait.err
 	replicas, broken := strconv.Atoi(strings.Trim(wait.line, ":\r\n"))

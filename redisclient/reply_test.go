@@ -28,7 +28,7 @@ func TestALengthIsNotBelieved(t *testing.T) {
 
 // TestAHugeReply is longer than room is made for in advance.
 func TestAHugeReply(t *testing.T) {
-	want := bytes.Repeat([]byte("0123456789abcdef"), believed/16+1)
+	want := bytes.Repeat([]byte("0123456789abcdef"), maxPreallocated/16+1)
 	stream := fmt.Sprintf("$%d\r\n%s\r\n:1\r\n", len(want), want)
 	r := bufio.NewReader(strings.NewReader(stream))
 	cmd, next := &command{}, &command{}
@@ -53,5 +53,5 @@ func receive(r *bufio.Reader, cmd *command) error {
 	here, there := net.Pipe()
 	defer here.Close()
 	defer there.Close()
-	return receiveRest(&lane{net: here, reader: r}, cmd)
+	return receiveRest(&connSlot{net: here, reader: r}, cmd)
 }

@@ -21,7 +21,7 @@ type Sentinel struct {
 	PasswordFile string // read at every connect
 }
 
-// askPause is between two questions to one sentinel: a promotion is followed so much after a sentinel knows of it.
+// askPause is the time between two questions to one sentinel, and so the longest delay before a promotion is noticed.
 const askPause = 200 * time.Millisecond
 
 var (
@@ -30,20 +30,20 @@ var (
 	errDemoted   = errors.New("it is a replica now, and the sentinels have not named another master yet")
 )
 
-// master is what is known of the server that the sentinels name. Each of them is asked again and again. The newest
-// configuration counts: a sentinel that was cut off may go on naming the master that was.
+// master is what is known of the server that the sentinels name. Each sentinel is asked again and again. The newest
+// configuration counts: a sentinel that was cut off may go on naming the old master.
 type master struct {
-	mu      sync.Mutex         // guards everything below
-	changed *sync.Cond         // of mu: address has changed, or a dial has waited long enough
-	address string             // empty: not known yet
-	epoch   int64              // number of the configuration in which it became the master
-	conns   map[*lane]net.Conn // to address; some may be closed already
-	said    []string           // last answer of each sentinel; empty if there was none
-	errs    []error            // why there was none
+	mu      sync.Mutex             // guards everything below
+	changed *sync.Cond             // of mu: address has changed, or a dial has waited long enough
+	address string                 // of the master; empty: not known yet
+	epoch   int64                  // number of the configuration in which it became the master
+	conns   map[*connSlot]net.Conn // to address; some may be closed already
+	said    []string               // last answer of each sentinel; empty: it gave none
+	errs    []error                // why it gave none
 	closed  bool
 }
 
-// watcher asks one sentinel. Only one call of look runs at a time.
+// watcher asks one sentinel. Only one call of poll runs at a time.
 type watcher struct {
 	master *master
 	opts   Options // of the sentinel
@@ -57,7 +57,7 @@ type watcher struct {
 func newMaster(opts Options) *master {
 	addresses := strings.Split(opts.Address, ",")
 	name := opts.Sentinel.MasterName
-	m := &master{conns: map[*lane]net.Conn{}, said: make([]string, len(addresses)), errs: make([]error, len(addresses))}
+	m := &master{conns: map[*connSlot]net.Conn{}, said: make([]string, len(addresses)), errs: make([]error, len(addresses))}
 	m.changed = sync.NewCond(&m.mu)
 	opts.Username = opts.Sentinel.Username
 	opts.Password = opts.Sentinel.Password
@@ -73,29 +73,29 @@ func newMaster(opts Options) *master {
 func startWatch(w *watcher) {
 	w.master.mu.Lock()
 	defer w.master.mu.Unlock()
-	w.timer = time.AfterFunc(0, w.look)
+	w.timer = time.AfterFunc(0, w.poll)
 }
 
-// close ends the questions. Whoever still connects takes the master that is known.
+// close ends the questions. A client that still connects uses the last known master.
 func (m *master) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true
 }
 
-// look asks once.
-func (w *watcher) look() {
-	defer w.again()
+// poll asks once.
+func (w *watcher) poll() {
+	defer w.reschedule()
 	address, epoch, err := w.ask()
 	if err != nil {
 		w.disconnect()
 		err = fmt.Errorf("sentinel %s: %w", w.opts.Address, err)
 	}
-	w.master.told(w.place, address, epoch, err)
+	w.master.update(w.place, address, epoch, err)
 }
 
-// again has the sentinel asked once more, whatever became of the last time.
-func (w *watcher) again() {
+// reschedule ends a panic of poll, and calls poll again after askPause.
+func (w *watcher) reschedule() {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"asking a sentinel failed\" cause=%q", p)
 	}
@@ -115,7 +115,7 @@ func (w *watcher) disconnect() {
 	}
 }
 
-// ask returns the master's address, and if that is news also the number of the configuration.
+// ask returns the master's address and, if the address is new, the number of the configuration.
 func (w *watcher) ask() (string, int64, error) {
 	if w.conn == nil {
 		conn, err := connect(&w.opts, w.opts.Address)
@@ -124,7 +124,7 @@ func (w *watcher) ask() (string, int64, error) {
 		}
 		w.conn = conn
 	}
-	address, err := w.where()
+	address, err := w.masterAddress()
 	if err != nil || !w.master.elsewhere(address) {
 		return address, 0, err
 	}
@@ -132,8 +132,8 @@ func (w *watcher) ask() (string, int64, error) {
 	if err != nil {
 		return "", 0, err
 	}
-	again, err := w.where()
-	if err != nil || again != address { // it changes just now
+	again, err := w.masterAddress()
+	if err != nil || again != address { // the master is changing
 		return "", 0, err
 	}
 	fields := elements(reply)
@@ -146,7 +146,7 @@ func (w *watcher) ask() (string, int64, error) {
 	return "", 0, unexpected("SENTINEL MASTER", reply)
 }
 
-func (w *watcher) where() (string, error) {
+func (w *watcher) masterAddress() (string, error) {
 	reply, err := w.conn.Do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", w.name)
 	if err != nil {
 		return "", err
@@ -158,9 +158,9 @@ func (w *watcher) where() (string, error) {
 	return net.JoinHostPort(text(pair[0]), text(pair[1])), nil
 }
 
-// told takes note of what a sentinel said. Its word counts if no master is known, if it tells of a newer configuration, or
-// if most sentinels say the same and none says otherwise: then an administrator has begun the numbers anew.
-func (m *master) told(place int, address string, epoch int64, err error) {
+// update stores what a sentinel said. Its address becomes the master's if no master is known, if its configuration is newer,
+// or if most sentinels name it and none names another: then an administrator has reset the configuration numbers.
+func (m *master) update(place int, address string, epoch int64, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.said[place] = address
@@ -186,34 +186,34 @@ func (m *master) told(place int, address string, epoch int64, err error) {
 	}
 	m.address = address
 	m.epoch = epoch
-	// Whoever waits for a reply of the old master sends again, to the new one.
+	// Senders that wait for a reply of the old master send again, to the new one.
 	for _, conn := range m.conns {
 		_ = conn.Close()
 	}
-	m.conns = map[*lane]net.Conn{}
+	m.conns = map[*connSlot]net.Conn{}
 	m.changed.Broadcast()
 }
 
-// elsewhere tells whether the master is known to be somewhere else than at address.
+// elsewhere reports whether the master's address is another one, or not known.
 func (m *master) elsewhere(address string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.address != address
 }
 
-// await returns the master's address as soon as one is known that is not the one given, or an error when it is too late.
-func (m *master) await(not string, deadline time.Time) (string, error) {
+// await returns the master's address as soon as one other than except is known, or an error at the deadline.
+func (m *master) await(except string, deadline time.Time) (string, error) {
 	timer := time.AfterFunc(time.Until(deadline), m.wake)
 	defer timer.Stop()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for m.address == not && time.Now().Before(deadline) {
+	for m.address == except && time.Now().Before(deadline) {
 		m.changed.Wait()
 	}
-	if m.address != not {
+	if m.address != except {
 		return m.address, nil
 	}
-	if not != "" {
+	if except != "" {
 		return "", errDemoted
 	}
 	cause := errNoMaster
@@ -225,7 +225,7 @@ func (m *master) await(not string, deadline time.Time) (string, error) {
 	return "", cause
 }
 
-// wake has those look again who wait for a master.
+// wake wakes all calls of await, so that they notice their deadline.
 func (m *master) wake() {
 	defer recovered("waiting for a master")
 	m.mu.Lock()
@@ -233,50 +233,50 @@ func (m *master) wake() {
 	m.changed.Broadcast()
 }
 
-// enlist has conn closed as soon as another server than that at address is the master; false if one is already.
-func (m *master) enlist(l *lane, conn net.Conn, address string) bool {
+// track has conn closed as soon as the master is not at address any more. It returns false if that is so already.
+func (m *master) track(slot *connSlot, conn net.Conn, address string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.address != address {
 		return false
 	}
-	m.conns[l] = conn
+	m.conns[slot] = conn
 	return true
 }
 
-// dialMaster connects l to the master. One that says it is a replica is not the master any more, whatever the sentinels
-// say: then the next one is waited for, no longer than connecting may take.
-func dialMaster(c *Client, l *lane) error {
+// dialMaster connects slot to the master. A server that says it is a replica is not the master any more, whatever the
+// sentinels say: then dialMaster waits for the next one, within the time for connecting.
+func dialMaster(c *Client, slot *connSlot) error {
 	deadline := time.Now().Add(c.opts.DialTimeout)
-	not := ""
+	except := ""
 	for {
-		address, err := c.master.await(not, deadline)
+		address, err := c.master.await(except, deadline)
 		if err == nil {
-			err = open(c, l, address)
+			err = open(c, slot, address)
 		}
 		if err != nil {
 			return err
 		}
-		role := elements(ask(l, "ROLE"))
+		role := elements(ask(slot, "ROLE"))
 		demoted := len(role) > 0 && text(role[0]) != "master"
 		if !demoted {
 			return nil
 		}
-		disconnect(l)
-		not = address
+		disconnect(slot)
+		except = address
 	}
 }
 
-// ask sends one command over l and returns its reply; nil for an error, of which a user who may not ask gets one.
-func ask(l *lane, command string) interface{} {
-	reply, err := l.conn.Do(command)
+// ask sends one command over slot and returns its reply; nil for an error, for instance if the user lacks the permission.
+func ask(slot *connSlot, command string) interface{} {
+	reply, err := slot.conn.Do(command)
 	if err != nil {
 		return nil
 	}
 	return reply
 }
 
-// elements are those of an array; none for anything else.
+// elements returns the elements of an array reply; none for any other reply.
 func elements(reply interface{}) []interface{} {
 	if reply == nil { // Yaegi panics at the assertion
 		return nil
@@ -285,8 +285,8 @@ func elements(reply interface{}) []interface{} {
 	return all
 }
 
-// isReplica tells by an error reply that a server is not the master any more, or ceased to be while the command waited for
-// replicas. In Redis 6 and before, an error in a script stands in the middle of its reply.
+// isReplica reports whether an error reply says that the server is not the master any more, or ceased to be while the command
+// waited for replicas. In Redis 6 and before, the error of a command in a script stands in the middle of the reply.
 func isReplica(reply error) bool {
 	return strings.Contains(reply.Error(), "READONLY ") || strings.HasPrefix(reply.Error(), "UNBLOCKED ")
 }

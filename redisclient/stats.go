@@ -62,7 +62,7 @@ end
 redis.call('EXPIRE', k, ttl)
 return 1`
 
-// Bounds on one measurement of memory: one SCAN looks at about scanCount slots of the keyspace, which keeps Redis for
+// Bounds on one measurement of memory: one SCAN looks at about scanCount slots of the keyspace, which occupies Redis for
 // some tenths of a millisecond, and the measurement ends after scanTime.
 const (
 	scanCount = 500
@@ -112,7 +112,7 @@ func (s *Stats) Add(process string, sequence, now int64, numbers *stats.Numbers,
 	for name, e := range numbers.Endpoints {
 		endpoints = append(endpoints, name, e.Duplicates, e.Last)
 	}
-	// It is sent whole, which once a second costs nothing, and saves the round trip for a script that Redis has forgotten.
+	// EVAL sends the whole script. Once a second that costs nothing, and it saves the round trip for a script that Redis lacks.
 	args := []interface{}{addScript, 1, s.prefix + "stats", process, sequence, now, int64(limits.TTL / time.Second), limits.MaxEndpoints, len(fields) / 2}
 	args = append(append(args, fields...), endpoints...)
 	_, err := s.do("EVAL", args)
@@ -122,7 +122,7 @@ func (s *Stats) Add(process string, sequence, now int64, numbers *stats.Numbers,
 // do sends one command about the hash of statistics; an error reply is returned as an error.
 func (s *Stats) do(name string, args []interface{}) (interface{}, error) {
 	command := Command{Name: name, Args: args}
-	client := standIn(s.client)
+	client := usableClient(s.client)
 	if client.cluster != nil {
 		return client.cluster.do(s.prefix+"stats", command)
 	}
@@ -261,7 +261,7 @@ func (s *Stats) scan(cursor string) Command {
 	return Command{Name: "SCAN", Args: []interface{}{cursor, "MATCH", s.prefix + "*", "COUNT", scanCount}}
 }
 
-// scanReply takes the reply to SCAN apart.
+// scanReply returns the cursor and the keys in a reply to SCAN.
 func scanReply(reply interface{}) (string, []interface{}, error) {
 	err, isError := reply.(error)
 	if isError {
@@ -278,7 +278,8 @@ func scanReply(reply interface{}) (string, []interface{}, error) {
 	return text(pair[0]), keys, nil
 }
 
-// looked tells from a cursor which share of the keyspace is behind it. Redis counts cursors from the highest bit down.
+// looked returns the share of the keyspace, 0 to 1, that SCAN has passed at this cursor. Redis counts cursors from the highest
+// bit down.
 func looked(cursor string) float64 {
 	n, err := strconv.ParseUint(cursor, 10, 64)
 	if err != nil {
@@ -287,7 +288,7 @@ func looked(cursor string) float64 {
 	return float64(bits.Reverse64(n)) / math.MaxUint64
 }
 
-// text is a reply as a string; empty for anything but bytes.
+// text returns a bulk reply as a string; empty for any other reply.
 func text(reply interface{}) string {
 	bytes, _ := reply.([]byte)
 	return string(bytes)

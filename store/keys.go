@@ -8,29 +8,29 @@ import (
 	"time"
 )
 
-// Keys are the keys of one middleware in a Memory, which is all that there is, or what is known here of the keys in Redis.
+// Keys are the keys of one middleware in a Memory. If there is a Redis behind it, Memory has only the keys known to this process.
 type Keys struct {
 	Memory  *Memory
-	Trouble *atomic.Int32 // not 0 while Redis does not do what keys need; nil: keys live in Memory alone
+	Trouble *atomic.Int32 // not 0 while Redis does not do what keys need; nil: there is no Redis
 	Terms   Terms
 
 	ttl     time.Duration // of Terms
-	unbegun time.Duration // -ttl: what an entry has for its end until its time to live begins
+	unbegun time.Duration // -ttl: Lease.expires until the time to live begins
 }
 
 // Terms are how a middleware treats its keys.
 type Terms struct {
-	TTL           time.Duration // for how long it is known how a request ended
+	TTL           time.Duration // how long a finished record is kept
 	Lease         time.Duration // how long a claim in Redis outlives its owner
-	DetachTimeout time.Duration // for how long a call of the backend outlives its client; 0 = as long as it likes
-	Remember      bool          // what Redis knows of finished requests is remembered, and answered by
+	DetachTimeout time.Duration // how long a backend call may outlive its client; 0 = without bound
+	Remember      bool          // finished records of Redis are also kept here, and answered from here
 
-	// Renew makes the lease last on in Redis; false if it has to be tried again. failed says that the last try has failed,
+	// Renew renews the lease in Redis. It returns false if that has to be tried again; failed says that the last try failed
 	// too. Nil: there is no Redis.
 	Renew func(l *Lease, failed bool) bool
 }
 
-// Undecided is what ClaimKey returns for a key that only Redis can tell of.
+// Undecided is what ClaimKey returns if Redis has to decide.
 var Undecided = &Held{}
 
 // NewKeys returns the keys of a middleware with these terms.
@@ -39,15 +39,15 @@ func NewKeys(memory *Memory, trouble *atomic.Int32, terms Terms) *Keys {
 	return &Keys{Memory: memory, Trouble: trouble, Terms: terms, ttl: terms.TTL, unbegun: -terms.TTL}
 }
 
-// ClaimKey gives the key to r and returns nil if nobody holds it, and else tells who does, or that Redis has to be asked. In
-// memory a lease has no end: it cannot outlive its owner, since both are this process, and so no pause of the process, and no
-// Redis that hangs, gives a running key to somebody else here.
+// ClaimKey gives the key to r and returns nil if the key is free, else what holds it, or Undecided if Redis has to be asked. In
+// memory a lease has no end: it cannot outlive its owner, because both are this process. So neither a pause of the process nor
+// a Redis that hangs gives a running key to another request here.
 func ClaimKey(k *Keys, r *Run) *Held {
 	m := k.Memory
 	m.lock()
 	if m.entries[r.Key] != nil {
 		m.unlock()
-		return known(k, r)
+		return claimKnown(k, r)
 	}
 	m.claims++
 	r.Owner = m.token + strconv.Itoa(m.claims)
@@ -59,13 +59,13 @@ func ClaimKey(k *Keys, r *Run) *Held {
 		return nil
 	}
 	m.unlock()
-	return undecided(k, r)
+	return claimUnknown(k, r)
 }
 
 // ClaimAgain is ClaimKey for a run that may have asked before, and has its owner's token then.
 func ClaimAgain(k *Keys, r *Run) *Held {
 	setOwner(k.Memory, r)
-	return known(k, r)
+	return claimKnown(k, r)
 }
 
 // setOwner gives r its token, unless it has one.
@@ -74,13 +74,13 @@ func setOwner(m *Memory, r *Run) {
 	defer m.unlock()
 	if r.Owner == "" {
 		m.claims++
-		m.left++
+		m.leftToOthers++
 		r.Owner = m.token + strconv.Itoa(m.claims)
 	}
 }
 
-// undecided is ClaimKey where nobody has the key here, and there is a Redis or the watchdog sleeps.
-func undecided(k *Keys, r *Run) *Held {
+// claimUnknown is ClaimKey for a key that memory does not have, if there is a Redis or the watchdog is not armed.
+func claimUnknown(k *Keys, r *Run) *Held {
 	if k.Trouble != nil {
 		return Undecided
 	}
@@ -89,8 +89,8 @@ func undecided(k *Keys, r *Run) *Held {
 	return held
 }
 
-// known is ClaimKey where memory knows something of the key.
-func known(k *Keys, r *Run) *Held {
+// claimKnown is ClaimKey for a key that memory has.
+func claimKnown(k *Keys, r *Run) *Held {
 	var held *Held
 	var expires time.Duration
 	m := k.Memory
@@ -104,7 +104,7 @@ func known(k *Keys, r *Run) *Held {
 	if expires <= 0 {
 		expires = Endless
 	}
-	switch { // what a duplicate before was told serves again
+	switch { // an earlier duplicate has read the answer already
 	case held == nil:
 	case expires <= m.since(m.epoch):
 	case k.Trouble == nil:
@@ -113,11 +113,11 @@ func known(k *Keys, r *Run) *Held {
 	case k.Terms.Remember:
 		return held
 	}
-	return knownSlow(k, r)
+	return claimKnownSlow(k, r)
 }
 
-// knownSlow is known where no duplicate was told before, or things have changed.
-func knownSlow(k *Keys, r *Run) *Held {
+// claimKnownSlow is claimKnown where no answer is cached, or where the cached one cannot be used.
+func claimKnownSlow(k *Keys, r *Run) *Held {
 	setOwner(k.Memory, r)
 	held := Lookup(k.Memory, r.Lease)
 	switch {
@@ -134,7 +134,7 @@ func knownSlow(k *Keys, r *Run) *Held {
 	return held
 }
 
-// ClaimLocal is ClaimKey in memory alone, for a key that Redis has given to the lease or cannot be asked for.
+// ClaimLocal is ClaimKey in memory only, for a key that Redis has given to the lease or cannot be asked about.
 func ClaimLocal(k *Keys, r *Run) *Held {
 	m := k.Memory
 	m.lock()
@@ -153,7 +153,7 @@ func ClaimLocal(k *Keys, r *Run) *Held {
 	return nil
 }
 
-// claimLocalSlow is ClaimLocal where somebody has the key, or had it.
+// claimLocalSlow is ClaimLocal for a key that has an entry, which may have expired.
 func claimLocalSlow(k *Keys, r *Run) *Held {
 	held := Claim(k.Memory, r.Lease, Endless)
 	if held == nil {
@@ -173,14 +173,15 @@ func watchOver(k *Keys, r *Run) {
 	m.unlock()
 }
 
-// Displace gives the key to r, unless a request runs or a finished record has it that no other store has; false then.
+// Displace gives the key to r. It returns false, and changes nothing, if a request runs under the key or memory has the only
+// copy of a finished record.
 func Displace(k *Keys, r *Run) bool {
 	m := k.Memory
 	m.lock()
 	e := m.entries[r.Key]
 	free := e == nil || (e.record != "" && e.elsewhere)
 	if free {
-		m.entries[r.Key] = r.Lease // e stays among those that expire until it is swept
+		m.entries[r.Key] = r.Lease // e stays in its bucket until it is swept
 	}
 	m.unlock()
 	if free {
@@ -189,7 +190,7 @@ func Displace(k *Keys, r *Run) bool {
 	return free
 }
 
-// newToken returns what no other process, and no other memory in this one, has.
+// newToken returns a random prefix for owner tokens, which no other process and no other Memory has.
 func newToken() string {
 	random := make([]byte, 16)
 	_, err := rand.Read(random)
@@ -199,12 +200,12 @@ func newToken() string {
 	return hex.EncodeToString(random) + "-"
 }
 
-// KeepAnswer replaces the lease by the record of the backend's answer, where keys live in memory alone.
+// KeepAnswer replaces the lease by the record of the backend's answer, if there is no Redis.
 func KeepAnswer(k *Keys, l *Lease, record string) {
 	m := k.Memory
 	m.lock()
 	size := m.bytes + entryBytes + len(l.Key) + len(record)
-	switch { // an answer that nobody waits for, and that there is room for; else Finish does the same, and more
+	switch { // the short way if nobody waits for the answer and there is room for it; Finish does the rest
 	case l.done != nil:
 	case size > m.limit:
 	default:
@@ -218,7 +219,7 @@ func KeepAnswer(k *Keys, l *Lease, record string) {
 	Finish(m, l, record, k.ttl, true)
 }
 
-// RememberAnswer is KeepAnswer for a record that Redis has.
+// RememberAnswer is KeepAnswer for a record that Redis has too.
 func RememberAnswer(k *Keys, l *Lease, record string) {
 	m := k.Memory
 	m.lock()

@@ -8,96 +8,96 @@ import (
 	"time"
 )
 
-// entryBytes is what an entry costs beside its record and its form on the wire: the key, the fingerprint, the map's slot,
-// the lease, the place in a queue.
+// entryBytes is what an entry costs in addition to its key, record and wire form: the fingerprint, the map's slot, the lease,
+// the place in a bucket.
 const entryBytes = 832
 
-// heldBytes is what a Held costs that is kept.
+// heldBytes is what a cached Held costs.
 const heldBytes = 192
 
-// headerBytes is what a name or a value in an answer's header costs beside its text.
+// headerBytes is what a name or a value in an answer's header costs in addition to its text.
 const headerBytes = 64
 
-// Endless is the lease of a claim that ends only when its owner says so.
+// Endless is the duration of a lease that only its owner ends.
 const Endless = time.Duration(math.MaxInt64)
 
-// sweepChunk is how many entries are freed in one go.
+// sweepChunk is how many entries are freed while the lock is held once.
 const sweepChunk = 128
 
 // Memory is a store in this process's memory. Finished records take at most limit bytes, and are freed within about a
 // second after they expired, traffic or not. Running records are never dropped: there are as many as requests under way,
 // each of which finishes or releases its own.
 //
-// When there is no room, what expires first goes first: with one time to live, the oldest. Answers go before keys: of a
-// record that no other store has the key stays, so that its request does not run a second time; it becomes Unkept. Such
-// bare keys take at most half of limit; then the oldest of them go too.
+// When there is no room, the records that expire first are evicted first: with one time to live, the oldest. A record that no
+// other store has loses its answer but stays as an Unkept one, so that its request does not run a second time. These key-only
+// records take at most half of limit; beyond that, the oldest of them are evicted too.
 type Memory struct {
 	since func(epoch time.Time) time.Duration // the clock
 	epoch time.Time
 
-	lock, unlock func() // guard everything below, and the entries. Bound once: Yaegi finds a field faster than a method
+	lock, unlock func() // guard everything below, and the entries. Fields, because Yaegi finds a field faster than a method
 
-	limit     int
-	bytes     int // of finished records
-	bareBytes int // of those in bare
-	evicted   int
-	entries   map[string]*Lease
-	full      *queue      // finished entries with answers or known elsewhere
-	bare      *queue      // finished entries without an answer that only this store has
-	timer     *time.Timer // of the next sweep; nil while there is nothing to free
+	limit        int
+	bytes        int // taken by finished records
+	keyOnlyBytes int // taken by those in keyOnly
+	evicted      int // number of answers and keys
+	entries      map[string]*Lease
+	answers      *buckets    // finished entries with an answer, or that another store has too
+	keyOnly      *buckets    // finished entries without an answer that no other store has
+	timer        *time.Timer // of the next sweep; nil while there is nothing to free
 
-	token    string // that the owners of its leases begin with
-	claims   int    // that ClaimKey has granted, or left to others
-	left     int    // of these, to others, where there is no Redis
-	granted  int    // that ClaimLocal has granted
-	told     int    // to TakeClaims
-	shared   bool   // there is a Redis behind it
-	watchdog *time.Timer
-	tick     time.Duration // of the watchdog
-	armed    bool          // the watchdog ticks
-	begun    []*Run        // claimed by ClaimKey since the last tick; nil: it leaves all claims to claimFurther
-	watched  []*Run        // claimed before, or by claimFurther, and running at the last tick
+	token        string // prefix of the owner tokens of its leases
+	claims       int    // owner tokens given out
+	leftToOthers int    // claims without Redis that ClaimKey did not grant itself
+	granted      int    // claims granted by ClaimLocal, or by Displace
+	reported     int    // granted claims that TakeClaims has returned
+	shared       bool   // there is a Redis behind it
+	watchdog     *time.Timer
+	tick         time.Duration // between two ticks of the watchdog
+	armed        bool          // the watchdog ticks
+	begun        []*Run        // claimed by ClaimKey since the last tick; nil: ClaimKey leaves all claims to ClaimLocal
+	watched      []*Run        // claimed before, or by ClaimLocal, and running at the last tick
 }
 
-// reserveBytes is how much memory is set aside, at the most, until a store has filled as much.
-const reserveBytes = 16 << 20
+// ballastBytes is the upper bound on the ballast.
+const ballastBytes = 16 << 20
 
-// reserve is memory that nobody writes to, so that it takes next to no room itself; but the garbage collector reckons with
-// it and comes less often. It has to go through all of Traefik, with the syntax tree of the plugin, each time; with nothing
-// set aside that is a tenth of what a request costs. When stores fill, what they hold has the same effect.
-var reserve struct {
+// ballast is memory that is allocated but never used. It takes next to no physical memory, but makes the heap larger, so that
+// the garbage collector runs less often. Each run goes through all of Traefik and the syntax tree of the plugin: without
+// ballast that is a tenth of what a request costs. Once a store holds more than ballastBytes, its content has the same effect.
+var ballast struct {
 	mu    sync.Mutex // guards all below
 	bytes []byte
-	done  bool // a store has filled as much
+	done  bool // a store has held more than ballastBytes: no ballast is needed any more
 }
 
-// setAside sees to it that half of limit is set aside, as far as reserveBytes goes.
-func setAside(limit int64) {
+// setBallast makes the ballast at least half of limit, up to ballastBytes.
+func setBallast(limit int64) {
 	size := limit / 2
-	if size > reserveBytes {
-		size = reserveBytes
+	if size > ballastBytes {
+		size = ballastBytes
 	}
-	reserve.mu.Lock()
-	defer reserve.mu.Unlock()
-	if !reserve.done && size > int64(len(reserve.bytes)) {
-		reserve.bytes = make([]byte, size)
-	}
-}
-
-// useReserve gives up what is set aside if a store holds so much.
-func useReserve(held int) {
-	reserve.mu.Lock()
-	defer reserve.mu.Unlock()
-	if held > reserveBytes {
-		reserve.bytes = nil
-		reserve.done = true
+	ballast.mu.Lock()
+	defer ballast.mu.Unlock()
+	if !ballast.done && size > int64(len(ballast.bytes)) {
+		ballast.bytes = make([]byte, size)
 	}
 }
 
-// queue holds finished entries in the order in which they expire.
-type queue struct {
-	due   map[time.Duration][]*Lease // by the second in which they expire; no list is empty
-	first time.Duration              // no list comes before this second
+// releaseBallast frees the ballast if a store holds more than ballastBytes.
+func releaseBallast(held int) {
+	ballast.mu.Lock()
+	defer ballast.mu.Unlock()
+	if held > ballastBytes {
+		ballast.bytes = nil
+		ballast.done = true
+	}
+}
+
+// buckets hold finished entries by the second in which they expire. The Memory's lock guards them.
+type buckets struct {
+	bySecond map[time.Duration][]*Lease // no bucket is empty
+	first    time.Duration              // no bucket comes before this second
 }
 
 // NewMemory returns a store of at most limit bytes of finished records. Close frees it.
@@ -105,20 +105,20 @@ func NewMemory(limit int64) *Memory {
 	return NewMemoryClock(limit, time.Since)
 }
 
-// NewMemoryClock is NewMemory with a clock of the caller's: since tells how much time has passed since epoch.
+// NewMemoryClock is NewMemory with another clock: since returns how much time has passed since epoch.
 func NewMemoryClock(limit int64, since func(epoch time.Time) time.Duration) *Memory {
-	setAside(limit)
+	setBallast(limit)
 	var mu sync.Locker = &sync.Mutex{}
-	m := &Memory{since: since, epoch: time.Now(), lock: mu.Lock, unlock: mu.Unlock, limit: int(limit), entries: map[string]*Lease{}, full: newQueue(), bare: newQueue(), token: newToken(), tick: longestTick}
-	// A timer made anew at each tick would have, under Yaegi, the variables of the last tick as its own, and so those of all
-	// ticks before.
+	m := &Memory{since: since, epoch: time.Now(), lock: mu.Lock, unlock: mu.Unlock, limit: int(limit), entries: map[string]*Lease{}, answers: newBuckets(), keyOnly: newBuckets(), token: newToken(), tick: longestTick}
+	// The timer is made once: under Yaegi, a timer made in a tick would keep the variables of that tick alive, and through them
+	// those of all ticks before.
 	m.watchdog = time.AfterFunc(longestTick, m.watch)
 	m.watchdog.Stop()
 	return m
 }
 
-func newQueue() *queue {
-	return &queue{due: map[time.Duration][]*Lease{}, first: Endless}
+func newBuckets() *buckets {
+	return &buckets{bySecond: map[time.Duration][]*Lease{}, first: Endless}
 }
 
 // SetLimit changes the bound on finished records, in bytes.
@@ -127,17 +127,17 @@ func (m *Memory) SetLimit(limit int64) {
 	defer m.unlock()
 	m.limit = int(limit)
 	evict(m)
-	setAside(limit)
+	setBallast(limit)
 }
 
-// Idle tells that there is no record, running or finished.
+// Idle reports whether there is no record, running or finished.
 func (m *Memory) Idle() bool {
 	m.lock()
 	defer m.unlock()
 	return len(m.entries) == 0
 }
 
-// Close frees what is finished. Requests that still run may come to their end, and are known to their duplicates.
+// Close frees finished records. Running requests keep theirs until they end.
 func (m *Memory) Close() {
 	m.lock()
 	defer m.unlock()
@@ -146,12 +146,12 @@ func (m *Memory) Close() {
 			delete(m.entries, key)
 		}
 	}
-	queueFinished(m)
+	bucketFinished(m)
 	m.bytes = 0
-	m.bareBytes = 0
-	for _, q := range []*queue{m.full, m.bare} {
-		q.due = map[time.Duration][]*Lease{}
-		q.first = Endless
+	m.keyOnlyBytes = 0
+	for _, b := range []*buckets{m.answers, m.keyOnly} {
+		b.bySecond = map[time.Duration][]*Lease{}
+		b.first = Endless
 	}
 	if m.timer != nil {
 		m.timer.Stop()
@@ -159,8 +159,8 @@ func (m *Memory) Close() {
 	}
 }
 
-// Usage tells how many records there are, how many bytes the finished ones take, and how many answers and keys were
-// dropped before their time because the store was full.
+// Usage returns how many records there are, how many bytes the finished ones take, and how many answers and keys were
+// evicted because the store was full.
 func (m *Memory) Usage() (records int, bytes, evicted int64) {
 	m.lock()
 	defer m.unlock()
@@ -173,14 +173,14 @@ func (m *Memory) TakeClaims() int64 {
 	defer m.unlock()
 	granted := m.granted
 	if !m.shared { // ClaimKey counts each claim that it grants
-		granted += m.claims - m.left
+		granted += m.claims - m.leftToOthers
 	}
-	news := granted - m.told
-	m.told = granted
+	news := granted - m.reported
+	m.reported = granted
 	return int64(news)
 }
 
-// Claim gives the key to the lease for d and returns nil if nobody holds it, and else tells who does.
+// Claim gives the key to the lease for d and returns nil if the key is free, else what holds it.
 func Claim(m *Memory, l *Lease, d time.Duration) *Held {
 	m.lock()
 	free := m.entries[l.Key] == nil
@@ -204,7 +204,7 @@ func Claim(m *Memory, l *Lease, d time.Duration) *Held {
 	return held
 }
 
-// extend makes the lease last d from now, if it is not over.
+// extend makes the lease last d from now, unless it has ended.
 func extend(m *Memory, l *Lease, d time.Duration) {
 	m.lock()
 	defer m.unlock()
@@ -218,7 +218,7 @@ func extend(m *Memory, l *Lease, d time.Duration) {
 	}
 }
 
-// Lookup tells who has the key, or returns nil if nobody has it or l has it itself.
+// Lookup returns what holds the key; nil if it is free, or l holds it.
 func Lookup(m *Memory, l *Lease) *Held {
 	m.lock()
 	e := m.entries[l.Key]
@@ -229,8 +229,8 @@ func Lookup(m *Memory, l *Lease) *Held {
 	return describe(m, l)
 }
 
-// StateOf tells what has become of l: Running until it ends, the state of its record when that is kept, and Free if it was
-// released, never had the key, or is forgotten.
+// StateOf returns Running until l ends, then the state of its record, and Free if l was released, never had the key, or its
+// record has expired or was evicted.
 func StateOf(m *Memory, l *Lease) State {
 	m.lock()
 	defer m.unlock()
@@ -243,15 +243,15 @@ func StateOf(m *Memory, l *Lease) State {
 	return State(l.record[len(magic)])
 }
 
-// describe tells who has the key of l, or returns nil if nobody has it. An expired entry is dropped; a finished one stays
-// in its queue until it is swept.
+// describe returns what holds the key of l; nil if it is free. It frees the key of an expired entry; a finished one stays in
+// its bucket until it is swept.
 func describe(m *Memory, l *Lease) *Held {
 	held := &Held{Local: true, State: Running}
 	now := m.since(m.epoch)
 	m.lock()
 	e := m.entries[l.Key]
 	if e != nil && e.expires > 0 && now >= e.expires {
-		drop(m, e)
+		freeKey(m, e)
 		e = nil
 	}
 	if e == nil {
@@ -274,13 +274,13 @@ func describe(m *Memory, l *Lease) *Held {
 	m.unlock()
 	if held.Answer == nil && held.Record != "" {
 		_ = Read(held) // it is one, so there is no error
-		remember(m, e, held)
+		cacheAnswer(m, e, held)
 	}
 	return held
 }
 
-// remember keeps what was read from the record of an answer, which is as good as that: duplicates seldom come alone.
-func remember(m *Memory, e *Lease, held *Held) {
+// cacheAnswer keeps the answer that was read from the record of e, for further duplicates.
+func cacheAnswer(m *Memory, e *Lease, held *Held) {
 	if held.State != Done {
 		return
 	}
@@ -297,13 +297,13 @@ func remember(m *Memory, e *Lease, held *Held) {
 		return
 	}
 	e.held = &Held{State: Done, Fingerprint: held.Fingerprint, Answer: held.Answer, Record: held.Record, Local: true, OnlyCopy: held.OnlyCopy}
-	e.read = size
+	e.heldSize = size
 	m.bytes += size
 	evict(m)
 }
 
-// Finish replaces the lease by record, which is finished, for ttl; false, and nothing is changed, if the lease is lost.
-// onlyCopy says that no other store has the record: see Memory for what that means to it.
+// Finish replaces the lease by record, which is finished, for ttl. It returns false, and changes nothing, if the lease is
+// lost. onlyCopy says that no other store has the record; see Memory for how such a record is evicted.
 func Finish(m *Memory, l *Lease, record string, ttl time.Duration, onlyCopy bool) bool {
 	now := m.since(m.epoch)
 	m.lock()
@@ -315,11 +315,11 @@ func Finish(m *Memory, l *Lease, record string, ttl time.Duration, onlyCopy bool
 	e.record = record
 	e.elsewhere = !onlyCopy
 	e.expires = now + ttl
-	keep(m, e)
+	keepFinished(m, e)
 	return true
 }
 
-// Release makes the key free; false, and nothing is changed, if the lease is lost.
+// Release makes the key free. It returns false, and changes nothing, if the lease is lost.
 func Release(m *Memory, l *Lease) bool {
 	now := m.since(m.epoch)
 	m.lock()
@@ -328,12 +328,11 @@ func Release(m *Memory, l *Lease) bool {
 	if e == nil {
 		return false
 	}
-	drop(m, e)
+	freeKey(m, e)
 	return true
 }
 
-// Remember keeps what another store told of a finished key for as long as it is kept there, unless something is known
-// about the key already.
+// Remember keeps a finished record of another store until it expires there, unless the key has an entry already.
 func Remember(m *Memory, key string, held *Held) {
 	l := &Lease{Key: key, Fingerprint: held.Fingerprint}
 	if Claim(m, l, Endless) == nil {
@@ -341,8 +340,8 @@ func Remember(m *Memory, key string, held *Held) {
 	}
 }
 
-// Wait returns as soon as the request that runs under key ends or its lease does, at once if none runs, and in any case
-// at the end of ctx. It tells whether there was anything to wait for.
+// Wait returns as soon as the request that runs under key ends, its lease ends, or ctx is over. It reports whether there was a
+// running request; if not, it returns at once.
 func Wait(ctx context.Context, m *Memory, key string) bool {
 	left := Endless
 	m.lock()
@@ -363,29 +362,31 @@ func Wait(ctx context.Context, m *Memory, key string) bool {
 	return true
 }
 
-// owned returns the entry that l holds, or nil if its lease is over. What is left of a lease that is over is dropped.
+// owned returns the entry that l holds, or nil if its lease has ended. It frees the key of a lease that has ended by itself.
+// The caller holds the lock.
 func owned(m *Memory, l *Lease, now time.Duration) *Lease {
 	e := m.entries[l.Key]
 	if e == nil || e.record != "" || e.Owner != l.Owner {
 		return nil
 	}
 	if e.expires > 0 && now >= e.expires {
-		drop(m, e)
+		freeKey(m, e)
 		return nil
 	}
 	return e
 }
 
-// keep gives an entry that has just been finished its place, and wakes those who wait for it.
-func keep(m *Memory, e *Lease) {
+// keepFinished puts an entry that has just been finished into a bucket, as far as there is room for it, and wakes those who
+// wait for it. The caller holds the lock.
+func keepFinished(m *Memory, e *Lease) {
 	size := sizeOf(e)
 	answered := e.record[len(magic)] == byte(Done)
 	switch {
 	case !e.elsewhere && (size > m.limit || !answered):
-		keepBare(m, e)
+		keepKeyOnly(m, e)
 	case size <= m.limit:
 		m.bytes += size
-		push(m, m.full, e)
+		addToBucket(m, m.answers, e)
 	default:
 		delete(m.entries, e.Key)
 	}
@@ -393,56 +394,58 @@ func keep(m *Memory, e *Lease) {
 	evict(m)
 }
 
-// keepBare keeps of e, which is in no queue now, no more than that its request is not to run again.
-func keepBare(m *Memory, e *Lease) {
+// keepKeyOnly keeps e, which is in no bucket yet, without its answer. The caller holds the lock.
+func keepKeyOnly(m *Memory, e *Lease) {
 	if e.record[len(magic)] == byte(Done) {
 		e.record = Bare(e.record)
 		m.evicted++
 	}
 	size := sizeOf(e)
 	m.bytes += size
-	m.bareBytes += size
-	push(m, m.bare, e)
+	m.keyOnlyBytes += size
+	addToBucket(m, m.keyOnly, e)
 }
 
-// sizeOf is how many bytes a finished entry counts, without what was read from its record.
+// sizeOf returns how many bytes a finished entry counts, without its cached answer. The caller holds the lock.
 func sizeOf(e *Lease) int {
 	return entryBytes + len(e.Key) + len(e.Wire) + len(e.record)
 }
 
-// push puts a finished entry into q, and sees to it that it is freed when it has expired.
-func push(m *Memory, q *queue, e *Lease) {
+// addToBucket puts a finished entry into its bucket of b, and starts the sweeping if need be. The caller holds the lock.
+func addToBucket(m *Memory, b *buckets, e *Lease) {
 	second := e.expires / time.Second
-	q.due[second] = append(q.due[second], e)
-	if second < q.first {
-		q.first = second
+	b.bySecond[second] = append(b.bySecond[second], e)
+	if second < b.first {
+		b.first = second
 		startSweeping(m)
 	}
 }
 
+// startSweeping starts the timer of the next sweep, unless it runs. The caller holds the lock.
 func startSweeping(m *Memory) {
 	if m.timer == nil {
 		m.timer = time.AfterFunc(time.Second, m.sweepLater)
 	}
 }
 
-// earliest is the second of the first list in q, which is not empty. It is mostly the one it was, or the next: only
-// behind a gap are all looked through.
-func earliest(q *queue) time.Duration {
-	if q.due[q.first] == nil {
-		q.first++
+// firstSecond returns the second of the first bucket of b, which is not empty. Usually that is the same as before, or the next
+// one; only after a gap are all buckets looked through. The caller holds the lock.
+func firstSecond(b *buckets) time.Duration {
+	if b.bySecond[b.first] == nil {
+		b.first++
 	}
-	if q.due[q.first] == nil {
-		q.first = Endless
-		for second := range q.due {
-			if second < q.first {
-				q.first = second
+	if b.bySecond[b.first] == nil {
+		b.first = Endless
+		for second := range b.bySecond {
+			if second < b.first {
+				b.first = second
 			}
 		}
 	}
-	return q.first
+	return b.first
 }
 
+// wake wakes those who wait for the end of e. The caller holds the lock.
 func wake(e *Lease) {
 	if e.done != nil {
 		close(e.done)
@@ -450,40 +453,41 @@ func wake(e *Lease) {
 	}
 }
 
-// drop makes the key of a running or expired entry free.
-func drop(m *Memory, e *Lease) {
+// freeKey makes the key of a running or expired entry free. The caller holds the lock.
+func freeKey(m *Memory, e *Lease) {
 	delete(m.entries, e.Key)
 	wake(e)
 }
 
-// evict drops what expires first, or its answer, until the rest fits. Where many records are, it makes room for more than
-// is needed, so that most requests find some.
+// evict drops the entries that expire first, or their answers, until the rest fits. If there are many records, it makes more
+// room than is needed, so that most requests find some. The caller holds the lock.
 func evict(m *Memory) {
 	if m.bytes <= m.limit {
 		return
 	}
-	queueFinished(m)
+	bucketFinished(m)
 	goal := m.limit
 	if len(m.entries) > 8*sweepChunk {
 		goal -= m.limit / 64
 	}
 	for m.bytes > m.limit {
-		from := m.full
-		if len(from.due) == 0 || m.bareBytes > m.limit/2 {
-			from = m.bare
+		from := m.answers
+		if len(from.bySecond) == 0 || m.keyOnlyBytes > m.limit/2 {
+			from = m.keyOnly
 		}
 		evictSome(m, from, goal)
 	}
 }
 
-// evictSome drops entries of q, which is not empty, or their answers: as many as it takes to reach goal, but no more than
-// sweepChunk, and of one second. The last of that second, which may be the newest of all, goes only if it does not fit.
-func evictSome(m *Memory, q *queue, goal int) {
-	second := earliest(q)
-	list, done := q.due[second], 0
-	var bare []*Lease
+// evictSome drops entries of the first bucket of b, which is not empty, or their answers: as many as it takes to reach goal,
+// but at most sweepChunk. The last entry of the bucket, which may be the newest of all, is dropped only if it does not fit.
+// The caller holds the lock.
+func evictSome(m *Memory, b *buckets, goal int) {
+	second := firstSecond(b)
+	list, done := b.bySecond[second], 0
+	var stripped []*Lease
 	for _, e := range list {
-		if done == sweepChunk || (q == m.full && m.bareBytes > m.limit/2) {
+		if done == sweepChunk || (b == m.answers && m.keyOnlyBytes > m.limit/2) {
 			break
 		}
 		if m.bytes <= m.limit && (m.bytes <= goal || done == len(list)-1) {
@@ -493,34 +497,34 @@ func evictSome(m *Memory, q *queue, goal int) {
 		done++
 		m.evicted++
 		size := sizeOf(e)
-		m.bytes -= size + e.read
+		m.bytes -= size + e.heldSize
 		e.held = nil
-		e.read = 0
+		e.heldSize = 0
 		if !e.elsewhere && e.record[len(magic)] == byte(Done) {
 			e.record = Bare(e.record)
 			size = sizeOf(e)
 			m.bytes += size
-			m.bareBytes += size
-			bare = append(bare, e)
+			m.keyOnlyBytes += size
+			stripped = append(stripped, e)
 			continue
 		}
-		if q == m.bare {
-			m.bareBytes -= size
+		if b == m.keyOnly {
+			m.keyOnlyBytes -= size
 		}
-		if m.entries[e.Key] == e { // else it had expired, and the key is taken again
+		if m.entries[e.Key] == e { // else e had expired, and the key was claimed again
 			delete(m.entries, e.Key)
 		}
 	}
-	cut(q, done)
-	if len(bare) > 0 {
-		m.bare.due[second] = append(m.bare.due[second], bare...)
-		if second < m.bare.first {
-			m.bare.first = second
+	removeFirst(b, done)
+	if len(stripped) > 0 {
+		m.keyOnly.bySecond[second] = append(m.keyOnly.bySecond[second], stripped...)
+		if second < m.keyOnly.first {
+			m.keyOnly.first = second
 		}
 	}
 }
 
-// sweepLater frees what has expired and comes again in a second while there is anything left.
+// sweepLater frees what has expired, and runs again in a second while there is anything left.
 func (m *Memory) sweepLater() {
 	defer func() {
 		if p := recover(); p != nil {
@@ -530,11 +534,11 @@ func (m *Memory) sweepLater() {
 	m.Sweep()
 	m.lock()
 	defer m.unlock()
-	useReserve(m.bytes)
+	releaseBallast(m.bytes)
 	if m.timer == nil { // closed meanwhile
 		return
 	}
-	if len(m.full.due)+len(m.bare.due) == 0 {
+	if len(m.answers.bySecond)+len(m.keyOnly.bySecond) == 0 {
 		m.timer = nil
 		return
 	}
@@ -545,24 +549,24 @@ func (m *Memory) sweepLater() {
 func (m *Memory) Sweep() {
 	now := m.since(m.epoch)
 	m.lock()
-	queueFinished(m)
+	bucketFinished(m)
 	m.unlock()
-	for _, q := range []*queue{m.full, m.bare} {
+	for _, b := range []*buckets{m.answers, m.keyOnly} {
 		more := true
 		for more {
-			more = sweepSome(m, q, now)
+			more = sweepSome(m, b, now)
 		}
 	}
 }
 
-// sweepSome frees up to sweepChunk entries of q from a second that was over at now, and tells whether there may be more.
-func sweepSome(m *Memory, q *queue, now time.Duration) bool {
+// sweepSome frees up to sweepChunk entries of b from a second that was over at now, and reports whether there may be more.
+func sweepSome(m *Memory, b *buckets, now time.Duration) bool {
 	m.lock()
 	defer m.unlock()
-	if len(q.due) == 0 || earliest(q) >= now/time.Second {
+	if len(b.bySecond) == 0 || firstSecond(b) >= now/time.Second {
 		return false
 	}
-	list, size := q.due[q.first], 0
+	list, size := b.bySecond[b.first], 0
 	chunk := len(list)
 	if chunk > sweepChunk {
 		chunk = sweepChunk
@@ -570,28 +574,28 @@ func sweepSome(m *Memory, q *queue, now time.Duration) bool {
 	for i, e := range list[:chunk] {
 		list[i] = nil // the array lives on
 		size += sizeOf(e)
-		m.bytes -= e.read
+		m.bytes -= e.heldSize
 		if m.entries[e.Key] == e {
 			delete(m.entries, e.Key)
 		}
 	}
 	m.bytes -= size
-	if q == m.bare {
-		m.bareBytes -= size
+	if b == m.keyOnly {
+		m.keyOnlyBytes -= size
 	}
-	cut(q, chunk)
+	removeFirst(b, chunk)
 	return true
 }
 
-// cut takes the first n entries of its first second out of q.
-func cut(q *queue, n int) {
-	list := q.due[q.first]
+// removeFirst takes the first n entries of the first bucket out of b. The caller holds the lock.
+func removeFirst(b *buckets, n int) {
+	list := b.bySecond[b.first]
 	if n < len(list) {
-		q.due[q.first] = list[n:]
+		b.bySecond[b.first] = list[n:]
 		return
 	}
-	delete(q.due, q.first)
-	if len(q.due) == 0 {
-		q.first = Endless
+	delete(b.bySecond, b.first)
+	if len(b.bySecond) == 0 {
+		b.first = Endless
 	}
 }

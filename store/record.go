@@ -12,10 +12,10 @@ import (
 // FingerprintSize is the length in bytes of a fingerprint, a SHA-256.
 const FingerprintSize = 32
 
-// magic starts every record; a change of the layout changes it.
+// magic starts every record. It changes with the layout.
 const magic = "idem1"
 
-// headLen is the length of what all records have: magic, state, fingerprint.
+// headLen is the length of the head of every record: magic, state, fingerprint.
 const headLen = len(magic) + 1 + FingerprintSize
 
 // Records are strings, laid out so that the standard library writes and reads an answer in few calls:
@@ -25,8 +25,8 @@ const headLen = len(magic) + 1 + FingerprintSize
 //	magic  K  fingerprint  status CRLF
 //	magic  D  fingerprint  status CRLF  header lines  CRLF  body
 //
-// The formats take the parts that differ, in this order; a finished answer, which every request makes, is put together
-// without one, since that takes a tenth of the time. The header lines are in HTTP's own wire format.
+// The formats take the parts that differ, in this order. The record of an answer, which every request makes, is concatenated
+// without a format, which takes a tenth of the time. The header lines are in HTTP's wire format.
 const (
 	RunningFormat = magic + "R%s%s"
 	UnknownFormat = magic + "U%s"
@@ -34,7 +34,7 @@ const (
 	DoneHead      = magic + "D"
 )
 
-// StatusLines are the statuses from 100 to 999, each with its CRLF, at their places.
+// StatusLines has each status from 100 to 999 with its CRLF, indexed by the status.
 var StatusLines = newStatusLines()
 
 func newStatusLines() []string {
@@ -45,13 +45,13 @@ func newStatusLines() []string {
 	return lines
 }
 
-// ErrForeign is the error for a stored value that is not a record: somebody else writes under our keys.
+// ErrForeign is the error for a stored value that is not a record: another program writes to the same keys.
 var ErrForeign = errors.New("the stored value is not a record of this plugin")
 
 // statusLen is the length of a status with its CRLF.
 const statusLen = 5
 
-// Bare is what stays of the record of an answer that is not kept.
+// Bare returns the Unkept record that is left of the record of an answer: without its header and its body.
 func Bare(record string) string {
 	return magic + string(Unkept) + record[len(magic)+1:headLen+statusLen]
 }
@@ -62,7 +62,7 @@ func Decode(record string) (*Held, error) {
 	return held, Read(held)
 }
 
-// Read fills in what held.Record, which is a record, tells. It returns ErrForeign for anything else.
+// Read sets the fields of held from held.Record. It returns ErrForeign if that is not a record.
 func Read(held *Held) error {
 	record := held.Record
 	if len(record) < headLen || record[:len(magic)] != magic {
@@ -83,8 +83,8 @@ func Read(held *Held) error {
 	return err
 }
 
-// readAnswer reads the status in what follows the head of a record and, if it is Done, the header and the body. An answer
-// whose header cannot be read, since a middleware below has put control characters into it, was not kept.
+// readAnswer reads rest, which follows the head of a record: the status and, if it is Done, the header and the body. An answer
+// whose header cannot be read, because a middleware below has put control characters into it, counts as Unkept.
 func readAnswer(held *Held, rest string) (*Answer, error) {
 	if len(rest) < statusLen || rest[3:statusLen] != "\r\n" {
 		return nil, ErrForeign
@@ -113,5 +113,5 @@ func readAnswer(held *Held, rest string) (*Answer, error) {
 	return &Answer{Status: status, Header: http.Header(header), Body: rest[end+4:]}, nil
 }
 
-// Unreadable are the characters that no header can be read back with, should a middleware below have set them.
+// Unreadable are the characters that make a header impossible to read back.
 const Unreadable = "\x00\x01\x02\x03\x04\x05\x06\x07\x08\x0b\x0c\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f\x7f"

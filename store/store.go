@@ -5,9 +5,9 @@
 // Unkept for its time to live, or is released. The owner's token is the fencing token: an owner whose lease is over
 // changes nothing any more.
 //
-// A store is a set of functions over a type: Claim, Renew, Finish and Release, each one atomic step that many goroutines
-// may take at once. They are not methods because Yaegi, which runs all this in Traefik, takes four times as long to call
-// a method as to call a function. Package storetest is the suite that every store has to pass.
+// A store is a set of functions over a type: Claim, Renew, Finish and Release. Each is one atomic step, and safe for concurrent
+// use. They are not methods because Yaegi, which runs the plugin in Traefik, takes four times as long to call a method as to
+// call a function. Package storetest is the suite that every store has to pass.
 package store
 
 import (
@@ -20,16 +20,16 @@ import (
 	"time"
 )
 
-// State says where a key stands.
+// State is the state of a key.
 type State byte
 
 // The states of a key.
 const (
 	Free    State = 0   // nobody holds the key
-	Running State = 'R' // a lease has it
+	Running State = 'R' // a lease holds the key: its request runs
 	Done    State = 'D' // the answer is kept
 	Unknown State = 'U' // the request was sent, and nobody knows how it ended
-	Unkept  State = 'K' // it was answered, but the answer was too large to keep
+	Unkept  State = 'K' // the request was answered, but its answer is not kept
 )
 
 // Answer is a backend's answer as it is replayed. For an Unkept record only Status is set. It is shared by all who replay
@@ -42,65 +42,66 @@ type Answer struct {
 
 // Lease is the claim of one request on one key. In a Memory it is also the key's entry.
 type Lease struct {
-	Key         string // as many bytes as it takes: in Redis it stands in hex
+	Key         string // any bytes: Redis has only its hash
 	Fingerprint string // FingerprintSize bytes
 	Owner       string // fencing token, unique to this claim
 
 	Degraded bool // the shared store could not be reached, and the lease is held in this process's memory
-	Doubtful bool // with Degraded: the shared store may have taken the claim all the same; its reply was lost
+	Doubtful bool // with Degraded: the reply of the shared store was lost, so it may have the claim
 
-	// Wire is the key and the running record as they are sent to Redis, once that has been done.
+	// Wire is the key and the running record in Redis' protocol; empty without Redis. The claim in Redis sets it before a
+	// Memory has the entry, and nothing changes it afterwards: so reading it needs no lock.
 	Wire string
 
-	// What follows is guarded by the Memory's lock.
-	record    string        // finished: how it ended; empty while it runs
-	expires   time.Duration // on the Memory's clock; 0 = never; less: how long, from the watchdog's next tick on
-	done      chan struct{} // running: closed at its end; nil while nobody waits for it
-	elsewhere bool          // finished: another store has it, too
-	held      *Held         // finished: what a duplicate was told of an answer; never changed
-	read      int           // bytes that held counts
+	// The Memory's lock guards the fields below.
+	record    string        // finished: the record; empty while the request runs
+	expires   time.Duration // on the Memory's clock; 0 = never; negative: minus the time to live, which begins at the watchdog's next tick
+	done      chan struct{} // running: closed at the end; nil while nobody waits for it
+	elsewhere bool          // finished: another store has the record too
+	held      *Held         // finished: the answer as duplicates get it, once it was read; never changed
+	heldSize  int           // bytes that held takes
 }
 
-// Run is a request that runs under a lease, or wants to. The lease outlives it, as the entry of its key.
+// Run is a request that runs under a lease, or claims one. The lease outlives it, as the entry of its key.
 type Run struct {
 	*Lease
 
 	Client context.Context // of the request: over when the client has gone
-	Cancel atomic.Value    // context.CancelFunc of the call of the backend, once it has begun
-	Body   io.ReadCloser   // of the request, as the backend gets it
-	Taken  *bytes.Reader   // of Body, what was read in advance; nil if nothing
-	Sought *atomic.Int32   // connections asked for, for a request without a body; nil if it has one
-	Broken *atomic.Bool    // the client broke its request off; nil if it has arrived whole
+	Cancel atomic.Value    // context.CancelFunc of the backend call, once that has begun
+	Body   io.ReadCloser   // request body as the backend gets it
+	Taken  *bytes.Reader   // part of Body that was read in advance; nil if none
+	Sought *atomic.Int32   // number of connections asked for by a request without a body; nil if it has one
+	Broken *atomic.Bool    // the client broke off its request; nil if the request has arrived whole
 
-	keys     interface{}  // *Keys; as that, the types would be recursive, which Yaegi does not take
-	renewed  time.Time    // when a renewal last was due, or the watchdog first saw the lease
+	keys     interface{}  // *Keys; with that type the types would be recursive, which Yaegi does not support
+	renewed  time.Time    // when the last renewal was due, or the watchdog first saw the lease
 	missed   time.Time    // when the watchdog first saw that the client had gone
 	renewing atomic.Bool  // a renewal waits for its reply
-	renewal  atomic.Int32 // how the last one ended
+	renewal  atomic.Int32 // result of the last renewal
 }
 
-// Held tells who has a key that could not be claimed.
+// Held is what holds a key that could not be claimed: a running request, or a finished record.
 type Held struct {
 	State       State
 	Fingerprint string        // of the request that claimed the key, FingerprintSize bytes
 	Owner       string        // Running: the token of the lease
 	Answer      *Answer       // Done and Unkept
-	Left        time.Duration // until the record expires; 0 for a running one, and for an answer that was told of before
-	Record      string        // of a shared store: what Answer was read from
+	Left        time.Duration // until the record expires; 0 for a running one, and for an answer that memory has cached
+	Record      string        // the record that Answer was read from
 	Local       bool          // known without asking the shared store
-	OnlyCopy    bool          // of a finished record: no other store has it, as far as is known
-	Err         error         // Redis could not be asked, and nothing else is known
-	Degraded    bool          // the shared store could not be asked: this is what the process's memory says
+	OnlyCopy    bool          // finished: no other store has the record, as far as is known
+	Err         error         // why Redis could not be asked, if nothing else is known
+	Degraded    bool          // the shared store could not be asked: this is from the process's memory
 }
 
-// ShortestPoll and LongestPoll bound the pause between two looks at a key that another process runs: duplicates of short
-// requests wait little, duplicates of long ones ask seldom, and none learns the end more than LongestPoll late.
+// ShortestPoll and LongestPoll bound the pause between two polls of a key whose request runs in another process. Duplicates of
+// short requests wait little, duplicates of long ones ask rarely, and none notices the end more than LongestPoll late.
 const (
 	ShortestPoll = 2 * time.Millisecond
 	LongestPoll  = 50 * time.Millisecond
 )
 
-// Poll pauses before look number attempt, counted from 0, at a key that another process runs.
+// Poll pauses before poll number attempt, counted from 0, or until ctx is over.
 func Poll(ctx context.Context, attempt int) {
 	pause := LongestPoll
 	if attempt < 5 {
@@ -109,8 +110,8 @@ func Poll(ctx context.Context, attempt int) {
 	sleep(ctx, pause, nil)
 }
 
-// sleep returns after d, at the end of ctx, or when done is closed; done may be nil. A select statement would share its
-// cases between goroutines under Yaegi; reflect.Select on a slice made here does not.
+// sleep returns after d, when ctx is over, or when done is closed; done may be nil. It uses reflect.Select because, under
+// Yaegi, the cases of a select statement are shared between the goroutines that run it.
 func sleep(ctx context.Context, d time.Duration, done chan struct{}) {
 	timer := time.NewTimer(d)
 	reflect.Select([]reflect.SelectCase{

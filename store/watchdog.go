@@ -6,12 +6,13 @@ import (
 	"time"
 )
 
-// The watchdog of a Memory looks after the requests that run: it has their leases in Redis renewed, and cancels those whose
-// client has been gone for too long. One timer serves all, since most requests end long before either is due. It also begins
-// the time to live of what KeepAnswer has kept since the last tick, and gives it its place among what expires.
+// The watchdog of a Memory looks after the running requests: it renews their leases in Redis, and cancels those whose client
+// has been gone for too long. One timer serves all, because most requests end long before either is due. The watchdog also puts
+// the records that KeepAnswer and RememberAnswer have kept since the last tick into their buckets, and begins their time to
+// live.
 
-// longestTick is how long there is between two ticks at the most. Leases are renewed three times in their life; a renewal
-// that failed is tried again, and a client's absence noticed, at the next tick.
+// longestTick is the longest time between two ticks. A renewal is due after a third of the lease; a renewal that failed is
+// tried again, and the absence of a client noticed, at the next tick.
 const longestTick = 250 * time.Millisecond
 
 // How the last renewal of a lease ended.
@@ -21,7 +22,7 @@ const (
 	renewalFailed
 )
 
-// prepare has the watchdog tick often enough for these terms.
+// prepare makes the watchdog tick often enough for these terms.
 func prepare(m *Memory, shared bool, t Terms) {
 	m.lock()
 	defer m.unlock()
@@ -33,17 +34,17 @@ func prepare(m *Memory, shared bool, t Terms) {
 	}
 }
 
-// begin has ClaimKey grant claims on its own until nothing runs, after it has left one to ClaimLocal.
+// begin lets ClaimKey grant claims itself until nothing runs. It is called after ClaimKey has left a claim to ClaimLocal.
 func begin(m *Memory) {
 	m.lock()
 	defer m.unlock()
-	m.left++
+	m.leftToOthers++
 	if m.begun == nil && m.armed {
 		m.begun = []*Run{}
 	}
 }
 
-// arm has the watchdog tick until nothing runs. The caller holds the lock.
+// arm makes the watchdog tick until nothing runs. The caller holds the lock.
 func arm(m *Memory) {
 	if !m.armed {
 		m.armed = true
@@ -51,7 +52,7 @@ func arm(m *Memory) {
 	}
 }
 
-// watch is one tick.
+// watch is one tick of the watchdog.
 func (m *Memory) watch() {
 	defer m.rest()
 	now := time.Now()
@@ -62,7 +63,7 @@ func (m *Memory) watch() {
 	}
 }
 
-// rest has the watchdog tick again while anything runs, whatever became of the last tick.
+// rest ends a panic of watch, and makes the watchdog tick again while anything runs.
 func (m *Memory) rest() {
 	p := recover()
 	if p != nil {
@@ -78,7 +79,7 @@ func (m *Memory) rest() {
 	m.watchdog.Reset(m.tick)
 }
 
-// stillRunning returns the requests that run. Those that are finished get their place among those that expire.
+// stillRunning returns the running requests, and puts finished ones into their buckets.
 func stillRunning(m *Memory) []*Run {
 	m.lock()
 	all := append(m.watched, m.begun...)
@@ -93,18 +94,18 @@ func stillRunning(m *Memory) []*Run {
 	}
 	m.lock()
 	defer m.unlock()
-	m.watched = append(running, m.watched[len(all):]...) // some may have come meanwhile
+	m.watched = append(running, m.watched[len(all):]...) // some may have been added meanwhile
 	return running
 }
 
-// appendRunning appends those that run, of the chunk of all that begins at first, and queues those that are finished. All
-// calls are spared, since every request comes by.
+// appendRunning looks at the chunk of all that begins at first: it appends running requests to running, and puts finished ones
+// into their buckets. It makes as few calls as it can, because every request comes through here.
 func appendRunning(m *Memory, running, all []*Run, first int) []*Run {
 	end := first + sweepChunk
 	if end > len(all) {
 		end = len(all)
 	}
-	var kept []*Lease // that expire with the first of them
+	var kept []*Lease // finished ones that expire together with the first of them
 	now := m.since(m.epoch)
 	expires := time.Duration(0)
 	m.lock()
@@ -123,7 +124,7 @@ func appendRunning(m *Memory, running, all []*Run, first int) []*Run {
 				expires = l.expires
 			}
 			if l.expires != expires {
-				push(m, m.full, l)
+				addToBucket(m, m.answers, l)
 				continue
 			}
 			kept = append(kept, l)
@@ -131,35 +132,35 @@ func appendRunning(m *Memory, running, all []*Run, first int) []*Run {
 	}
 	if len(kept) > 0 {
 		second := expires / time.Second
-		m.full.due[second] = append(m.full.due[second], kept...)
-		if second < m.full.first {
-			m.full.first = second
+		m.answers.bySecond[second] = append(m.answers.bySecond[second], kept...)
+		if second < m.answers.first {
+			m.answers.first = second
 			startSweeping(m)
 		}
 	}
 	return running
 }
 
-// queueFinished gives all finished entries their place among those that expire. The caller holds the lock.
-func queueFinished(m *Memory) {
+// bucketFinished puts all finished entries that have no bucket yet into theirs. The caller holds the lock.
+func bucketFinished(m *Memory) {
 	for _, r := range m.watched {
-		queueOne(m, r)
+		bucketOne(m, r)
 	}
 	for _, r := range m.begun {
-		queueOne(m, r)
+		bucketOne(m, r)
 	}
 }
 
-// queueOne gives the entry of r its place among those that expire, if it is finished and has none. The caller holds the lock.
-func queueOne(m *Memory, r *Run) {
+// bucketOne puts the entry of r into its bucket, if it is finished and has none yet. The caller holds the lock.
+func bucketOne(m *Memory, r *Run) {
 	l := r.Lease
 	if l.record != "" && l.expires <= 0 {
 		l.expires = m.since(m.epoch) - l.expires
-		push(m, m.full, l)
+		addToBucket(m, m.answers, l)
 	}
 }
 
-// watchClient cancels the call of the backend when its client has been gone for too long.
+// watchClient cancels the backend call when its client has been gone for too long.
 func watchClient(k *Keys, r *Run, now time.Time) {
 	switch {
 	case k.Terms.DetachTimeout == 0 || r.Client.Err() == nil:
@@ -173,7 +174,7 @@ func watchClient(k *Keys, r *Run, now time.Time) {
 	}
 }
 
-// watchTerm has the lease renewed in Redis if that is due, or if Redis may not have it, or not for long.
+// watchTerm renews the lease in Redis if that is due, or overdue.
 func watchTerm(k *Keys, r *Run, now time.Time) {
 	if r.renewed.IsZero() {
 		r.renewed = now.Add(-longestTick) // it was claimed since the last tick
@@ -187,13 +188,13 @@ func watchTerm(k *Keys, r *Run, now time.Time) {
 	}
 }
 
-// overdue reports whether Redis may not have the lease of r, or not for long.
+// overdue reports whether the lease of r must be renewed at once: the last renewal failed, or Redis may not have the claim.
 func overdue(r *Run) bool {
 	state := r.renewal.Load()
 	return state == renewalFailed || (state == notRenewed && r.Degraded)
 }
 
-// RenewAll has all leases renewed now: Redis is back, and may have lost them.
+// RenewAll renews all leases now. It is called when Redis is back, because Redis may have lost them.
 func (m *Memory) RenewAll() {
 	m.lock()
 	defer m.unlock()
@@ -203,7 +204,7 @@ func (m *Memory) RenewAll() {
 	}
 }
 
-// renew renews the lease, unless its last renewal still waits for a reply.
+// renew renews the lease, unless a renewal already waits for a reply.
 func renew(k *Keys, r *Run) {
 	defer recovered("renewing a lease")
 	if k.Terms.Renew == nil || !r.renewing.CompareAndSwap(false, true) {

@@ -241,13 +241,13 @@ func (l *life) sameAnswer(held *store.Held, f *fact) {
 	}
 }
 
-// holds tells whether r's lease is not over.
+// holds reports whether r's lease is not over.
 func (l *life) holds(r *request) bool {
 	f := l.current(l.shared, r.Key)
 	return f != nil && f.holder == r
 }
 
-// mayHold tells whether r may go on: since its lease is not over, or since nobody has taken the key from it in a store that
+// mayHold reports whether r may go on: since its lease is not over, or since nobody has taken the key from it in a store that
 // may lose leases.
 func (l *life) mayHold(r *request) bool {
 	return l.holds(r) || (r.process.Renew != nil && l.current(l.shared, r.Key) == nil)
