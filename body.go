@@ -9,20 +9,20 @@ import (
 	"sync/atomic"
 )
 
-// errIncompleteBody says that the client broke off, or its body is malformed.
+// errIncompleteBody is the error for a body that the client broke off, or that is malformed.
 var errIncompleteBody = errors.New("the request body did not arrive whole")
 
-// takenBody is a request body that was read as far as it is compared. The request's own Body is left as it is then.
+// takenBody is a request body of which the part to be compared was read. The request's Body is not replaced.
 type takenBody struct {
-	compared []byte        // what stands for it in the fingerprint
-	taken    *bytes.Reader // what was read
-	whole    io.ReadCloser // for the backend
-	rest     *streamedBody // whole, if more is to come than was taken
+	compared []byte        // what the fingerprint covers of it
+	taken    *bytes.Reader // the part that was read
+	whole    io.ReadCloser // the body as the backend gets it
+	rest     *streamedBody // the same as whole, if more is to come than was taken
 }
 
-// readBody reads r's body as far as it is compared. What that takes is reserved, unless it is at most settings.smallRequest
-// and tells so. Of a body longer than maxRequestBodyBytes the declared length stands for the rest, which streams. If the error
-// is errBusy, r.Body goes on with what was read.
+// readBody reads the part of r's body that is compared. It reserves the memory for that, unless the declared length is at most
+// settings.smallRequest. Of a body longer than maxRequestBodyBytes, the declared length is compared instead of the rest, which
+// streams. If the error is errBusy, r.Body still delivers the whole body.
 func readBody(h *handler, r *http.Request, held *reservation) (*takenBody, error) {
 	if r.ContentLength == 0 {
 		return &takenBody{whole: r.Body}, nil
@@ -49,13 +49,13 @@ func readBody(h *handler, r *http.Request, held *reservation) (*takenBody, error
 	return t, nil
 }
 
-// firstRoom is how much room, in bytes, is made first for a body that does not tell its length, or is not believed.
+// firstRoom is the first size, in bytes, of the buffer for a body without a declared length, or with one that is not trusted.
 const firstRoom = 4 << 10
 
-// readSome reads body, r's, up to most bytes. Room is made, and reserved, at once if the body tells its length and half of
-// mostInFlight stays free, and else in steps, each for as much as has come: clients that are slow, or lie about lengths,
-// cannot take what others need. A body that tells that it is at most small bytes long needs no reservation. The error is
-// errBusy if there is no room for more than what is returned.
+// readSome reads up to most bytes of body, which is r's. It reserves and allocates the declared length at once if half of
+// mostInFlight stays free. Else it begins with firstRoom and doubles that as data arrives, so that clients that are slow, or
+// lie about lengths, cannot take the memory that others need. A declared length of at most small bytes needs no reservation.
+// The error is errBusy if there is no memory for more than what is returned.
 func readSome(r *http.Request, body io.Reader, most, small int64, held *reservation) ([]byte, error) {
 	if r.ContentLength > 0 && r.ContentLength <= small {
 		data := make([]byte, r.ContentLength)
@@ -80,7 +80,7 @@ func readSome(r *http.Request, body io.Reader, most, small int64, held *reservat
 		if !reserve(held, int(step)) {
 			return data.Bytes(), errBusy
 		}
-		larger := bytes.NewBuffer(make([]byte, 0, room+bytes.MinRead)) // which a buffer wants to be left at the end
+		larger := bytes.NewBuffer(make([]byte, 0, room+bytes.MinRead)) // a Buffer grows unless MinRead bytes are free
 		larger.Write(data.Bytes())
 		data = larger
 		_, err := io.CopyN(data, body, step)
@@ -94,7 +94,7 @@ func readSome(r *http.Request, body io.Reader, most, small int64, held *reservat
 	return data.Bytes(), nil
 }
 
-// streamedBody is a request body too long to be read in advance. It remembers whether the client broke it off.
+// streamedBody is a request body that is too long to be read in advance. It remembers whether the client broke it off.
 type streamedBody struct {
 	reader io.Reader
 	body   io.Closer

@@ -5,19 +5,19 @@ import (
 	"sync/atomic"
 )
 
-// mostInFlight bounds what all requests under way hold in this process, in bytes: bodies that were read to be compared,
-// and answers that are being recorded. Bodies that tell that they are at most settings.smallRequest long, and answers that
-// come in one piece, are not counted. One request can have all of it: a body of mostBody, and the byte that shows that it is longer.
+// mostInFlight bounds what all requests under way hold in this process, in bytes: bodies that were read to be compared, and
+// answers that are being recorded. Bodies with a declared length of at most settings.smallRequest, and answers that come in one
+// piece, are not counted. There is room for at least one body of mostBody, and the byte that shows that it is longer.
 const (
 	mostInFlight = mostBody + 1
 	mostBody     = 256 << 20
 	smallBody    = 16 << 10
 )
 
-// heldBytes is how much that is.
+// heldBytes is how much they hold now.
 var heldBytes atomic.Int64
 
-// errBusy says that mostInFlight is reached.
+// errBusy is the error for a request that would exceed mostInFlight.
 var errBusy = errors.New("requests under way hold too much memory")
 
 // reservation is one request's part of heldBytes.
@@ -25,12 +25,12 @@ type reservation struct {
 	bytes int64
 }
 
-// reserve takes n bytes more; false, and none is taken, if there are not so many left.
+// reserve adds n bytes to the reservation. It returns false, and adds nothing, if fewer are left.
 func reserve(r *reservation, n int) bool {
 	if heldBytes.Load()+int64(n) > mostInFlight {
 		return false
 	}
-	if heldBytes.Add(int64(n)) > mostInFlight { // others took it in between
+	if heldBytes.Add(int64(n)) > mostInFlight { // others reserved in between
 		heldBytes.Add(-int64(n))
 		return false
 	}
@@ -38,7 +38,7 @@ func reserve(r *reservation, n int) bool {
 	return true
 }
 
-// unreserve gives all back.
+// unreserve gives back the whole reservation.
 func unreserve(r *reservation) {
 	heldBytes.Add(-r.bytes)
 	r.bytes = 0

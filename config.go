@@ -39,10 +39,10 @@ type Config struct {
 	InFlightTimeout string `json:"inFlightTimeout,omitempty"` // how long it waits
 	Lease           string `json:"lease,omitempty"`           // how long a claim outlives its owner
 	Detach          bool   `json:"detach,omitempty"`          // finish the upstream call after the client has gone
-	DetachTimeout   string `json:"detachTimeout,omitempty"`   // for at most so long
+	DetachTimeout   string `json:"detachTimeout,omitempty"`   // upper bound on that
 
 	RetryableStatuses []string `json:"retryableStatuses,omitempty"` // statuses and ranges that free the key; default 408, 421, 425, 429, 503
-	OnUnknown         string   `json:"onUnknown,omitempty"`         // sent, and nobody knows how it ended: hold, release
+	OnUnknown         string   `json:"onUnknown,omitempty"`         // sent, but with unknown outcome: hold, release
 
 	ReplayHeader string   `json:"replayHeader,omitempty"` // response header that marks a replay; empty = none
 	StatusHeader string   `json:"statusHeader,omitempty"` // response header with the decision; empty = none
@@ -78,11 +78,11 @@ type RedisConfig struct {
 	ReadTimeout  string `json:"readTimeout,omitempty"`
 	WriteTimeout string `json:"writeTimeout,omitempty"`
 
-	PoolSize       int `json:"poolSize,omitempty"`       // connections at the most, if less than one per CPU, or two; 0 = so many
+	PoolSize       int `json:"poolSize,omitempty"`       // upper bound on connections, of which there is one per CPU, at least two; 0 = no further bound
 	MinIdleConns   int `json:"minIdleConns,omitempty"`   // connections opened in advance
-	MaxActiveConns int `json:"maxActiveConns,omitempty"` // connections at the most; 0 = poolSize alone counts
+	MaxActiveConns int `json:"maxActiveConns,omitempty"` // a further upper bound on connections; 0 = none
 
-	WaitReplicas int `json:"waitReplicas,omitempty"` // that must have a claim before the request runs; 0 = none
+	WaitReplicas int `json:"waitReplicas,omitempty"` // replicas that must have a claim before the request runs; 0 = none
 
 	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // settings that there are not
 }
@@ -100,7 +100,7 @@ type TLSConfig struct {
 	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // settings that there are not
 }
 
-// SentinelConfig says how sentinels, which are at the endpoints then, know the master, and how to log in to them.
+// SentinelConfig says under which name the sentinels at the endpoints know the master, and how to log in to them.
 type SentinelConfig struct {
 	MasterName   string `json:"masterName,omitempty"` // empty = the endpoint is no sentinel
 	Username     string `json:"username,omitempty"`
@@ -168,8 +168,8 @@ const (
 	maxLocalBytes     = 64 << 30
 )
 
-// httpMethods are those a method list or a pattern may name: RFC 9110 without CONNECT and TRACE, PATCH (RFC 5789),
-// QUERY, and WebDAV (RFC 4918). An unknown name is refused, since a slip of the pen would leave an endpoint without protection.
+// httpMethods are those that a method list or a pattern may name: RFC 9110 without CONNECT and TRACE, PATCH (RFC 5789),
+// QUERY, and WebDAV (RFC 4918). An unknown name is refused, because a typing error would leave an endpoint without protection.
 var httpMethods = strings.Fields("GET HEAD POST PUT PATCH DELETE OPTIONS QUERY COPY LOCK MKCOL MOVE PROPFIND PROPPATCH REPORT SEARCH UNLOCK")
 
 var (
@@ -187,12 +187,12 @@ type settings struct {
 	required        bool
 	observe         bool
 	maxKeyLength    int
-	plainLengths    map[int]bool // of keys that serve takes for ordinary ones; empty if it takes none
-	identityFormat  string       // of what sets requests apart; see serve
-	ignoreInvalid   bool         // a key that is not valid is no key
+	plainLengths    map[int]bool // lengths of keys for which serve takes the short way; empty if it never does
+	identityFormat  string       // format of an identity; see serve
+	ignoreInvalid   bool         // a key that is not valid counts as none
 	scopeHost       bool         // Host is in scope
 	scope           []string     // canonical, without Host
-	scopeFirst      string       // of scope; empty for none
+	scopeFirst      string       // first element of scope; empty if there is none
 	rejectMismatch  bool
 	wait            bool
 	inFlightTimeout time.Duration
@@ -200,8 +200,8 @@ type settings struct {
 	detach          bool
 	detachTimeout   time.Duration
 	retryable       map[int]bool
-	classified      map[int]bool // statuses that may not be simply the backend's answer
-	ordinary        map[int]bool // the others, if they have a body
+	classified      map[int]bool // statuses that may be another outcome than answered
+	ordinary        map[int]bool // other statuses of answers with a body
 	holdUnknown     bool
 	replayHeader    string
 	statusHeader    string
@@ -216,7 +216,7 @@ type settings struct {
 	redis           redisclient.Options // Address is empty for keys in memory
 	keyPrefix       string
 
-	methods, endpoints, omitHeaders []string // as configured, to be shown
+	methods, endpoints, omitHeaders []string // as configured, for the statistics page and the log
 
 	statsPath      string // without a slash at its end
 	statsEnd       string // all paths below statsPath come before it; empty = the statistics are not shown
@@ -226,7 +226,7 @@ type settings struct {
 	statsLimits    stats.Limits
 }
 
-// check is a Config under examination. It keeps the first thing that is wrong.
+// check is a Config that is being checked. It keeps the first error.
 type check struct {
 	err error
 }
@@ -331,7 +331,7 @@ func (c *Config) settings() (*settings, string, error) {
 	s.endpoints = list(c.Endpoints)
 	s.protected = k.endpoints(s.methods, s.endpoints)
 	c.Redis.check(k, s)
-	// A renewal is due after a third of lease, and may take a whole time-out.
+	// A renewal is due after a third of lease, and may take as long as the longest time-out.
 	slowest := longer(s.redis.DialTimeout, longer(s.redis.ReadTimeout, s.redis.WriteTimeout))
 	if s.redis.Address != "" && s.lease < slowest*3/2 {
 		k.fail("lease", c.Lease, "at least one and a half times redis.dialTimeout, redis.readTimeout and redis.writeTimeout, the longest of which is "+slowest.String())
@@ -412,7 +412,7 @@ func (k *check) login(section, username, password, passwordFile string) {
 	}
 }
 
-// address checks an endpoint of Redis and takes the scheme off it.
+// address checks an endpoint of Redis, and returns it without its scheme.
 func (k *check) address(endpoint string) (string, bool) {
 	address := strings.TrimPrefix(endpoint, "redis://")
 	secure := strings.TrimPrefix(address, "rediss://")
@@ -490,7 +490,7 @@ func (c *StatsConfig) check(k *check, s *settings) {
 	}
 }
 
-// fail remembers the first thing that is wrong.
+// fail keeps the first error.
 func (k *check) fail(key, value, allowed string) {
 	if k.err == nil {
 		k.err = fmt.Errorf("%w: %s: %q is not allowed; allowed: %s", ErrConfig, key, value, allowed)
@@ -526,15 +526,15 @@ func (k *check) duration(key, value string, least, most time.Duration) time.Dura
 	return d
 }
 
-// someOf refuses a list of blanks, as it comes from a variable that is not set. An empty one is meant to be.
+// someOf refuses a list of blanks, as it comes from a variable that is not set. An empty list is allowed.
 func (k *check) someOf(key string, values []string) {
 	if len(values) > 0 && len(list(values)) == 0 {
 		k.fail(key, "", "a list with more in it than blanks")
 	}
 }
 
-// usedHeaders are headers with which HTTP says something else already, and usedPrefixes beginnings of such: what frames
-// messages and describes bodies, what belongs to one connection, what caches and browsers go by, and secrets.
+// usedHeaders are headers with another meaning in HTTP, and usedPrefixes the beginnings of such: for the framing of messages,
+// the description of bodies, the connection, caches, browsers, and secrets.
 var (
 	usedHeaders = map[string]bool{
 		"Age": true, "Allow": true, "Authorization": true, "Cache-Control": true, "Cookie": true, "Cookie2": true, "Date": true, "Etag": true, "Expect": true,
@@ -640,10 +640,10 @@ func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp 
 		}
 		if len(fields) > 2 || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#") || !utf8.ValidString(path) {
 			k.fail("endpoints", pattern, "a path prefix such as /api/orders/, with a method or * and a space before it if need be")
-			continue // what is no text is no expression either
+			continue // an expression must be valid UTF-8
 		}
 		expression := strings.ReplaceAll(regexp.QuoteMeta(path), `\*`, `.*`)
-		if strings.HasSuffix(path, "/") { // the path without it is the same place
+		if strings.HasSuffix(path, "/") { // the path without the slash is protected too
 			expression = expression[:len(expression)-1] + `(?:/|$)`
 		}
 		for _, method := range these {
@@ -662,8 +662,8 @@ func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp 
 	return protected
 }
 
-// list trims the elements of a list, since a label's list is split at its commas alone, and leaves out empty ones. A
-// list that was not given is the default; an empty one that was given stays empty.
+// list trims the elements of a list, because a label's list is only split at its commas, and leaves out empty ones. It returns
+// the default for a list that is not set; a list that is set and empty stays empty.
 func list(values []string, byDefault ...string) []string {
 	if values == nil {
 		return byDefault
@@ -678,7 +678,7 @@ func list(values []string, byDefault ...string) []string {
 	return trimmed
 }
 
-// effective returns the settings as they are in force, without secrets.
+// effective returns the settings in force, without secrets.
 func (h *handler) effective() []stats.Setting {
 	s := &h.settings
 	var retryable []string

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// usualTypes are media types that are written as mediaType writes them, so that those of most requests need not be read.
+// usualTypes are media types in the form that mediaType returns, so that those of most requests need not be parsed.
 var usualTypes = map[string]bool{
 	"application/json":                                 true,
 	"application/json; charset=utf-8":                  true,
@@ -25,14 +25,14 @@ var usualTypes = map[string]bool{
 	"text/xml":                                         true,
 }
 
-// fingerprint is the SHA-256 over what makes r, with this identity and body, the request that it is: its query string, its
-// media type, its conditions and its range, and its body.
+// fingerprint returns the SHA-256 of what two requests must have in common to be the same: identity, query string, media type,
+// conditions, range, and body.
 func fingerprint(h *handler, r *http.Request, identity string, body []byte) string {
 	head, boundary := fingerprintHead(r, identity)
 	return sumBody(h, head, boundary, body)
 }
 
-// fingerprintHead is what a fingerprint covers before the body, and the boundary of the body's parts, if it has parts.
+// fingerprintHead returns what a fingerprint covers before the body, and the boundary of a multipart body.
 func fingerprintHead(r *http.Request, identity string) ([]byte, string) {
 	header := r.Header
 	types := header["Content-Type"]
@@ -52,9 +52,9 @@ func fingerprintHead(r *http.Request, identity string) ([]byte, string) {
 	return fmt.Appendf(head, sameFormat, identity, r.URL.RawQuery, types, ""), boundary
 }
 
-// mediaType returns a media type in one way of writing, as RFC 9110, section 8.3.1, compares it, and the boundary of a
-// multipart body, which is made anew for each try and so left out of the type. What is no media type stays as it is, and
-// so does a boundary that is none (RFC 2046, section 5.1.1).
+// mediaType returns the normal form of a media type, by the rules of comparison in RFC 9110, section 8.3.1, and the boundary of
+// a multipart body. The normal form leaves out the boundary, because clients choose a new one for each try. What is not a media
+// type is returned unchanged, and so is one whose boundary is not valid (RFC 2046, section 5.1.1).
 func mediaType(text string) (string, string) {
 	boundary := ""
 	media, parameters, err := mime.ParseMediaType(text)
@@ -78,18 +78,18 @@ func mediaType(text string) (string, string) {
 	return media, boundary
 }
 
-// longestBoundary is how long a boundary may be (RFC 2046, section 5.1.1).
+// longestBoundary is the longest boundary, in bytes (RFC 2046, section 5.1.1).
 const longestBoundary = 70
 
-// part stands for each boundary in a body that is compared.
+// part replaces each boundary in a body that is compared.
 const part = "\n--\x00part"
 
-// sumBody is the fingerprint of a request with this head and body, which readBody has read.
+// sumBody returns the fingerprint of a request with this head and body, which readBody has read.
 func sumBody(h *handler, head []byte, boundary string, body []byte) string {
 	sum := sha256.New()
 	switch {
 	case boundary == "":
-	case bytes.Contains(body, []byte(part[1:])): // so that it stands for nothing else
+	case bytes.Contains(body, []byte(part[1:])): // part must not occur in the body itself
 		fmt.Fprintf(sum, "parts%q", boundary)
 	default:
 		sum.Write([]byte("parts"))
@@ -100,9 +100,9 @@ func sumBody(h *handler, head []byte, boundary string, body []byte) string {
 	return string(sum.Sum(nil))
 }
 
-// withoutBoundary returns body with each boundary at the beginning of a line replaced. A body that was cut after most
-// bytes has its length behind it. Of such a one the end is left out, where a boundary may be cut, and where a longer one
-// leaves less room; and its length counts without the boundaries that are known, and the last.
+// withoutBoundary returns body with each boundary at the beginning of a line replaced by part. A body that was cut after most
+// bytes is followed by its length. Its end is left out, because a boundary may be cut there, and because less of the body fits
+// in front of the cut if its boundary is longer. From its length, the boundaries that were found are subtracted, and the last.
 func withoutBoundary(body []byte, boundary string, most int) []byte {
 	line := []byte("\n--" + boundary)
 	whole := body

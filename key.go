@@ -37,16 +37,17 @@ func unquote(text string) string {
 	return text[1:last]
 }
 
-// identityFormat makes the format of an identity of whether requests are observed, and of the verb for the host.
+// identityFormat is the format of settings.identityFormat. Its arguments are whether requests are observed, and the verb for
+// the host.
 const identityFormat = "%t %%q%%q%%q%%q%s%%q%%q%%q"
 
 // sameFormat is the format of what a fingerprint covers: the identity, the query string, the lines of Content-Type, the
 // body.
 const sameFormat = "%s%q%q%s"
 
-// newLease returns the lease that r, with this key and this body, asks for. The lease's Key is its identity: all that must
-// not be shared, each part quoted, so that no part can be shifted into another; also what middlewares above say of the path
-// before they changed it. serve makes the same for an ordinary request, in fewer steps.
+// newLease returns the lease that r, with this key and this body, asks for. The lease's Key is its identity: everything that
+// sets requests apart, each part quoted, so that no part can be shifted into another. That includes the original path, if
+// middlewares above have changed it. serve does the same for an ordinary request, in fewer steps.
 func newLease(h *handler, r *http.Request, key string, body []byte) *store.Run {
 	header := r.Header
 	identity := fmt.Sprintf(h.identityFormat, r.Method, r.URL.Path, r.URL.RawPath, key, strings.ToLower(r.Host), header[h.scopeFirst], header["X-Forwarded-Prefix"], header["X-Replaced-Path"])

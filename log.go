@@ -10,7 +10,7 @@ import (
 	"github.com/example/traefik-idem/stats"
 )
 
-// quietTime is for how long a message about requests is not repeated.
+// quietTime is how long a message about requests is not repeated.
 const quietTime = time.Minute
 
 // logger writes lines of key=value pairs. Traefik takes what a plugin writes to stdout as DEBUG lines and what it
@@ -42,7 +42,7 @@ func newLogger(middleware, level string) *logger {
 	return l
 }
 
-// print writes msg; cause may be nil. It is for what happens once, such as a start.
+// print writes msg; cause may be nil. It is for rare events, such as a start.
 func (l *logger) print(level int, msg string, cause error) {
 	more := ""
 	if cause != nil {
@@ -76,14 +76,15 @@ func (l *logger) started(settings []stats.Setting) {
 	fmt.Println(line)
 }
 
-// printLimited writes msg at most once in quietTime. It is for what every request could say.
+// printLimited writes msg at most once in quietTime. It is for messages that every request could cause.
 func (l *logger) printLimited(level int, msg string, cause error) {
 	if l.due(msg) {
 		l.print(level, msg, cause)
 	}
 }
 
-// printLimitedAbout is printLimited for each method and path, which it names. The query string may hold secrets, and is left out.
+// printLimitedAbout is printLimited for each method and path, which it adds to msg. It leaves out the query string, which may
+// hold secrets.
 func (l *logger) printLimitedAbout(level int, msg string, r *http.Request) {
 	path := r.URL.Path
 	if len(path) > longestPath {
@@ -95,13 +96,13 @@ func (l *logger) printLimitedAbout(level int, msg string, r *http.Request) {
 	}
 }
 
-// longestPath is how many bytes of a path are written.
+// longestPath is how many bytes of a path are written at most.
 const longestPath = 512
 
-// mostSaid is how many messages are remembered. Clients may make up paths.
+// mostSaid bounds how many messages are remembered, because clients may invent paths.
 const mostSaid = 1000
 
-// due tells whether text was not said within quietTime, and notes that it is now.
+// due reports whether text was not written within quietTime, and remembers that it is written now.
 func (l *logger) due(text string) bool {
 	now := time.Now()
 	l.mu.Lock()

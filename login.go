@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// login is one who may see the statistics: digests of name and password.
+// login is a user who may see the statistics: digests of name and password.
 type login struct {
 	name   []byte // SHA-256
 	digest []byte // SHA-256, or SHA-1 with sha1
@@ -26,15 +26,15 @@ const loginForm = "name:password, name:{SHA256}<hex digest> or name:{SHA}<base64
 
 var errLogin = errors.New("want " + loginForm)
 
-// foreignHash matches passwords that look like hashes, which they would otherwise be taken for as they stand, so that
-// whoever reads the hash could log in with it: {SCHEME}… (RFC 2307), those of crypt(5) and its kin by their names or by their
-// looks, with $ doubled as Docker Compose wants it, and the realm and MD5 of htdigest.
+// foreignHash matches hashes of other schemes. They are refused, because as a plain password the hash itself would open the
+// page to everybody who reads it. It matches {SCHEME}… (RFC 2307), the schemes of crypt(5) and similar ones, also with $
+// doubled as in Docker Compose, and the realm and MD5 of htdigest.
 var foreignHash = regexp.MustCompile(`(?i)^\s*(\{[a-z0-9._+/:-]+\}` +
 	`|\$+(1|2[abxy]?|3|5|6|7|8|9|y|gy|apr1|md5|sha1|sm3|argon2[a-z]*|scrypt|bcrypt[a-z0-9-]*|pbkdf2[a-z0-9-]*)[$,]` +
 	`|\$+[a-z0-9-]+\$[a-z0-9./+=,:$_-]{20,}$` +
 	`|[^:]*:[0-9a-f]{32}\s*$)`)
 
-// parseLogin reads one login. The error holds nothing of it, since that may be a password.
+// parseLogin reads one login. The error quotes nothing of it, because that may be a password.
 func parseLogin(line string) (*login, error) {
 	name, password, ok := strings.Cut(line, ":")
 	if !ok || name == "" || password == "" {
@@ -82,7 +82,7 @@ func readLogins(path string) (logins, error) {
 	return all, nil
 }
 
-// allow tells whether one of all has this name and password. It takes as long for a wrong name as for a wrong password.
+// allow reports whether one of all has this name and password. It takes as long for a wrong name as for a wrong password.
 func (all logins) allow(name, password string) bool {
 	nameDigest, passwordDigest := digest(name), digest(password)
 	short := sha1.Sum([]byte(password)) //nolint:gosec // see above

@@ -12,39 +12,39 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// mostObserved is how many requests a handler notes at one time. Those beyond are let through unseen, so that a store that
-// hangs costs no more than that.
+// mostObserved is how many requests a handler notes at the same time. Further ones are passed on without being noted, which
+// bounds the cost of a store that hangs.
 const mostObserved = 128
 
-// observe passes a request on as if there were no plugin, and notes beside it that its key was seen: at once if there is no
-// body, and else as soon as whoever is next has read all of it. What nobody reads to its end was not observed.
+// observe passes a request on as if there were no plugin, and notes in the background that its key was seen: at once if there
+// is no body, else as soon as the next handler has read all of it. A body that is not read to its end is not observed.
 func observe(h *handler, w http.ResponseWriter, r *http.Request, key string) {
 	o := &observedBody{body: r.Body, h: h, lease: newLease(h, r, key, nil), length: r.ContentLength}
 	o.head, o.boundary = fingerprintHead(r, o.lease.Key)
-	target := *r.URL // r goes on, and who is next may change it
+	target := *r.URL // a copy, because the next handler may change r
 	o.seen = &http.Request{Method: r.Method, Host: r.Host, URL: &target}
 	writeDecision(h, w, "observed", false)
 	if r.ContentLength == 0 {
 		noteEnd(o)
 	} else {
-		r = r.WithContext(r.Context()) // a copy: what is above goes on with the body that it has
+		r = r.WithContext(r.Context()) // a copy: the middlewares above keep their body
 		r.Body = o
 		defer o.unread()
 	}
 	h.next.ServeHTTP(w, r) // not marked: a plugin further down may enforce
 }
 
-// observedBody is the body of an observed request. It keeps what is compared of it while it is read.
+// observedBody is the body of an observed request. While it is read, it keeps the part that is compared.
 type observedBody struct {
 	body     io.ReadCloser // the client's
 	h        *handler
 	lease    *store.Run
 	head     []byte // of the fingerprint
 	boundary string
-	seen     *http.Request // what is counted of the request
+	seen     *http.Request // the parts of the request that statistics need
 	length   int64         // as declared, or -1
 
-	mu          sync.Mutex // guards all below: the transport may read while the handler ends
+	mu          sync.Mutex // guards everything below: the transport may read while the handler ends
 	data        bytes.Buffer
 	read        int64
 	reservation reservation // for data
@@ -84,7 +84,7 @@ func (o *observedBody) Close() error {
 	return o.body.Close()
 }
 
-// unread gives up a body that nobody has read to its end.
+// unread gives up a body that was not read to its end.
 func (o *observedBody) unread() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -93,7 +93,7 @@ func (o *observedBody) unread() {
 	}
 }
 
-// giveUp counts the request of o under total. The lock is held.
+// giveUp counts the request of o under total, and ends its observation. The caller holds the lock.
 func giveUp(o *observedBody, total int) {
 	o.done = true
 	o.data = bytes.Buffer{}
@@ -101,7 +101,7 @@ func giveUp(o *observedBody, total int) {
 	o.h.stats.Counts[total].Add(1)
 }
 
-// noteEnd notes the key of a request whose body was read to its end. The lock is held.
+// noteEnd notes the key of a request whose body was read to its end. The caller holds the lock, or has not shared o yet.
 func noteEnd(o *observedBody) {
 	o.done = true
 	body := o.data.Bytes()
@@ -119,7 +119,7 @@ func noteEnd(o *observedBody) {
 	go note(o.h, o.lease, o.seen)
 }
 
-// note keeps the key for its time to live, and counts that it was there before.
+// note keeps the key for its time to live, or counts a duplicate if the key was seen before.
 func note(h *handler, l *store.Run, r *http.Request) {
 	defer recovered("observing a request")
 	defer h.observing.Add(-1)

@@ -44,10 +44,10 @@ var (
 	overloaded       = &refusal{status: http.StatusServiceUnavailable, slug: "overloaded", detail: "too many large requests are under way; nothing was done", decision: "unavailable", retryAfter: time.Second, total: stats.Unavailable}
 )
 
-// refusalOf is the refusal of a duplicate of a request that is in this state.
+// refusalOf has the refusal of a duplicate by the state of its key.
 var refusalOf = map[store.State]*refusal{store.Running: inFlight, store.Unknown: outcomeUnknown, store.Unkept: responseNotKept}
 
-// refuse counts r under f's total, and answers it with f. held is who has its key; nil if nobody was asked.
+// refuse counts r under f's total, and answers it with f. held is what holds its key; nil if the key was not claimed.
 func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, held *store.Held) {
 	if f.duplicate {
 		stats.Duplicate(h.stats, f.total, r)
@@ -77,7 +77,7 @@ func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, held
 	_, _ = w.Write(body) // a client that has gone needs no answer
 }
 
-// writeDecision sets the status header, if there is to be one.
+// writeDecision sets the status header, if one is configured.
 func writeDecision(h *handler, w http.ResponseWriter, decision string, degraded bool) {
 	if h.statusHeader == "" {
 		return

@@ -11,7 +11,7 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// replay answers with what the first request was answered.
+// replay sends the kept answer of the first request.
 func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held) {
 	total := stats.ReplaysStore
 	if held.Local {
@@ -44,7 +44,7 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held
 	_, _ = io.WriteString(w, answer.Body) // a client that has gone needs no answer
 }
 
-// declareLength tells how long an answer is that came in chunks.
+// declareLength sets Content-Length for an answer that came in chunks.
 func declareLength(r *http.Request, header http.Header, answer *store.Answer) {
 	if r.Method != http.MethodHead && !bodiless(answer.Status) {
 		header["Content-Length"] = []string{strconv.Itoa(len(answer.Body))}
@@ -54,8 +54,8 @@ func declareLength(r *http.Request, header http.Header, answer *store.Answer) {
 // pieceBytes is how much of a long answer is written at once.
 const pieceBytes = 32 << 10
 
-// pieces are writers of such pieces. Traefik's takes bytes alone, and else the whole of an answer would be copied for each
-// replay.
+// pieces are writers of such pieces. Traefik's ResponseWriter has no WriteString, and without them each replay would copy the
+// whole answer.
 var pieces = sync.Pool{New: func() interface{} { return bufio.NewWriterSize(io.Discard, pieceBytes) }}
 
 // writeInPieces writes body to w.

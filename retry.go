@@ -8,19 +8,19 @@ import (
 	"sync"
 )
 
-// readBodies are bodies that were read for a request that never reached a backend, by the body that was read. Traefik's
-// retry middleware, where it stands above, sends such a request down again with the same body, of which nothing is left.
+// readBodies has what was read of bodies whose request never reached a backend, by body. Traefik's retry middleware, if it is
+// above the plugin, sends such a request again with the same body, which has been read already.
 var readBodies sync.Map
 
-// keptBody is one of them. It is forgotten when its request ends.
+// keptBody is a value of readBodies. It is deleted when its request ends.
 type keptBody struct {
 	body        io.ReadCloser
 	data        []byte // what was read of it
-	lost        bool   // there was no room to keep it
+	lost        bool   // data could not be kept: mostInFlight was reached
 	reservation reservation
 }
 
-// keepBody keeps taken, which was read of body, for the case that the request comes again before ctx, its own, is over.
+// keepBody keeps taken, which was read of body, in case the request is sent again before its context ctx is over.
 func keepBody(ctx context.Context, body io.ReadCloser, taken *bytes.Reader) {
 	if taken == nil || ctx.Done() == nil || !reflect.ValueOf(body).Comparable() {
 		return
@@ -28,12 +28,12 @@ func keepBody(ctx context.Context, body io.ReadCloser, taken *bytes.Reader) {
 	b := &keptBody{body: body}
 	if reserve(&b.reservation, int(taken.Size())) {
 		b.data = make([]byte, taken.Size())
-		_, _ = taken.ReadAt(b.data, 0) // which is all there
+		_, _ = taken.ReadAt(b.data, 0) // a bytes.Reader has all of it
 	} else {
 		b.lost = true
 	}
 	_, known := readBodies.LoadOrStore(body, b)
-	if known { // from the try before
+	if known { // kept by the try before
 		unreserve(&b.reservation)
 		return
 	}
@@ -46,7 +46,8 @@ func (b *keptBody) forget() {
 	unreserve(&b.reservation)
 }
 
-// readAgain returns body behind what was read of it for an earlier try. The error is errBusy if that is lost.
+// readAgain returns a reader of the whole body: what an earlier try has read of it, then the rest. The error is errBusy if the
+// first part is lost.
 func readAgain(body io.ReadCloser) (io.Reader, error) {
 	if !reflect.ValueOf(body).Comparable() {
 		return body, nil

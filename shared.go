@@ -11,8 +11,8 @@ import (
 // builds the new ones, which take over what the old ones used.
 const graceTime = 10 * time.Second
 
-// registry holds what must outlive a handler, under a name that says what makes it the same: stores in memory, and
-// connections to Redis.
+// registry holds what must outlive a handler, such as stores in memory and connections to Redis. Handlers that ask for the same
+// name share one.
 type registry struct {
 	grace time.Duration
 
@@ -28,7 +28,7 @@ type item struct {
 
 // resource is what handlers share.
 type resource interface {
-	Idle() bool // it holds nothing that has to outlive its users
+	Idle() bool // reports whether it holds nothing that has to outlive its users
 	Close()
 }
 
@@ -72,8 +72,8 @@ func (u *use) end() {
 	}
 }
 
-// free closes what nobody has used again within the grace time, unless it holds what a middleware that comes back has to
-// know. Then it looks again later.
+// free closes an item that was not used again within the grace time. If the item still holds what a later user needs, free
+// tries again after another grace time.
 func (u *use) free() {
 	defer recovered("freeing a shared resource")
 	u.registry.mu.Lock()
@@ -88,7 +88,7 @@ func (u *use) free() {
 	}
 }
 
-// hook is what a handler wants to be told, until remove is called.
+// hook is a hook of a handler in something shared, such as a backlog.
 type hook struct{ remove func() }
 
 // end removes the hook.

@@ -24,8 +24,8 @@ func routingPath(u *url.URL) string {
 	return path
 }
 
-// serveStats answers a request for the statistics, and reports whether r is one. It is called for paths that begin as
-// theirs do.
+// serveStats answers a request for the statistics, and reports whether r is one. It is called for paths that begin like
+// statsPath.
 func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 	if h.statsEnd == "" {
 		return false
@@ -64,7 +64,7 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 	}
 	switch page {
 	case "":
-		// Relative, since a middleware above may have taken off a part of the path.
+		// Relative, because a middleware above may have removed a part of the path.
 		header.Set("Location", h.statsPath[strings.LastIndex(h.statsPath, "/")+1:]+"/")
 		h.answer(w, http.StatusPermanentRedirect, "")
 	case "/":
@@ -89,7 +89,7 @@ func (h *handler) answer(w http.ResponseWriter, status int, body string) {
 	_, _ = w.Write([]byte(body)) // a client that has gone needs no answer
 }
 
-// logins returns who may see the statistics. The file is read each time, so that a change needs no restart.
+// logins returns the users who may see the statistics. It reads the file each time, so that a change needs no restart.
 func (h *handler) logins() logins {
 	if h.statsUsersFile == "" {
 		return h.statsLogins

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// unknown refuses settings that there are not. Traefik leaves them over when it decodes, and would say nothing: a slip of
-// the pen in redis.endpoints would have every Traefik keep its keys to itself. What they are set to may be a secret.
+// unknown refuses settings that do not exist. Traefik leaves them over when it decodes, and says nothing: after a typing error
+// in redis.endpoints, every Traefik would keep its keys in its own memory. The error names no values, which may be secrets.
 func (k *check) unknown(c *Config) {
 	names := settingNames("", reflect.TypeOf(*c))
 	k.leftover("", c.Rest, names)
@@ -18,7 +18,7 @@ func (k *check) unknown(c *Config) {
 	k.leftover("stats.", c.Stats.Rest, names)
 }
 
-// leftover refuses the first of what was left over in a section, whose name ends with a dot, or is empty.
+// leftover refuses the first setting left over in a section. section is its name with a dot at the end, or empty.
 func (k *check) leftover(section string, rest map[string]interface{}, names []string) {
 	var unknown []string
 	for name := range rest {
@@ -60,8 +60,8 @@ func settingNames(section string, settings reflect.Type) []string {
 	return names
 }
 
-// nearest returns the name that was probably meant: a few letters differ, or it stands in another section. It is empty if
-// none is near.
+// nearest returns the name that was probably meant: a few letters differ, or it is in another section. It returns "" if no name
+// is near.
 func nearest(unknown string, names []string) string {
 	best, leastEdits, leastWhole := "", len(letters(lastPart(unknown)))*2/3+1, 0
 	for _, name := range names {
@@ -79,12 +79,12 @@ func lastPart(name string) string {
 	return name[strings.LastIndex(name, ".")+1:]
 }
 
-// letters is a name without what people separate words with, and without case, which Traefik does not mind.
+// letters returns a name in lower case, without separators between words. Traefik ignores case too.
 func letters(name string) string {
 	return strings.ToLower(strings.NewReplacer(".", "", "_", "", "-", "", " ", "").Replace(name))
 }
 
-// edits counts the letters to be put in, taken out or exchanged to make one text of the other (Levenshtein's distance).
+// edits returns the Levenshtein distance of two texts: how many letters must be inserted, deleted or replaced.
 func edits(from, to string) int {
 	row := make([]int, len(to)+1) // distances of from, as far as it has been read, to each beginning of to
 	for j := range row {

@@ -12,8 +12,8 @@ import (
 // WebSocket, take the connection over.
 var offered = regexp.MustCompile(`(?i)^(h2c?(-[0-9]+)?|(tls|http)(/.*)?)$`)
 
-// handsOver tells whether r asks for its connection to be handed over to another protocol (RFC 9110, section 7.8).
-// Traefik hands none over where the client names several to choose from, so one that is only offered is enough for false.
+// handsOver reports whether r asks for its connection to be handed over to another protocol (RFC 9110, section 7.8). Traefik
+// does not hand it over if the client names several protocols, so one offered protocol is enough for false.
 func handsOver(r *http.Request) bool {
 	protocols := options(r.Header["Upgrade"])
 	for _, protocol := range protocols {
@@ -29,8 +29,8 @@ func handsOver(r *http.Request) bool {
 	return false
 }
 
-// dropOffer takes the offer of another protocol off r, which has a header of its own and is to be recorded: nothing can be
-// of what comes when a backend takes it up.
+// dropOffer removes the offer of another protocol from r, whose header is a copy: after a switch of protocols no answer could
+// be recorded.
 func dropOffer(r *http.Request) {
 	var others []string
 	for _, option := range options(r.Header["Connection"]) {
@@ -64,12 +64,12 @@ func isGRPC(r *http.Request) bool {
 	return len(types) > 0 && strings.HasPrefix(types[0], "application/grpc")
 }
 
-// isPreflight reports whether r is a browser's question whether it may send another request (Fetch standard, CORS).
+// isPreflight reports whether r is a CORS preflight: a browser asks whether it may send another request (Fetch standard).
 func isPreflight(r *http.Request) bool {
 	return r.Method == http.MethodOptions && r.Header["Access-Control-Request-Method"] != nil
 }
 
-// hideEmptyBody changes r, which has no body and a header of its own, so that no transport sends it twice on its own.
+// hideEmptyBody changes r, which has no body and whose header is a copy, so that no transport sends it twice by itself.
 //
 // Go's transport, and Traefik's fast proxy, resend a request without a body when a kept connection breaks, if its
 // method is a safe one or if it has the header Idempotency-Key or X-Idempotency-Key (Request.isReplayable). They look
@@ -78,7 +78,7 @@ func isPreflight(r *http.Request) bool {
 func hideEmptyBody(r *http.Request) {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodDelete:
-		r.ContentLength = -1 // for these the transport looks whether there is a byte, and sends no body if not
+		r.ContentLength = -1 // for these the transport reads one byte first, and sends no body if there is none
 		r.Body = io.NopCloser(strings.NewReader(""))
 	default:
 		for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {

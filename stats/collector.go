@@ -16,10 +16,10 @@ import (
 
 const (
 	interval   = time.Second      // between two flushes
-	patience   = time.Second      // after a failure, how long the store is left alone
-	memoryLife = 30 * time.Second // for how long a measurement of memory is shown
+	patience   = time.Second      // pause after a failure before the store is asked again
+	memoryLife = 30 * time.Second // life of a measurement of memory
 
-	lostEndpoints = 1000 // of which the metrics remember what the store has lost
+	lostEndpoints = 1000 // upper bound on endpoints in Collector.lost
 )
 
 // Limits bound what a Store keeps.
@@ -31,10 +31,10 @@ type Limits struct {
 // Memory is how much the plugin's records take.
 type Memory struct {
 	Keys      int64   // keys measured
-	Bytes     int64   // what those take
-	Exact     bool    // all were measured, one by one
+	Bytes     int64   // taken by those
+	Exact     bool    // every key was measured
 	Looked    float64 // share of the keyspace that was looked at; 1 = all
-	Estimated bool    // memory of a process: by the plugin's own accounts
+	Estimated bool    // memory of a process, estimated by the plugin
 }
 
 // Store keeps the numbers of all processes that share it.
@@ -42,14 +42,13 @@ type Store interface {
 	// Kind is "redis" or "memory".
 	Kind() string
 
-	// Add adds numbers, once: what is added again with the same process and sequence number changes nothing. now is
-	// the Unix time.
+	// Add adds numbers. Adding again with the same process and sequence number changes nothing. now is the Unix time.
 	Add(process string, sequence, now int64, numbers *Numbers, limits Limits) error
 
 	// Load returns all numbers.
 	Load() (*Numbers, error)
 
-	// Trouble tells why requests cannot be decided with this store now, as far as is known; nil if they can.
+	// Trouble returns why requests cannot be decided with this store now, as far as is known; nil if they can.
 	Trouble() error
 
 	// Memory measures the plugin's records.
@@ -58,15 +57,15 @@ type Store interface {
 
 // Collector counts for all handlers that share a Store.
 type Collector struct {
-	// Counts are the totals since the last gathering. Whoever decides about a request adds to them: a method to do it
-	// would cost several times as much under Yaegi. Duplicates are added with Duplicate.
+	// Counts are the totals since the last gathering. Handlers add to them directly, because a method would cost several times
+	// as much under Yaegi. Duplicate counts duplicates.
 	Counts []*atomic.Int64
 
 	store   Store
 	claims  func() int64
 	process string
 
-	mu         sync.Mutex       // guards everything up to the blank line
+	mu         sync.Mutex       // guards everything down to the blank line
 	endpoints  map[string]int64 // duplicates since the last gathering, by raw name
 	duplicates []int64          // the same, by total
 	limits     Limits
@@ -74,12 +73,12 @@ type Collector struct {
 	closed     bool
 
 	io       sync.Mutex // held while the store is asked; guards everything below
-	known    *Numbers   // what the store had when it was last asked
+	known    *Numbers   // numbers of the store when it was last asked
 	waiting  *Numbers   // gathered, to be sent
-	lost     *Numbers   // what the store had once and has no more: the metrics do not fall
-	sending  *Numbers   // sent, and perhaps not arrived: it is sent again as it is. Nil if there is none
-	sequence int64      // of sending
-	err      error      // of the last time the store was asked
+	lost     *Numbers   // numbers that the store has lost; added to the metrics, so that those never fall
+	sending  *Numbers   // sent, but perhaps not arrived: it is sent again unchanged. Nil if there is none
+	sequence int64      // sequence number of sending
+	err      error      // from the last time the store was asked
 	failed   time.Time
 	memory   Memory
 	measured time.Time
@@ -87,8 +86,8 @@ type Collector struct {
 	unmeasured error // why memory could not be measured
 }
 
-// New returns a collector that flushes every second until it is closed.
-// claims tells how many requests have run since it was last asked.
+// New returns a collector that flushes every second until it is closed. claims returns how many requests have run since its
+// last call.
 func New(store Store, limits Limits, claims func() int64) *Collector {
 	random := make([]byte, 8)
 	_, err := rand.Read(random)
@@ -123,7 +122,7 @@ func (c *Collector) SetLimits(limits Limits) {
 	c.limits = limits
 }
 
-// Idle tells that nobody needs a collector without users.
+// Idle returns true: a collector need not outlive its users.
 func (c *Collector) Idle() bool { return true }
 
 // Close flushes once more, without waiting for it, and ends the flushing.
@@ -135,8 +134,8 @@ func (c *Collector) Close() {
 	go c.Retire()
 }
 
-// Duplicate adds one to a duplicate's total and to its endpoint. It is on the way of a request, and short since Yaegi makes
-// room for every value of a function at each call: all that can wait is left to admit and gather.
+// Duplicate adds one to a duplicate's total and to its endpoint. Requests wait for it, so it is short: Yaegi allocates every
+// variable of a function at each call. admit and gather do the rest.
 func Duplicate(c *Collector, total int, r *http.Request) {
 	name := r.Method + " " + r.Host + " " + r.URL.EscapedPath()
 	c.mu.Lock()
@@ -163,13 +162,13 @@ func admit(c *Collector, name string) string {
 	return name
 }
 
-// tick flushes and comes again.
+// tick flushes, and runs again after interval.
 func (c *Collector) tick() {
 	defer c.again()
 	c.flush(time.Now())
 }
 
-// again starts the next interval, whatever became of the last.
+// again ends a panic of tick, and starts the next interval.
 func (c *Collector) again() {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"flushing the statistics failed\" cause=%q", p)
@@ -181,8 +180,8 @@ func (c *Collector) again() {
 	}
 }
 
-// Retire flushes what a handler that is given up has counted. Of many that are given up at once while the store hangs,
-// one waits for it.
+// Retire flushes what a handler has counted that is not used any more. If many handlers retire while the store hangs, only one
+// of them waits for it.
 func (c *Collector) Retire() {
 	defer func() {
 		if p := recover(); p != nil {
@@ -203,8 +202,8 @@ func (c *Collector) flush(now time.Time) {
 	c.flushLocked(now)
 }
 
-// flushLocked adds what was counted to the store. What fails is kept and sent again, so that a number is added once,
-// also when only the store's reply was lost.
+// flushLocked adds what was counted to the store. If that fails, the same numbers are sent again later, so that each is added
+// once, also when only the store's reply was lost. The caller holds io.
 func (c *Collector) flushLocked(now time.Time) {
 	limits := c.gather(now.Unix())
 	c.waiting.Prune(now.Unix(), limits.TTL)
@@ -224,7 +223,8 @@ func (c *Collector) flushLocked(now time.Time) {
 	}
 }
 
-// noteLoss adds to lost what the store has no more, for instance since Redis was restarted without its data.
+// noteLoss adds to lost what the store has lost, for instance because Redis was restarted without its data. The caller holds
+// io.
 func (c *Collector) noteLoss(loaded *Numbers) {
 	for i, count := range c.known.Totals {
 		if loaded.Totals[i] < count {
@@ -240,7 +240,7 @@ func (c *Collector) noteLoss(loaded *Numbers) {
 	}
 }
 
-// note remembers how it went with the store.
+// note keeps the result of asking the store. The caller holds io.
 func (c *Collector) note(err error) {
 	c.err = err
 	if err != nil {
@@ -248,13 +248,13 @@ func (c *Collector) note(err error) {
 	}
 }
 
-// reachable tells whether it is worth while to ask the store.
+// reachable reports whether the store should be asked: it answered the last time, or patience is over. The caller holds io.
 func (c *Collector) reachable(now time.Time) bool {
 	return c.err == nil || now.Sub(c.failed) >= patience
 }
 
-// gather moves what was counted since the last time into waiting. All of it counts as counted now, which is true to a
-// second.
+// gather moves what was counted since the last time into waiting, as if all of it had been counted now, which is exact to a
+// second. The caller holds io.
 func (c *Collector) gather(now int64) Limits {
 	n := NewNumbers()
 	c.Counts[First].Add(c.claims())
@@ -287,16 +287,16 @@ func (c *Collector) gather(now int64) Limits {
 	return limits
 }
 
-// Snapshot is what a page shows.
+// Snapshot is the content of the page, stats.json and the metrics.
 type Snapshot struct {
 	Now        time.Time
 	Numbers    *Numbers
-	Lost       *Numbers // counted in this process's time, and lost by the store since
-	Kind       string   // of the store
-	Err        error    // the store cannot be asked: these are the numbers as last known, and this process's since
+	Lost       *Numbers // counted while this process runs, but lost by the store
+	Kind       string   // kind of the store
+	Err        error    // why the store cannot be asked; then Numbers are the last known ones plus those of this process since
 	Memory     Memory
-	Measured   time.Time // when that was measured; zero: never
-	Unmeasured error     // why it could not be
+	Measured   time.Time // time of the measurement; zero: never
+	Unmeasured error     // why memory could not be measured
 }
 
 // Read flushes and returns the numbers as they are now.
@@ -321,7 +321,7 @@ func (c *Collector) Read() Snapshot {
 	return Snapshot{Now: now, Numbers: numbers, Lost: c.lost.copy(), Kind: c.store.Kind(), Err: trouble, Memory: c.memory, Measured: c.measured, Unmeasured: c.unmeasured}
 }
 
-// ask flushes, loads all numbers, and measures the memory if the last measurement is old.
+// ask flushes, loads all numbers, and measures the memory if the last measurement is old. The caller holds io.
 func (c *Collector) ask(now time.Time) {
 	c.flushLocked(now)
 	if c.sending != nil {
@@ -337,6 +337,6 @@ func (c *Collector) ask(now time.Time) {
 	if now.Sub(c.measured) < memoryLife {
 		return
 	}
-	c.memory, c.unmeasured = c.store.Memory() // Redis may forbid it, and be well
+	c.memory, c.unmeasured = c.store.Memory() // Redis may forbid only this
 	c.measured = now
 }

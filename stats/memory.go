@@ -6,12 +6,12 @@ type Process struct {
 	records Records
 }
 
-// Records tell how many there are, how many bytes they take, and how many were dropped.
+// Records are the records in memory. Usage returns how many there are, how many bytes they take, and how many were evicted.
 type Records interface {
 	Usage() (records int, bytes, dropped int64)
 }
 
-// NewProcess returns an empty store. Its memory figure is what records tell.
+// NewProcess returns an empty store. records gives its memory figure.
 func NewProcess(records Records) *Process {
 	return &Process{numbers: NewNumbers(), records: records}
 }

@@ -39,7 +39,7 @@ var Names = []string{"firstRuns", "replaysLocal", "replaysStore", "conflicts", "
 // Other is the endpoint under which those beyond maxEndpoints are counted.
 const Other = "other"
 
-// The chart has so many bars.
+// The numbers of bars in the two charts.
 const (
 	Minutes = 60
 	Hours   = 7 * 24
@@ -172,8 +172,8 @@ func (n *Numbers) Last() int64 {
 	return last
 }
 
-// ranked returns the names of the endpoints, most duplicates first, without Other. Sorting strings is native code, a
-// comparison of our own would be interpreted thousands of times.
+// ranked returns the names of the endpoints, most duplicates first, without Other. It sorts strings, which is native code: a
+// comparison function would be interpreted thousands of times.
 func (n *Numbers) ranked() []string {
 	ranks := make([]string, 0, len(n.Endpoints))
 	for name, e := range n.Endpoints {
@@ -197,11 +197,11 @@ func bars(counts map[int64]int64, now int64, size int) []int64 {
 	return values
 }
 
-// unprintable is what must not stand in an endpoint's name: all but visible ASCII.
+// unprintable matches what must not be in an endpoint's name: everything but visible ASCII.
 var unprintable = regexp.MustCompile(`[^!-~]`)
 
-// endpoint returns the name under which what a client sent is counted. Its parts are bounded and visible ASCII, but for
-// the … of what was cut off.
+// endpoint returns the name under which a client's request is counted. Its parts have bounded length, and are visible ASCII
+// except for the … where something was cut off.
 func endpoint(method, host, path string) string {
 	return part(method, longestMethod) + " " + part(strings.ToLower(host), longestHost) + " " + part(path, longestPath)
 }
@@ -212,10 +212,10 @@ func part(s string, longest int) string {
 	return unprintable.ReplaceAllString(kept, "?") + s[len(kept):]
 }
 
-// cut stands for what was cut off.
+// cut replaces what was cut off.
 const cut = "…"
 
-// clip cuts s; what was cut before is not cut again.
+// clip shortens s. It does not shorten again what it has shortened before.
 func clip(s string, longest int) string {
 	if len(s) <= longest || (len(s) <= longest+len(cut) && strings.HasSuffix(s, cut)) {
 		return s
@@ -223,7 +223,7 @@ func clip(s string, longest int) string {
 	return s[:longest] + cut
 }
 
-// parts takes an endpoint's name apart.
+// parts splits an endpoint's name.
 func parts(name string) (string, string, string) {
 	method, rest, _ := strings.Cut(name, " ")
 	host, path, _ := strings.Cut(rest, " ")

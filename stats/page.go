@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// view is what the page's template shows: strings alone, since a template must not call interpreted methods.
+// view is the data of the page's template. It has only strings, because a template must not call interpreted methods.
 type view struct {
 	GeneratedAt, Generated              string
 	Kind, Health, HealthText, Trouble   string
@@ -51,7 +51,7 @@ type outcome struct {
 	Name, Count, Means, Class, Share string
 }
 
-// Policy is the page's Content-Security-Policy: nothing but its own style and script, and requests to where it came from.
+// Policy is the page's Content-Security-Policy: only its own style and script, and requests to its own origin.
 var Policy = "default-src 'none'; style-src '" + sourceHash(pageStyle) + "'; script-src '" + sourceHash(pageScript) +
 	"'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
@@ -254,12 +254,12 @@ func newChart(title, from, unit string, values []int64, now, seconds int64) char
 	return c
 }
 
-// exact is a time as it is shown without the page's script, which shows the viewer's own.
+// exact returns a time as the page shows it without its script, which shows local time.
 func exact(unix int64) string {
 	return time.Unix(unix, 0).UTC().Format("2 Jan 2006, 15:04:05 UTC")
 }
 
-// ago is how long ago something was.
+// ago returns how long ago something was, in words.
 func ago(seconds int64) string {
 	switch {
 	case seconds < 5:
@@ -274,7 +274,7 @@ func ago(seconds int64) string {
 	return strconv.FormatInt(seconds/86400, 10) + " days ago"
 }
 
-// grouped is n with a thin space between thousands.
+// grouped returns n with thin spaces between thousands.
 func grouped(n int64) string {
 	digits := strconv.FormatInt(n, 10)
 	for at := len(digits) - 3; at > 0; at -= 3 {

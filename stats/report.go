@@ -8,13 +8,13 @@ import (
 // WarnBytes is the memory above which the page warns.
 const WarnBytes = 10 << 20
 
-// Setting is one line of the configuration as it is in force.
+// Setting is one setting in force.
 type Setting struct {
 	Name, Value string
 }
 
-// report is stats.json; docs/statistics.md describes it. None of these structs has unexported fields, since under Yaegi
-// those would be marshalled too.
+// report is stats.json; docs/statistics.md describes it. None of these structs has unexported fields, because Yaegi would
+// marshal those too.
 type report struct {
 	GeneratedAt     string            `json:"generatedAt"`
 	Since           *string           `json:"since"`
@@ -52,7 +52,7 @@ type storeReport struct {
 	Error   string `json:"error"`
 }
 
-// likely is how much memory the records take: as measured, or as the part that was looked at lets expect.
+// likely returns how much memory the records take: as measured, or extrapolated from the part that was looked at.
 func (m Memory) likely() int64 {
 	if m.Looked <= 0 || m.Looked >= 1 {
 		return m.Bytes
@@ -122,7 +122,7 @@ func iso(unix int64) string {
 	return time.Unix(unix, 0).UTC().Format(time.RFC3339)
 }
 
-// moment is iso for a time that may not have come: nil for 0.
+// moment is iso for a time that may be missing: nil for 0.
 func moment(unix int64) *string {
 	if unix == 0 {
 		return nil

@@ -38,7 +38,7 @@ func offerless(t *testing.T) http.HandlerFunc {
 	}
 }
 
-// takesH2C tells whether the site takes up an offer of h2c before any middleware sees it, as the entry points of Traefik 3.0 do.
+// takesH2C reports whether the site takes up an offer of h2c before any middleware sees it, as the entry points of Traefik 3.0 do.
 func takesH2C(s *rig.Site) bool {
 	s.T.Helper()
 	conn, err := net.Dial("tcp", s.Addr)

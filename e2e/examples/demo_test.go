@@ -90,7 +90,7 @@ func startDemo(t *testing.T, path string, args ...string) *runningDemo {
 	return d
 }
 
-// signalAll sends sig to the demo and all that it started. It tells whether there was anybody.
+// signalAll sends sig to the demo and all that it started. It reports whether there was anybody.
 func (d *runningDemo) signalAll(sig syscall.Signal) bool {
 	return !errors.Is(syscall.Kill(-d.cmd.Process.Pid, sig), syscall.ESRCH)
 }

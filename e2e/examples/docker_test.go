@@ -37,7 +37,7 @@ func mustDocker(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// engine makes sure that a Docker engine runs until the test ends, and tells whether the test started it. Where none
+// engine makes sure that a Docker engine runs until the test ends, and reports whether the test started it. Where none
 // can run the test is skipped, except in CI.
 func engine(t *testing.T) (own bool) {
 	t.Helper()

@@ -181,7 +181,7 @@ type arrival struct {
 
 func (h *history) now() int64 { return int64(time.Since(h.begin)) }
 
-// faulty tells whether there was a fault in s.
+// faulty reports whether there was a fault in s.
 func (h *history) faulty(s span) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()

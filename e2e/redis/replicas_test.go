@@ -117,7 +117,7 @@ func waits(server *redistest.Server) string {
 	return rig.InfoField(server, "commandstats", "cmdstat_wait")
 }
 
-// blocked tells whether a client of server waits for replicas.
+// blocked reports whether a client of server waits for replicas.
 func blocked(server *redistest.Server) bool {
 	return rig.InfoField(server, "clients", "blocked_clients") != "0"
 }

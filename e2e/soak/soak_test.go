@@ -102,7 +102,7 @@ func (l *soakLedger) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// executed tells whether body is the answer of an execution under key.
+// executed reports whether body is the answer of an execution under key.
 func (l *soakLedger) executed(id, body string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

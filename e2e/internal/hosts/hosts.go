@@ -358,10 +358,10 @@ func (b *Buffer) fromHere() func() string {
 // probeHeader marks requests that only ask whether a site is there. Backends in tests do not count them.
 const probeHeader = "X-Site-Probe"
 
-// IsProbe tells whether r only asks whether the site is there.
+// IsProbe reports whether r only asks whether the site is there.
 func IsProbe(r *http.Request) bool { return r.Header.Get(probeHeader) != "" }
 
-// Served tells whether the site answers with something else than Traefik's 404.
+// Served reports whether the site answers with something else than Traefik's 404.
 func (s *Site) Served() bool {
 	request, _ := http.NewRequest(http.MethodOptions, s.URL("/"), nil)
 	request.Header.Set(probeHeader, "yes")
