@@ -165,6 +165,7 @@ const (
 	defaultLocalBytes = 32 << 20
 	maxTTL            = 168 * time.Hour
 	longestLease      = time.Hour
+	leastPlainTTL     = 10 * time.Second // with less, no answer is an ordinary one
 	maxLocalBytes     = 64 << 30
 )
 
@@ -325,7 +326,8 @@ func (c *Config) settings() (*settings, string, error) {
 	}
 	s.ordinary = map[int]bool{}
 	for status := 200; status < 600; status++ {
-		s.ordinary[status] = !s.classified[status] && !bodiless(status) && s.maxResponseBody >= wholeBytes // and so has room for a header
+		// There is room for a header, and ttl, which begins at the watchdog's next tick, is not much longer for that.
+		s.ordinary[status] = !s.classified[status] && !bodiless(status) && s.maxResponseBody >= wholeBytes && s.ttl >= leastPlainTTL
 	}
 	s.methods = k.methods("methods", list(c.Methods, "POST", "PUT", "PATCH", "DELETE"))
 	s.endpoints = list(c.Endpoints)
@@ -541,6 +543,7 @@ var (
 		"Expires": true, "Forwarded": true, "Host": true, "Http2-Settings": true, "Last-Modified": true, "Location": true, "Origin": true, "Pragma": true,
 		"Range": true, "Referer": true, "Retry-After": true, "Set-Cookie": true, "Set-Cookie2": true, "Strict-Transport-Security": true, "User-Agent": true,
 		"Vary": true, "Via": true, "Www-Authenticate": true, "X-Real-Ip": true,
+		"Alt-Svc": true, "Clear-Site-Data": true, "Refresh": true, http.CanonicalHeaderKey(runHeader): true,
 	}
 	usedPrefixes = []string{"Accept", "Access-Control-", "Content-", "If-", "Proxy-", "Sec-", "X-Forwarded-"}
 )

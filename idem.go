@@ -404,7 +404,7 @@ func mismatch(h *handler, l *store.Run, held *store.Held) bool {
 
 // runHeader carries the owner tokens of the runs that a request is on its way for to whom it is sent. A Traefik behind this
 // one, on the same Redis and prefix, or this one again finds the key held by the very run that it serves, and lets the
-// request through. Nobody can guess a token, and one whose run has ended means nothing.
+// request through. No client can guess a token that has seen none, and one whose run has ended means nothing.
 const runHeader = "X-Idem-Run"
 
 // servesRun reports whether r is on its way for the run that holds the key.

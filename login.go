@@ -32,6 +32,8 @@ var errLogin = errors.New("want " + loginForm)
 var foreignHash = regexp.MustCompile(`(?i)^\s*(\{[a-z0-9._+/:-]+\}` +
 	`|\$+(1|2[abxy]?|3|5|6|7|8|9|y|gy|apr1|md5|sha1|sm3|argon2[a-z]*|scrypt|bcrypt[a-z0-9-]*|pbkdf2[a-z0-9-]*)[$,]` +
 	`|\$+[a-z0-9-]+\$[a-z0-9./+=,:$_-]{20,}$` +
+	`|["'\\]+\$(2[abxy]?|1|5|6|y|apr1|argon2[a-z]*)\\?\$` + // as quotes and escapes of a shell leave them
+	`|(bcrypt|pbkdf2|scrypt|argon2|sha1|sha256|md5|scram)[a-z0-9_:.-]*\$` + // of Django, Werkzeug, PostgreSQL
 	`|[^:]*:[0-9a-f]{32}\s*$)`)
 
 // parseLogin reads one login. The error quotes nothing of it, because that may be a password.

@@ -15,6 +15,8 @@ func TestForeignHashesAreNoPasswords(t *testing.T) {
 		"$pbkdf2-sha256$6400$x$y", "$pbkdf2$x$y", "$P$984478476IagS59wHZvyQMArzfx58u.", "$H$984478476IagS59wHZvyQMArzfx58u.", "$S$C33783772bRXEx1aCsvY.dqgaaSu76XmVlKrW9Qu8IQlvxHlmzLf",
 		"{CRYPT}$6$salt$hash", "{crypt}x", "{SSHA}c2VjcmV0d29yZA==", "{ssha256}x", "{MD5}x", "{SMD5}x", "{SHA512}x", "{sha}+PY/+o41iAewg7IitdqgVx9OCq0=", "{sha256}00", "{BLF-CRYPT}$2y$x", "{PLAIN}x",
 		"{PBKDF2-SHA256}x", "{SHA256.HEX}x", "{ARGON2}$argon2id$x", "traefik:a2688e031edb4be6a3797f3882655c05", "A realm:A2688E031EDB4BE6A3797F3882655C05", " $2y$05$x",
+		`\$2y\$05\$c4WoMPo3SXsafkva`, "'$2y$05$c4WoMPo3SXsafkva'", `"$apr1$r31.....$HqJZimcKQFAMYayBlzkrA/"`, "bcrypt$$2b$12$x", "pbkdf2_sha256$600000$x$y",
+		"scrypt:32768:8:1$x$y", "sha1$salt$x", "SCRAM-SHA-256$4096:x$y:z",
 	} {
 		_, err := parseLogin("ops:" + password)
 		if !errors.Is(err, errLogin) || strings.Contains(err.Error(), password) {
