@@ -24,12 +24,12 @@ import (
 //
 // Under Yaegi the reverse proxy sees only the three methods of http.ResponseWriter, so nobody above can flush.
 type recorder struct {
-	http.ResponseWriter // the client's
+	http.ResponseWriter // the client's, or lateHeader
 
 	h      *handler
 	r      *http.Request // as it came
 	lease  *store.Run
-	header http.Header        // of ResponseWriter
+	header http.Header        // the client's
 	cancel context.CancelFunc // of the call of the backend
 	above  http.Header        // what middlewares above had set before the run; nil if nothing
 
@@ -117,7 +117,7 @@ func writeHeaderSlow(x *recorder, status int) {
 		x.whole = true
 	case isBackends(x):
 		sendHeader(x)
-		x.stream = newStream(x.ResponseWriter)
+		startStream(x)
 	default:
 		x.held = true
 	}
@@ -237,7 +237,7 @@ func stopRecording(x *recorder) {
 		_, err := x.body.WriteTo(x.ResponseWriter)
 		x.gone = err != nil && x.h.detach
 	} else {
-		x.gone = x.stream.end() != nil && x.h.detach
+		x.gone = endStreaming(x) != nil && x.h.detach
 		x.flushes = true
 		x.stream = nil
 	}

@@ -68,8 +68,8 @@ func endSlow(x *recorder) {
 	}
 	switch {
 	case x.stream != nil:
-		_ = x.stream.end()
-	case x.whole || x.held: // also if it broke off: what came before the break is what the client is to see
+		_ = endStreaming(x)
+	case x.whole || x.held: // also if it broke off: the client is to see the break
 		sendHeader(x)
 		_, _ = x.body.WriteTo(x.ResponseWriter) // a client that has gone needs no answer
 	}

@@ -54,3 +54,43 @@ func TestAPanicWhenARunIsSettled(t *testing.T) {
 		}
 	}
 }
+
+// lateWriter is a middleware above that changes the header when the first part of an answer is sent, as compress does.
+type lateWriter struct {
+	*httptest.ResponseRecorder
+	trailersSet chan struct{} // closed when the backend has set its trailers
+	seen        string        // the trailer, when the part was sent
+}
+
+func (w *lateWriter) Write(p []byte) (int, error) {
+	<-w.trailersSet
+	w.seen = w.Header().Get("X-Sum")
+	w.Header().Set("Content-Encoding", "identity")
+	return w.ResponseRecorder.Write(p)
+}
+
+// TestTrailersWhileThePartsAreSent has a backend set its trailers while a middleware above changes the header: each has a
+// header of its own, since Go ends a program that writes to one map in two goroutines.
+func TestTrailersWhileThePartsAreSent(t *testing.T) {
+	outer := &lateWriter{ResponseRecorder: httptest.NewRecorder(), trailersSet: make(chan struct{})}
+	next := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Date", "Thu, 26 Nov 2026 03:14:04 GMT") // the backend's answer
+		w.Header().Set("Trailer", "X-Sum")
+		w.WriteHeader(http.StatusOK)
+		_, _ = w.Write([]byte("hello"))
+		w.Header().Set("X-Sum", "5")
+		close(outer.trailersSet)
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	h, err := New(ctx, next, CreateConfig(), t.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
+	r.Header.Set("X-Request-ID", fmt.Sprint("k", time.Now().UnixNano()))
+	h.ServeHTTP(outer, r)
+	if outer.seen != "" || outer.Header().Get("X-Sum") != "5" || outer.Header().Get("Content-Encoding") != "identity" || outer.Body.String() != "hello" {
+		t.Errorf("a part was sent with trailer %q, and in the end there are %v and %q", outer.seen, outer.Header(), outer.Body)
+	}
+}

@@ -22,14 +22,40 @@ type stream struct {
 	err   error      // why the client takes no more
 }
 
-// newStream returns the stream of an answer whose header has been written to client, which nobody else may use until the
-// stream has ended.
-func newStream(client http.ResponseWriter) *stream {
-	flush(client) // from here on, net/http only reads the header, as the handler below does
-	s := &stream{client: client, ended: make(chan struct{})}
-	s.news = sync.NewCond(&s.mu)
-	go sendStream(s)
-	return s
+// lateHeader is the client's ResponseWriter for the handler below while its answer is streamed: a middleware above may change
+// the client's header when the first part is sent, as compress does, and the handler may set trailers in the same moment.
+type lateHeader struct {
+	http.ResponseWriter
+	header http.Header
+}
+
+// Header implements http.ResponseWriter.
+func (l *lateHeader) Header() http.Header {
+	return l.header
+}
+
+// startStream streams the answer of x, whose header has been written to the client.
+func startStream(x *recorder) {
+	client := x.ResponseWriter
+	flush(client)
+	x.ResponseWriter = &lateHeader{client, x.header.Clone()}
+	x.stream = &stream{client: client, ended: make(chan struct{})}
+	x.stream.news = sync.NewCond(&x.stream.mu)
+	go sendStream(x.stream)
+}
+
+// endStreaming waits until all of the answer of x has been sent, or the client takes no more; it returns why not. Trailers
+// that the handler below has set until now are the client's from here on.
+func endStreaming(x *recorder) error {
+	err := x.stream.end()
+	for name, values := range x.Header() {
+		_, sent := x.header[name]
+		if !sent {
+			x.header[name] = values
+		}
+	}
+	x.ResponseWriter = x.stream.client
+	return err
 }
 
 // grow makes room for an answer of so many bytes, before the first is taken.

@@ -177,14 +177,7 @@ func TestABackendBreaksOffWithinAnAnswer(t *testing.T) {
 			writePart(w, n)
 			panic(http.ErrAbortHandler)
 		})
-		for _, path := range []string{"/declared/0", "/declared/9", "/declared/9998", "/declared/9999", fmt.Sprintf("/declared/%d", wholeBytes-1)} {
-			first := s.Send(rig.Post(path, "k"))
-			if first.Status >= 200 && first.Status < 300 {
-				t.Errorf("%s: a part of an answer is sent: %d", path, first.Status)
-			}
-			s.WantProblem(s.Do(rig.Post(path, "k")), 409, "outcome-unknown", "unknown")
-		}
-		for _, path := range []string{"/open/9", fmt.Sprintf("/declared/%d", wholeBytes)} {
+		for _, path := range []string{"/declared/0", "/declared/9", "/declared/9998", "/declared/9999", fmt.Sprintf("/declared/%d", wholeBytes-1), "/open/9", fmt.Sprintf("/declared/%d", wholeBytes)} {
 			first := s.Send(rig.Post(path, "k"))
 			if first.Err == nil {
 				t.Errorf("%s: the client does not see that the answer breaks off: %d", path, first.Status)
