@@ -125,6 +125,13 @@ func leave(c *Client) {
 	startWriting(b, c)
 }
 
+// writesAlone reports whether something is pending, and no client is in use that writes it.
+func writesAlone(b *Backlog) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.clients.Len() == 0 && hasPending(b)
+}
+
 // startWriting starts to write what is pending, if there is a healthy client. c is used if no client is in use. The caller
 // holds the lock.
 func startWriting(b *Backlog, c *Client) {

@@ -28,12 +28,15 @@ func TestAnotherClientWritesWhatIsPending(t *testing.T) {
 	if c.Idle() {
 		t.Error("the only client of a server that is still to be told something is idle")
 	}
-	c.Close()
-	for writing := true; writing || c.state() != fine; { // what goes on for ever ends in the test's time-out
+	for c.state() == fine { // it has not been tried yet
 		time.Sleep(time.Millisecond)
-		b.mu.Lock()
-		writing = b.writing
-		b.mu.Unlock()
+	}
+	c.Close()
+	for i := 0; i < 500; i++ { // for longer than probes pause
+		if c.state() == fine {
+			t.Fatal("a server that is out of reach is taken for fine, so that it is tried without a pause")
+		}
+		time.Sleep(time.Millisecond)
 	}
 	if b.Idle() {
 		t.Error("what was pending is forgotten")
@@ -46,6 +49,9 @@ func TestAnotherClientWritesWhatIsPending(t *testing.T) {
 	value, _ := server.Get(redisKey(k, &store.Lease{Key: "k"}))
 	if value != record {
 		t.Errorf("the server has %q, want %q", value, record)
+	}
+	for c.state() != fine { // its watch ends, since another client writes
+		time.Sleep(time.Millisecond)
 	}
 	kept, err := Renew(k, &store.Lease{Key: "l", Fingerprint: fingerprint, Owner: "o-2"}, time.Hour)
 	if !kept || err != nil {

@@ -232,7 +232,7 @@ func endWatch(c *Client) {
 }
 
 // reprobe probes the server, sets its state, and reports whether it is fine. A closed client counts as fine, so that its
-// watch ends; a command that it still sends trips the breaker again if need be.
+// watch ends, unless nobody else writes what is pending. A command that it still sends trips the breaker again if need be.
 func reprobe(c *Client) bool {
 	state, cause := probe(c)
 	c.lock()
@@ -242,7 +242,7 @@ func reprobe(c *Client) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case closed:
+	case closed && !writesAlone(c.health.backlog):
 		setState(c, fine, nil)
 		return true
 	case state != b.state.Load():
