@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,5 +61,38 @@ func TestAnotherClientWritesWhatIsPending(t *testing.T) {
 	heir.Close()
 	if !b.Idle() {
 		t.Error("a backlog that nobody uses, with nothing in it, is kept")
+	}
+}
+
+// TestAClosedClientTellsNobodyThatRedisIsBack has a hook that sends something by a closed client, as the renewal of leases
+// does: that must not go round without a pause while the server is out of reach.
+func TestAClosedClientTellsNobodyThatRedisIsBack(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = listener.Close()
+	c := NewSharing(Options{Address: listener.Addr().String(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, NewBacklog())
+	k := NewKeys(c, "idem")
+	renew := func() {
+		_, _ = Renew(k, &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o-1"}, time.Hour)
+	}
+	var told atomic.Int32
+	unhook := WhenBack(k, func() {
+		told.Add(1)
+		renew()
+	})
+	defer unhook()
+	renew()
+	if c.state() == fine {
+		t.Fatal("a server that is out of reach is fine")
+	}
+	c.Close()
+	for c.state() != fine { // its watch ends
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(300 * time.Millisecond)
+	if told.Load() != 0 {
+		t.Errorf("it was told %d times that the server is back", told.Load())
 	}
 }

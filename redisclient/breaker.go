@@ -174,7 +174,6 @@ func setState(c *Client, state int32, cause error) {
 		}
 	case before != fine && state == fine:
 		h.failing.Add(-1)
-		callHooks(h.backlog)
 	}
 	if cause != nil {
 		h.cause = cause
@@ -188,6 +187,7 @@ func transition(c *Client, state int32, cause error) {
 	setState(c, state, cause)
 	if state == fine {
 		b.back = time.Now()
+		callHooks(c.health.backlog)
 	}
 	if c.health.closed.Load() {
 		return
@@ -218,7 +218,10 @@ func watch(c *Client) {
 	for !reprobe(c) {
 		time.Sleep(probePause)
 	}
-	writePending(c.health.front)
+	backlog := c.health.backlog
+	backlog.mu.Lock()
+	defer backlog.mu.Unlock()
+	startWriting(backlog, c.health.front)
 }
 
 // endWatch ends a panic, and lets the next failure start a new watch.
@@ -244,6 +247,7 @@ func reprobe(c *Client) bool {
 	switch {
 	case closed && !writesAlone(c.health.backlog):
 		setState(c, fine, nil)
+		b.back = time.Now() // the next watch pauses, if a command fails again
 		return true
 	case state != b.state.Load():
 		transition(c, state, cause)
