@@ -43,10 +43,15 @@ func readBody(h *handler, r *http.Request, held *reservation) (*takenBody, error
 	case int64(len(data)) > h.maxRequestBody:
 		t.rest = &streamedBody{reader: io.MultiReader(taken, body), body: r.Body}
 		t.whole = t.rest
-		// The byte over the bound is left out, so that the fingerprint does not depend on how the read went.
-		t.compared = strconv.AppendInt(bytes.Clone(data[:h.maxRequestBody]), r.ContentLength, 10)
+		t.compared = comparedPart(h, data, r.ContentLength)
 	}
 	return t, nil
+}
+
+// comparedPart returns what is compared of a body of this declared length that is longer than maxRequestBodyBytes. The byte over
+// the bound is left out, so that the fingerprint does not depend on how the read went.
+func comparedPart(h *handler, data []byte, length int64) []byte {
+	return strconv.AppendInt(bytes.Clone(data[:h.maxRequestBody]), length, 10)
 }
 
 // firstRoom is the first size, in bytes, of the buffer for a body without a declared length, or with one that is not trusted.

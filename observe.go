@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"sync"
 
 	"github.com/example/traefik-idem/stats"
@@ -105,8 +104,8 @@ func giveUp(o *observedBody, total int) {
 func noteEnd(o *observedBody) {
 	o.done = true
 	body := o.data.Bytes()
-	if most := o.h.maxRequestBody; int64(len(body)) > most {
-		body = strconv.AppendInt(bytes.Clone(body[:most]), o.length, 10)
+	if int64(len(body)) > o.h.maxRequestBody {
+		body = comparedPart(o.h, body, o.length)
 	}
 	o.lease.Fingerprint = sumBody(o.h, o.head, o.boundary, body)
 	o.data = bytes.Buffer{}

@@ -101,9 +101,7 @@ func join(c *Client) {
 	defer b.mu.Unlock()
 	b.clients.PushBack(c)
 	if b.clients.Len() > 1 {
-		for _, f := range b.hooks {
-			go callHook(f)
-		}
+		callHooks(b)
 	}
 	if !b.writing && b.pending.Len() > 0 {
 		go writePending(c)
@@ -194,10 +192,8 @@ func WhenBack(k *Keys, f func()) (unhook func()) {
 	}
 }
 
-// callHooks calls all hooks, each in a new goroutine.
+// callHooks calls all hooks, each in a new goroutine. The caller holds the lock.
 func callHooks(b *Backlog) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	for _, f := range b.hooks {
 		go callHook(f)
 	}

@@ -187,7 +187,10 @@ func transition(c *Client, state int32, cause error) {
 	setState(c, state, cause)
 	if state == fine {
 		b.back = time.Now()
-		callHooks(c.health.backlog)
+		backlog := c.health.backlog
+		backlog.mu.Lock()
+		callHooks(backlog)
+		backlog.mu.Unlock()
 	}
 	if c.health.closed.Load() {
 		return
