@@ -162,31 +162,40 @@ type latecomer struct {
 func newLatecomer(t *testing.T, target string) *latecomer {
 	t.Helper()
 	l := &latecomer{held: make(chan struct{}, 1), let: make(chan struct{})}
-	l.addr = rig.Listen(t, func(conn net.Conn) {
+	l.addr = relay(t, target, func(data []byte) {
+		step := bytes.Contains(data, []byte("EVAL")) && bytes.Contains(data, []byte(":req:"))
+		if step && l.hold.CompareAndSwap(true, false) {
+			l.held <- struct{}{}
+			<-l.let
+		}
+	}, func([]byte) {})
+	return l
+}
+
+// relay stands between the plugin and target, and shows what comes, before it goes on, to request or to reply.
+func relay(t *testing.T, target string, request, reply func(data []byte)) (addr string) {
+	t.Helper()
+	return rig.Listen(t, func(conn net.Conn) {
 		server, err := net.Dial("tcp", target)
 		if err != nil {
 			return
 		}
-		defer server.Close()
-		go func() {
-			_, _ = io.Copy(conn, server)
-			_ = conn.Close()
-		}()
-		buffer := make([]byte, 64<<10)
-		for {
-			n, err := conn.Read(buffer)
-			if err != nil {
-				return
-			}
-			step := bytes.Contains(buffer[:n], []byte("EVAL")) && bytes.Contains(buffer[:n], []byte(":req:"))
-			if step && l.hold.CompareAndSwap(true, false) {
-				l.held <- struct{}{}
-				<-l.let
-			}
-			_, _ = server.Write(buffer[:n])
-		}
+		go passOn(conn, server, reply)
+		passOn(server, conn, request)
 	})
-	return l
+}
+
+func passOn(to, from net.Conn, show func(data []byte)) {
+	defer to.Close()
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buffer)
+		if err != nil {
+			return
+		}
+		show(buffer[:n])
+		_, _ = to.Write(buffer[:n])
+	}
 }
 
 // TestARenewalThatComesLate reaches Redis when the request has ended: a key that was released stays free, and an answer
@@ -240,26 +249,9 @@ func TestAClaimThatTookLongIsRenewedBeforeTheRun(t *testing.T) {
 		t.Parallel()
 		server := redistest.Start(t)
 		var slow atomic.Bool
-		addr := rig.Listen(t, func(conn net.Conn) {
-			to, err := net.Dial("tcp", server.Addr)
-			if err != nil {
-				return
-			}
-			defer to.Close()
-			go func() {
-				_, _ = io.Copy(to, conn)
-				_ = to.Close()
-			}()
-			buffer := make([]byte, 64<<10)
-			for {
-				n, err := to.Read(buffer)
-				if err != nil {
-					return
-				}
-				if bytes.HasPrefix(buffer[:n], []byte("$-1")) && slow.CompareAndSwap(true, false) {
-					time.Sleep(5 * time.Second)
-				}
-				_, _ = conn.Write(buffer[:n])
+		addr := relay(t, server.Addr, func([]byte) {}, func(data []byte) {
+			if bytes.HasPrefix(data, []byte("$-1")) && slow.CompareAndSwap(true, false) {
+				time.Sleep(5 * time.Second)
 			}
 		})
 		left := make(chan int, 2)
