@@ -12,7 +12,7 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// FuzzParseKey compares parseKey with the rule as the README has it.
+// FuzzParseKey compares parseKey with the rule of docs/how-it-decides.md.
 func FuzzParseKey(f *testing.F) {
 	for _, line := range []string{"abc", `"abc"`, `"abc`, `""`, `"`, "", "a b", "a\n", "A-z_0./9", "\u00e9", "a\x00", strings.Repeat("x", 129), `"` + strings.Repeat("x", 128) + `"`} {
 		f.Add(line, 128)
@@ -141,7 +141,7 @@ func (r request) lease(t *testing.T, h *handler, length int) *store.Run {
 	return newLease(h, sent, r[key], taken.compared)
 }
 
-// FuzzEndpoints compares the regular expressions that patterns become with a matcher that follows the README word by word.
+// FuzzEndpoints compares the regular expressions that patterns become with a matcher that follows docs/configuration.md word by word.
 func FuzzEndpoints(f *testing.F) {
 	for _, patterns := range []string{"", "/", "POST /api/payments/", "POST /api/orders/1/", "/*/", "/api/*/1/", "/api/orders/,* /api/critical/", "/a*b*c", "PUT /a/*/b/,/x", "* /*", "post /p", "/a.b(c)[d]|e\\", "POST", "a", "PSOT /a", "/a?b", "/\xff", "/\ufffd", " /a , ,POST  /b "} {
 		f.Add(patterns, "POST", "/api/orders/1")

@@ -3,6 +3,7 @@ package docs
 import (
 	"fmt"
 	"go/ast"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -19,6 +20,8 @@ import (
 	idem "github.com/example/traefik-idem"
 	"github.com/example/traefik-idem/e2e/internal/decode"
 	"github.com/example/traefik-idem/e2e/internal/hosts"
+	"github.com/example/traefik-idem/e2e/internal/launch"
+	"github.com/example/traefik-idem/e2e/internal/payments"
 	"github.com/example/traefik-idem/e2e/internal/redistest"
 	"github.com/example/traefik-idem/e2e/internal/rig"
 )
@@ -27,17 +30,20 @@ var snippet = regexp.MustCompile("(?s)```([a-z]*)\n(.*?)```")
 
 // TestREADMESnippets builds the middleware from every configuration in the README and the docs.
 func TestREADMESnippets(t *testing.T) {
-	accepted := 0
-	accept := func(settings hosts.Settings) {
+	accepted := map[string]int{} // by kind of configuration
+	accept := func(kind string, settings hosts.Settings) {
 		t.Helper()
-		accepted++
+		accepted[kind]++
 		for _, host := range []hosts.Host{hosts.Compiled, hosts.Yaegi} {
 			if refusal := host.Refusal(t, settings); refusal != "" {
 				t.Errorf("%s refuses %v: %s", host, settings, refusal)
 			}
 		}
 	}
-	pages := rig.ReadRoot(t, "README.md") + rig.ReadRoot(t, "docs/redis.md") + rig.ReadRoot(t, "docs/drf-idem.md") + rig.ReadRoot(t, "docs/production.md")
+	pages := rig.ReadRoot(t, "README.md")
+	for _, page := range []string{"configuration", "redis", "drf-idem", "production"} {
+		pages += rig.ReadRoot(t, "docs/"+page+".md")
+	}
 	for _, found := range snippet.FindAllStringSubmatch(withFiles(t, pages), -1) {
 		kind, text := found[1], found[2]
 		var config map[string]any
@@ -60,14 +66,126 @@ func TestREADMESnippets(t *testing.T) {
 			if !strings.Contains(fmt.Sprint(static), "idem:map[moduleName:github.com/example/traefik-idem") {
 				t.Errorf("static configuration %v", static)
 			}
+			accepted["static"]++
 			continue
 		}
-		settings := config["http"].(map[string]any)["middlewares"].(map[string]any)["idem"].(map[string]any)["plugin"].(map[string]any)["idem"].(map[string]any)
-		accept(settings)
+		if services, ok := config["services"].(map[string]any); ok {
+			accept("compose", settingsOf(labelsOf(services["payments"])))
+			continue
+		}
+		accept(kind, settingsOf(config))
 	}
-	if accepted != 11 {
-		t.Errorf("%d dynamic configurations, want YAML, TOML and labels in the README, 6 in docs/redis.md and one each in docs/drf-idem.md and docs/production.md", accepted)
+	// YAML is in docs/configuration.md, 6 times in docs/redis.md, and once each in docs/drf-idem.md and docs/production.md.
+	want := map[string]int{"compose": 1, "static": 2, "yaml": 9, "toml": 1, "": 1}
+	if !maps.Equal(accepted, want) {
+		t.Errorf("configurations by kind: %v, want %v", accepted, want)
 	}
+}
+
+// settingsOf are the plugin's settings in a dynamic configuration.
+func settingsOf(config map[string]any) hosts.Settings {
+	for _, name := range []string{"http", "middlewares", "idem", "plugin", "idem"} {
+		config, _ = config[name].(map[string]any)
+	}
+	return config
+}
+
+// labelsOf is the configuration that a service of a Compose file has in its labels.
+func labelsOf(service any) map[string]any {
+	var lines strings.Builder
+	for name, value := range service.(map[string]any)["labels"].(map[string]any) {
+		fmt.Fprintf(&lines, "%s=%v\n", name, value)
+	}
+	return decode.Labels(lines.String())
+}
+
+// TestREADMEInstall compares the Compose file of the README with the one in examples/docker, which another test starts: all
+// that the README shows is in there.
+func TestREADMEInstall(t *testing.T) {
+	shown := snippetsOf(t, "README.md", "yaml")
+	if len(shown) != 1 {
+		t.Fatalf("%d configurations in the README, want one", len(shown))
+	}
+	text := strings.NewReplacer("./traefik-idem:", "../..:", "your-service", "traefik-idem-payments", "8080:", "${PORT:-8080}:").Replace(shown[0])
+	var readme, example map[string]any
+	err := yaml.Unmarshal([]byte(text), &readme)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = yaml.Unmarshal([]byte(rig.ReadRoot(t, "examples/docker/compose.yml")), &example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var within func(name string, part, whole any)
+	within = func(name string, part, whole any) {
+		switch part := part.(type) {
+		case map[string]any:
+			whole, _ := whole.(map[string]any)
+			for key, value := range part {
+				within(name+" "+key, value, whole[key])
+			}
+		case []any:
+			whole, _ := whole.([]any)
+			for _, value := range part {
+				if !slices.Contains(whole, value) {
+					t.Errorf("%s: the example has no %v", name, value)
+				}
+			}
+		default:
+			if part != whole && !(strings.HasSuffix(name, ".endpoints") && strings.Contains(fmt.Sprint(whole), fmt.Sprint(part))) {
+				t.Errorf("%s: the README has %v, the example %v", name, part, whole)
+			}
+		}
+	}
+	within("compose.yml:", readme, example)
+}
+
+// TestREADMETry sends the README's requests with the README's labels to the sample service, and compares the answers.
+func TestREADMETry(t *testing.T) {
+	rig.NeedCurl(t)
+	var compose map[string]any
+	err := yaml.Unmarshal([]byte(snippetsOf(t, "README.md", "yaml")[0]), &compose)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := snippetsOf(t, "README.md", "console")
+	if len(shown) != 1 || strings.Count("\n"+shown[0], "\n$ curl ") != 2 {
+		t.Fatalf("want two curl lines in the README, and what they print: %q", shown)
+	}
+	for _, host := range hosts.All() {
+		settings := settingsOf(labelsOf(compose["services"].(map[string]any)["payments"]))
+		settings["redis"] = hosts.Settings{"endpoints": redistest.Start(t).Addr, "dialTimeout": "10s", "readTimeout": "10s"}
+		s := rig.Serve(t, host, payments.Handler().ServeHTTP, settings)
+		var printed strings.Builder
+		for line := range strings.Lines(shown[0]) {
+			command, isCommand := strings.CutPrefix(line, "$ ")
+			if !isCommand {
+				continue
+			}
+			printed.WriteString(line)
+			printed.WriteString(rig.Run(t, ".", "bash", "-c", strings.NewReplacer("curl ", "curl -sS ", "localhost:8080", s.Addr, "shop.example", s.Name).Replace(command)))
+			printed.WriteString("\n")
+		}
+		got, want := dates.ReplaceAllString(strings.ReplaceAll(printed.String(), "\r", ""), "…"), dates.ReplaceAllString(shown[0], "…")
+		if strings.TrimSpace(got) != strings.TrimSpace(want) {
+			t.Errorf("%s prints\n%s\nthe README has\n%s", host, got, want)
+		}
+	}
+}
+
+// dates are what differs between two runs. A time with fewer digits makes a shorter answer.
+var dates = regexp.MustCompile(`Date: .*|Content-Length: .*|"created":"[^"]*"`)
+
+// snippetsOf are the snippets of one kind in a page.
+func snippetsOf(t *testing.T, page, kind string) []string {
+	t.Helper()
+	var texts []string
+	for _, found := range snippet.FindAllStringSubmatch(rig.ReadRoot(t, page), -1) {
+		if found[1] == kind {
+			texts = append(texts, found[2])
+		}
+	}
+	return texts
 }
 
 // withFiles puts files of the test in the place of those that text names.
@@ -83,22 +201,34 @@ func withFiles(t *testing.T, text string) string {
 		"/etc/traefik/redis-ca.pem", ca.CertFile, "/etc/traefik/redis-client.pem", cert, "/etc/traefik/redis-client-key.pem", key).Replace(text)
 }
 
-// TestREADMESettings compares the README's table of settings with the struct, in both languages.
+// TestREADMESettings compares the README's settings with the struct, in both languages.
 func TestREADMESettings(t *testing.T) {
-	for page, words := range map[string]struct{ heading, none string }{"README.md": {"Settings", "none"}, "README.ru.md": {"Настройки", "нет"}} {
-		documented := map[string]string{}
-		for _, s := range sections(t, page) {
-			if s.heading != words.heading {
+	defaults := defaultsOf(t)
+	for page, none := range map[string]string{"README.md": "none", "README.ru.md": "нет"} {
+		rows := 0
+		for _, cells := range settingRows(rig.ReadRoot(t, page)) {
+			if len(cells) != 3 { // of another table
 				continue
 			}
-			for _, cells := range settingRows(s.text) {
-				documented[cells[0]] = cells[1]
-				if cells[1] == words.none {
-					documented[cells[0]] = "none"
-				}
+			rows++
+			want, ok := defaults[cells[0]]
+			if want == "none" {
+				want = none
+			}
+			if !ok || cells[1] != want {
+				t.Errorf("%s says that %s is %q by default, want %q", page, cells[0], cells[1], want)
 			}
 		}
-		wantDefaults(t, page, documented)
+		if rows != 12 {
+			t.Errorf("%s has %d settings, want 12", page, rows)
+		}
+	}
+}
+
+// TestREADMESize keeps the README to what is read in one go.
+func TestREADMESize(t *testing.T) {
+	if size := len(rig.ReadRoot(t, "README.md")); size > 10<<10 {
+		t.Errorf("README.md has %d bytes, want at most 10 KiB; the rest belongs into docs/", size)
 	}
 }
 
@@ -149,7 +279,7 @@ func TestREADMEInRussian(t *testing.T) {
 				}
 				snippets[language] = append(snippets[language], s[0])
 			}
-			text = strings.NewReplacer("(README.ru.md)", "(other)", "(README.md)", "(other)").Replace(fence.ReplaceAllString(text, ""))
+			text = strings.NewReplacer("/README.ru.md)", "/other)", "/README.md)", "/other)").Replace(fence.ReplaceAllString(text, ""))
 			spans[language] = code.FindAllString(text, -1)
 			slices.Sort(spans[language])
 		}
@@ -284,23 +414,31 @@ func settingRows(text string) [][]string {
 // wantDefaults compares documented, which has the default of each setting as a page shows it, with the code.
 func wantDefaults(t *testing.T, page string, documented map[string]string) {
 	t.Helper()
-	lists := listDefaults(t)
-	describe(reflect.ValueOf(idem.CreateConfig()).Elem(), "", func(name, place string, field reflect.Value) {
-		want := fmt.Sprint(field.Interface())
-		if field.Kind() == reflect.Slice {
-			want = lists[place]
-		}
-		if want == "" {
-			want = "none"
-		}
+	for name, want := range defaultsOf(t) {
 		if got, ok := documented[name]; !ok || got != want {
 			t.Errorf("%s: %s says %q, the default is %q", name, page, got, want)
 		}
 		delete(documented, name)
-	})
+	}
 	for name := range documented {
 		t.Errorf("%s has a setting %s that there is not", page, name)
 	}
+}
+
+// defaultsOf are the defaults of all settings, as pages show them.
+func defaultsOf(t *testing.T) map[string]string {
+	t.Helper()
+	defaults, lists := map[string]string{}, listDefaults(t)
+	describe(reflect.ValueOf(idem.CreateConfig()).Elem(), "", func(name, place string, field reflect.Value) {
+		defaults[name] = fmt.Sprint(field.Interface())
+		if field.Kind() == reflect.Slice {
+			defaults[name] = lists[place]
+		}
+		if defaults[name] == "" {
+			defaults[name] = "none"
+		}
+	})
+	return defaults
 }
 
 // describe calls do for each setting of config, with its name, and with the type and name of its field.
@@ -361,13 +499,21 @@ func TestREADMELinks(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, link := range regexp.MustCompile(`(?:\]\(|src="|srcset=")([^)"\s]+)`).FindAllStringSubmatch(fence.ReplaceAllString(string(data), ""), -1) {
-			if strings.Contains(link[1], "://") {
+			// The Plugin Catalog shows the README alone, so that its links are absolute.
+			own, isOwn := strings.CutPrefix(link[1], "https://"+launch.Module+"/")
+			if strings.Contains(link[1], "://") && !isOwn {
 				continue
 			}
 			followed++
 			file, anchor, _ := strings.Cut(link[1], "#")
 			target := filepath.Join(filepath.Dir(page), file)
-			if file == "" {
+			switch {
+			case isOwn:
+				own, _, _ = strings.Cut(own, "#")
+				target = filepath.Join(hosts.Root(), strings.TrimPrefix(strings.TrimPrefix(own, "raw/main/"), "blob/main/"))
+			case strings.HasPrefix(filepath.Base(page), "README.") && filepath.Dir(page) == hosts.Root():
+				t.Errorf("%s: the link %s does not work in the Plugin Catalog", page, link[1])
+			case file == "":
 				target = page
 			}
 			_, err := os.Stat(target)
@@ -400,16 +546,17 @@ func anchors(t *testing.T, page string) []string {
 	return names
 }
 
-// TestREADMEProblems finds every answer of the plugin's own in the README.
-func TestREADMEProblems(t *testing.T) {
-	readme := rig.ReadRoot(t, "README.md")
-	found := regexp.MustCompile(`&refusal\{status: (http\.\w+), slug: "([a-z-]+)"`).FindAllStringSubmatch(rig.ReadRoot(t, "problem.go"), -1)
+// TestProblems finds every answer of the plugin's own in docs/common-errors.md, with its status.
+func TestProblems(t *testing.T) {
+	page := rig.ReadRoot(t, "docs/common-errors.md")
+	found := regexp.MustCompile(`&refusal\{status: http\.(\w+), slug: "([a-z-]+)"`).FindAllStringSubmatch(rig.ReadRoot(t, "problem.go"), -1)
 	if len(found) != 9 {
 		t.Errorf("%d problems in problem.go, want 9", len(found))
 	}
+	statuses := map[string]int{"StatusBadRequest": 400, "StatusConflict": 409, "StatusUnprocessableEntity": 422, "StatusServiceUnavailable": 503}
 	for _, f := range found {
-		if !strings.Contains(readme, "| `"+f[2]+"` |") {
-			t.Errorf("no word of %s in the README", f[2])
+		if !strings.Contains(page, fmt.Sprintf("\n| `%s`, %d: ", f[2], statuses[f[1]])) {
+			t.Errorf("docs/common-errors.md has no row of %s with its status %d", f[2], statuses[f[1]])
 		}
 	}
 }
