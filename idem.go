@@ -274,7 +274,7 @@ func serveSlow(h *handler, w http.ResponseWriter, r *http.Request) {
 		h.stats.Counts[objection.total].Add(1)
 		h.next.ServeHTTP(w, r)
 	case objection != nil:
-		refuse(h, w, r, objection, nil)
+		refuse(h, w, r, objection, "", nil)
 	case key == "" || handsOver(r) || isGRPC(r):
 		h.next.ServeHTTP(w, r)
 	case h.observe:
@@ -309,10 +309,10 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, key string) {
 	switch {
 	case errors.Is(err, errBusy):
 		h.log.printLimited(levelWarn, "requests under way hold too much memory; further large ones get 503", nil)
-		refuse(h, w, r, overloaded, nil)
+		refuse(h, w, r, overloaded, newLease(h, r, key, nil).Key, nil)
 		return
 	case err != nil:
-		refuse(h, w, r, incompleteBody, nil)
+		refuse(h, w, r, incompleteBody, newLease(h, r, key, nil).Key, nil)
 		return
 	}
 	l := newLease(h, r, key, body.compared)
@@ -389,11 +389,11 @@ func decide(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, he
 	case held.Err != nil:
 		serveUnclaimed(h, w, r, l, held.Err)
 	case mismatch(h, l, held):
-		refuse(h, w, r, keyReused, held)
+		refuse(h, w, r, keyReused, l.Key, held)
 	case held.State == store.Done:
 		replay(h, w, r, held)
 	default:
-		refuse(h, w, r, refusalOf[held.State], held)
+		refuse(h, w, r, refusalOf[held.State], l.Key, held)
 	}
 }
 
@@ -421,7 +421,7 @@ func servesRun(r *http.Request, held *store.Held) bool {
 func serveUnclaimed(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, err error) {
 	forgo(h, l, err)
 	if h.onStoreError == "reject" {
-		refuse(h, w, r, storeUnavailable, &store.Held{Degraded: true})
+		refuse(h, w, r, storeUnavailable, l.Key, &store.Held{Degraded: true})
 		return
 	}
 	h.stats.Counts[stats.Passed].Add(1)

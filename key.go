@@ -1,6 +1,8 @@
 package idem
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/http"
 	"strings"
@@ -57,4 +59,11 @@ func newLease(h *handler, r *http.Request, key string, body []byte) *store.Run {
 		}
 	}
 	return &store.Run{Lease: &store.Lease{Key: identity, Fingerprint: fingerprint(h, r, identity, body)}, Client: r.Context()}
+}
+
+// publicID is what may be shown of a key wherever the key itself may not: the beginning of the digest of its identity, which
+// the key in Redis has too.
+func publicID(identity string) string {
+	sum := sha256.Sum256([]byte(identity))
+	return hex.EncodeToString(sum[:8])
 }

@@ -14,11 +14,20 @@ import (
 // problem is the body of an answer of the plugin's own (RFC 9457, application/problem+json). It has no unexported
 // fields, since under Yaegi those would be marshalled too.
 type problem struct {
-	Type           string `json:"type"`
-	Title          string `json:"title"`
-	Status         int    `json:"status"`
-	Detail         string `json:"detail"`
-	OriginalStatus int    `json:"originalStatus,omitempty"`
+	Type           string      `json:"type"`
+	Title          string      `json:"title"`
+	Status         int         `json:"status"`
+	Detail         string      `json:"detail"`
+	Instance       string      `json:"instance,omitempty"`
+	OriginalStatus int         `json:"originalStatus,omitempty"`
+	Error          stripeError `json:"error"`
+}
+
+// stripeError is the member that Stripe's clients look for in an answer. They take a 4xx without it for a success.
+type stripeError struct {
+	Type    string `json:"type"`
+	Code    string `json:"code"`
+	Message string `json:"message"`
 }
 
 // refusal is what the plugin answers instead of the backend.
@@ -47,14 +56,18 @@ var (
 // refusalOf has the refusal of a duplicate by the state of its key.
 var refusalOf = map[store.State]*refusal{store.Running: inFlight, store.Unknown: outcomeUnknown, store.Unkept: responseNotKept}
 
-// refuse counts r under f's total, and answers it with f. held is what holds its key; nil if the key was not claimed.
-func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, held *store.Held) {
+// refuse counts r under f's total, and answers it with f. identity is that of its key, empty if it has none; held is what holds
+// the key, nil if it was not claimed.
+func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, identity string, held *store.Held) {
 	if f.duplicate {
 		stats.Duplicate(h.stats, f.total, r)
 	} else {
 		h.stats.Counts[f.total].Add(1)
 	}
 	p := problem{Type: "urn:traefik-idem:problem:" + f.slug, Title: http.StatusText(f.status), Status: f.status, Detail: f.detail}
+	if identity != "" {
+		p.Instance = "urn:traefik-idem:key:" + publicID(identity)
+	}
 	retryAfter := f.retryAfter
 	switch f {
 	case missingKey:
@@ -64,6 +77,7 @@ func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, held
 	case responseNotKept:
 		p.OriginalStatus = held.Answer.Status
 	}
+	p.Error = stripeError{Type: "idempotency_error", Code: f.slug, Message: p.Detail}
 	body, _ := json.Marshal(p) // strings and numbers always marshal
 	header := w.Header()
 	header.Set("Content-Type", "application/problem+json")

@@ -4,6 +4,7 @@ package clients
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -120,7 +121,9 @@ func TestStripe(t *testing.T) {
 		other := params(99)
 		other.SetIdempotencyKey("order-4711")
 		_, err = intents.Create(t.Context(), other)
-		if err == nil || !strings.Contains(err.Error(), "urn:traefik-idem:problem:key-reused") {
+		var refused *stripe.Error
+		if !errors.As(err, &refused) || refused.Type != stripe.ErrorTypeIdempotency || refused.Code != "key-reused" ||
+			refused.HTTPStatusCode != 422 || refused.Msg != "this idempotency key was used for another request" {
 			t.Errorf("the same key for another amount: %v", err)
 		}
 		s.Calls(2)

@@ -10,6 +10,8 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -268,14 +270,25 @@ func (s *Site) WantProblem(a Answer, status int, slug, decision string) {
 	if a.Header.Get("Content-Type") != "application/problem+json" {
 		s.T.Errorf("a problem of type %q", a.Header.Get("Content-Type"))
 	}
+	instance, keyed := problem["instance"].(string)
+	if keyed != (slug != "invalid-key" && slug != "missing-key") || (keyed && !publicID.MatchString(instance)) {
+		s.T.Errorf("the instance of %s is %q", slug, instance)
+	}
+	want := map[string]any{"type": "idempotency_error", "code": slug, "message": problem["detail"]}
+	if !reflect.DeepEqual(problem["error"], want) {
+		s.T.Errorf("the error of a problem is %v, want %v", problem["error"], want)
+	}
 	for name := range problem {
 		switch name {
-		case "type", "title", "status", "detail", "originalStatus":
+		case "type", "title", "status", "detail", "instance", "originalStatus", "error":
 		default:
 			s.T.Errorf("a problem with the member %q: %s", name, a.Body)
 		}
 	}
 }
+
+// publicID is what a problem shows of a key.
+var publicID = regexp.MustCompile(`^urn:traefik-idem:key:[0-9a-f]{16}$`)
 
 // WantReplay checks that again is first's answer once more.
 func (s *Site) WantReplay(first, again Answer) {
