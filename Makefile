@@ -103,9 +103,9 @@ tools: ## what the tests need beyond Go; in CI nothing may be missing
 screenshots: tools traefik ## pictures of the statistics page for the README
 	cd e2e && SCREENSHOTS=$(CURDIR)/docs/images TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -count 1 -run Screenshots ./clients
 
-bench: tools traefik ## all of docs/benchmarks.md, which it writes: about an hour; AGAINST=revision only compares the load with it
+bench: tools traefik ## all of docs/dev/benchmarks.md, which it writes: about an hour; AGAINST=revision only compares the load with it
 	cd e2e && go build -o ../.build/bench ./cmd/bench && ../.build/bench -traefik ../$(TRAEFIK) \
-		$(if $(AGAINST),-against $(AGAINST) -skip ': [0-9]+$$',-markdown ../docs/benchmarks.md)
+		$(if $(AGAINST),-against $(AGAINST) -skip ': [0-9]+$$',-markdown ../docs/dev/benchmarks.md)
 
 bench-quick: tools ## speed and allocations of the handler, compiled and interpreted
 	cd e2e && go test -run '^$$' -bench . -benchmem ./bench

@@ -12,7 +12,7 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// FuzzParseKey compares parseKey with the rule of docs/how-it-decides.md.
+// FuzzParseKey compares parseKey with the rule of docs/how-it-works.md.
 func FuzzParseKey(f *testing.F) {
 	for _, line := range []string{"abc", `"abc"`, `"abc`, `""`, `"`, "", "a b", "a\n", "A-z_0./9", "\u00e9", "a\x00", strings.Repeat("x", 129), `"` + strings.Repeat("x", 128) + `"`} {
 		f.Add(line, 128)

@@ -17,7 +17,7 @@
 // The plugin is interpreted by Yaegi inside Traefik. Constructs that Yaegi gets wrong, select statements above all, are not
 // used; a test in e2e/yaegi finds them. Yaegi also sets the style of what every request goes through: plain functions, since a
 // method call costs four times as much as a function call, and short ones with rare cases set apart, since each call
-// allocates every variable and temporary of the function, used or not. docs/yaegi.md has the figures.
+// allocates every variable and temporary of the function, used or not. docs/dev/yaegi.md has the figures.
 package idem
 
 import (

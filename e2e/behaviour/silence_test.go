@@ -185,7 +185,7 @@ func TestALeaseIsLongerThanTheTimeOuts(t *testing.T) {
 	})
 }
 
-// TestWhatTheDefaultScopeSeparates: callers by Authorization, and not by what else sets them apart, as docs/how-it-decides.md says.
+// TestWhatTheDefaultScopeSeparates: callers by Authorization, and not by what else sets them apart, as docs/how-it-works.md says.
 func TestWhatTheDefaultScopeSeparates(t *testing.T) {
 	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
 		s := e.Serve(t, nil, rig.Created)

@@ -488,7 +488,7 @@ func listDefaults(t *testing.T) map[string]string {
 // TestREADMELinks follows every link from a page of the repository to a file in it, and to a heading.
 func TestREADMELinks(t *testing.T) {
 	pages, _ := filepath.Glob(filepath.Join(hosts.Root(), "*.md"))
-	for _, pattern := range []string{"docs/*.md", "examples/*.md", "examples/*/*.md"} {
+	for _, pattern := range []string{"docs/*.md", "docs/dev/*.md", "examples/*.md", "examples/*/*.md"} {
 		more, _ := filepath.Glob(filepath.Join(hosts.Root(), pattern))
 		pages = append(pages, more...)
 	}
@@ -528,6 +528,22 @@ func TestREADMELinks(t *testing.T) {
 	}
 	if followed < 50 {
 		t.Errorf("%d links", followed)
+	}
+}
+
+// TestDocsIndex finds every page of docs/ in its index.
+func TestDocsIndex(t *testing.T) {
+	index := rig.ReadRoot(t, "docs/README.md")
+	pages, _ := filepath.Glob(filepath.Join(hosts.Root(), "docs", "*.md"))
+	more, _ := filepath.Glob(filepath.Join(hosts.Root(), "docs", "dev", "*.md"))
+	for _, page := range append(pages, more...) {
+		name, _ := filepath.Rel(filepath.Join(hosts.Root(), "docs"), page)
+		if name != "README.md" && !strings.Contains(index, "]("+filepath.ToSlash(name)+"):") {
+			t.Errorf("docs/README.md does not name %s and say what is in it", name)
+		}
+	}
+	if len(pages) < 8 || len(more) < 4 {
+		t.Errorf("%d and %d pages", len(pages), len(more))
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 	"github.com/example/traefik-idem/stats"
 )
 
-// TestGlossary compares each column of the first table in docs/glossary.md with the names in the sources, and the names that
+// TestGlossary compares each column of the first table in docs/dev/glossary.md with the names in the sources, and the names that
 // a refusal has with those in its row.
 func TestGlossary(t *testing.T) {
 	named := map[string]map[string]bool{"state": {}, "outcome": {}, "slug": {}, "decision": {}, "total": {}, "metric": {}}
@@ -74,7 +74,7 @@ func TestGlossary(t *testing.T) {
 	for _, total := range stats.Names {
 		named["total"][total] = true
 	}
-	page, _, _ := strings.Cut(rig.ReadRoot(t, "docs/glossary.md"), "\n## Words\n")
+	page, _, _ := strings.Cut(rig.ReadRoot(t, "docs/dev/glossary.md"), "\n## Words\n")
 	columns := []string{"state", "outcome", "slug", "decision", "total", "metric"}
 	explained := map[string]map[string]bool{"state": {}, "outcome": {}, "slug": {}, "decision": {}, "total": {"degraded": true, "storeErrors": true}, "metric": {}}
 	rows := map[string][]string{} // cells by slug

@@ -57,7 +57,7 @@ type outcome struct {
 	place                // by is known for done alone
 }
 
-// keyModel is docs/key-life.md for one key, without the passing of time.
+// keyModel is docs/dev/design.md for one key, without the passing of time.
 var keyModel = porcupine.NondeterministicModel{
 	Init: func() []any { return []any{keyState{redis: place{is: free}, memory: [2]place{{is: free}, {is: free}}}} },
 	Step: func(state, input, output any) []any {

@@ -53,7 +53,7 @@ const (
 )
 
 // Life lets requests in several processes take random steps, one after the other, and compares what each step says with
-// the rules of docs/key-life.md. It does so many times, each in a new world. A failure tells the seed of its steps: with that in LIFE_SEED
+// the rules of docs/dev/design.md. It does so many times, each in a new world. A failure tells the seed of its steps: with that in LIFE_SEED
 // these alone are taken.
 func Life(t *testing.T, times int, newWorld func() World) {
 	t.Helper()

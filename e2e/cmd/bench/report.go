@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// report turns samples into the text of docs/benchmarks.md.
+// report turns samples into the text of docs/dev/benchmarks.md.
 type report struct {
 	rounds   int
 	duration time.Duration
@@ -87,7 +87,7 @@ const repeat = `
 ## Repeat it
 
 ` + "```sh" + `
-make bench                 # everything, into docs/benchmarks.md
+make bench                 # everything, into docs/dev/benchmarks.md
 cd e2e
 go run ./cmd/bench -list   # the variants
 go run ./cmd/bench -rounds 1 -duration 2s -only '^duplicate, local cache$'
