@@ -40,7 +40,7 @@ func TestBenchCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	bench := exec.Command(binary, "-rounds", "1", "-duration", "1s", "-markdown", report, "-traefik", hosts.Binary(t), "-against", "HEAD",
-		"-only", "^duplicate, local cache$|^first, Redis Cluster$|^Redis, distinct keys: 1000$")
+		"-only", "^duplicate, local cache$|^first, Redis Cluster$|^first, Redis, 500/s$|^Redis, distinct keys: 1000$")
 	bench.Env = append(os.Environ(), "TMPDIR="+temporary)
 	output, err = bench.CombinedOutput()
 	if err != nil {
@@ -55,6 +55,9 @@ func TestBenchCommand(t *testing.T) {
 		`(?m)^\| duplicate, local cache \| \d+ \| \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) \|  \| \d+\.\d ms \| \d+\.\d ms \|`,
 		`(?m)^\| first, Redis Cluster \| \d+ \| \d+\.\d\d`,
 		`(?m)^\| duplicate, local cache \| \d+ \| \d+ \| \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) \| \d+\.\d ms \| \d+\.\d ms \| \d+ µs \| \d+ µs \|$`,
+		`(?m)^\| no middleware, 500/s \| \d+\.\d\d ms \| \d+\.\d\d ms \| \d+\.\d\d ms \|  \|  \|  \| \d+ µs \| 0 µs \|$`,
+		`(?m)^\| first, Redis, 500/s (\| \d+\.\d\d ms ){3}(\| -?\d+\.\d\d ms ){3}\| \d+ µs \| \d+ µs \|$`,
+		`(?m)^\| first, Redis, 500/s (\| \d+\.\d\d ms ){4}\| \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) (\| \d+\.\d\d ms ){2}\| \d+ µs \| \d+ µs \|$`,
 		`(?m)^\| distinct keys \| 1000 \| Redis \| \d+ \|`,
 		`(?m)^\| Redis \| 32 MiB \| 1000 \| \d+ MiB \| \d+ MiB \| -?\d+ MiB \| 96 MiB \|`,
 		`(?m)^\| Traefik \| \d+\.\d+\.\d+, go`,

@@ -149,7 +149,7 @@ func run(ctx context.Context, selected []variant, rounds int, duration time.Dura
 			}
 			r.samples[v.name] = append(r.samples[v.name], s)
 			done++
-			fmt.Printf("%d of %d, %v  %-45s %7.0f/s  p99 %v  Traefik %v  Redis %v\n", done, all, time.Since(began).Round(time.Second), v.name, s.rate, s.p99, s.traefikCPU, s.redisCPU)
+			fmt.Printf("%d of %d, %v  %-45s %7.0f/s  p50 %v  p99 %v  p99.9 %v  Traefik %v  Redis %v\n", done, all, time.Since(began).Round(time.Second), v.name, s.rate, s.p50, s.p99, s.p999, s.traefikCPU, s.redisCPU)
 		}
 	}
 	text := r.text(machine(ctx, traefik))

@@ -48,6 +48,7 @@ type sample struct {
 	broken     int           // answers that were broken off
 	rate       float64       // requests per second
 	p50, p99   time.Duration // of the slower one, if there are two loads
+	p999       time.Duration // of a load at a constant rate
 	traefikCPU time.Duration // per request, of all Traefiks
 	redisCPU   time.Duration // per request
 	rss        int64         // bytes, of all Traefiks, after the last one
@@ -68,10 +69,11 @@ type stand struct {
 	v         variant
 	processes []*launch.Process // in the order of their start
 	traefiks  []*launch.Process
-	redis     *servers // or nil
-	addresses []string // of Traefiks
-	backend   string   // URL
-	rssBefore int64    // see sample
+	redis     *servers     // or nil
+	addresses []string     // of Traefiks
+	backend   string       // URL
+	rssBefore int64        // see sample
+	client    *http.Client // of loads at a constant rate, which share its connections
 }
 
 // measure sets a variant up from nothing, runs it, and checks that the backend was called as often as it had to be.
@@ -395,6 +397,7 @@ func (s *stand) run(ctx context.Context) (sample, error) {
 		rate:       got.rate,
 		p50:        got.p50,
 		p99:        got.p99,
+		p999:       got.p999,
 		traefikCPU: perRequest(traefikAfter - traefikBefore),
 		redisCPU:   perRequest(redisAfter - redisBefore),
 		rss:        memory,
@@ -444,16 +447,20 @@ func (s *stand) callsNow(ctx context.Context) (int, error) {
 	return strconv.Atoi(string(text))
 }
 
-// load is what wrk reports.
+// load is what wrk, or the load at a constant rate, reports.
 type load struct {
 	requests int // that were answered
 	broken   int // that were not: connections closed in the middle
 	rate     float64
 	p50, p99 time.Duration
+	p999     time.Duration // at a constant rate
 }
 
 // load sends requests to all Traefiks for so long.
 func (s *stand) load(ctx context.Context, each int, duration time.Duration) (load, error) {
+	if s.v.rate > 0 {
+		return s.steadyLoad(ctx, each, duration)
+	}
 	n := len(s.addresses)
 	results, errs := make([]load, n), make([]error, n)
 	var all sync.WaitGroup

@@ -49,6 +49,18 @@ const notes = `
   duplicate, or there would be no report.
 `
 
+const steadyHead = `
+## At a constant rate
+
+What a request takes when the machine is not full. Instead of wrk, the library of vegeta sends so many requests per second,
+evenly, over as many connections as it takes. A latency counts from when its request was due, and so with the time that it waited
+because others took long. *added* is the difference from the variant without a middleware, in the same round: the median.
+The p99.9 of a short round is that of a handful of requests.
+
+| variant | p50 | p99 | p99.9 | added: p50 | p99 | p99.9 | CPU Traefik | CPU Redis |
+|---|---|---|---|---|---|---|---|---|
+`
+
 const comparisonHead = `
 ## Against %[1]s
 
@@ -57,6 +69,13 @@ of the revision's, round by round: the median, and in brackets the least and the
 
 | variant | requests/s | then | ratio | p99 | then | CPU Traefik | then |
 |---|---|---|---|---|---|---|---|
+`
+
+const steadyComparisonHead = `
+At a constant rate, *ratio* is that of the p99.
+
+| variant | p50 | then | p99 | then | ratio | p99.9 | then | CPU Traefik | then |
+|---|---|---|---|---|---|---|---|---|---|
 `
 
 const growthHead = `
@@ -91,6 +110,7 @@ make bench                 # everything, into docs/dev/benchmarks.md
 cd e2e
 go run ./cmd/bench -list   # the variants
 go run ./cmd/bench -rounds 1 -duration 2s -only '^duplicate, local cache$'
+go run ./cmd/bench -duration 10s -only '/s$'       # at constant rates
 go run ./cmd/bench -against HEAD^ -only '^first'   # beside the plugin of another revision
 go run ./cmd/bench -skip '1000000$'   # without a million keys, which take long
 ` + "```" + `
@@ -105,7 +125,7 @@ func (r *report) text(machine string) string {
 	b.WriteString("| variant | requests/s | of plain | of no-op | p50 | p99 | CPU Traefik | CPU Redis | RSS |\n" +
 		"|---|---|---|---|---|---|---|---|---|\n")
 	for _, v := range r.variants {
-		if v.growth != "" || v.source != "" {
+		if v.growth != "" || v.rate > 0 || v.source != "" {
 			continue
 		}
 		m := r.median(&v)
@@ -118,6 +138,7 @@ func (r *report) text(machine string) string {
 	}
 	b.WriteString(notes)
 	b.WriteString(r.broken())
+	b.WriteString(r.steady())
 	b.WriteString(r.comparison())
 	b.WriteString(growthHead)
 	b.WriteString("| what grows | how many | keys in | requests/s | of plain | p99 | CPU Traefik | CPU Redis | cost |\n|---|---|---|---|---|---|---|---|---|\n")
@@ -141,22 +162,62 @@ func (r *report) text(machine string) string {
 	return b.String()
 }
 
+// steady is the table of loads at a constant rate.
+func (r *report) steady() string {
+	rows := ""
+	for _, v := range r.variants {
+		if v.rate == 0 || v.source != "" {
+			continue
+		}
+		m := r.median(&v)
+		added := " |  | "
+		if v.base != "" {
+			added = r.added(v.name, v.base, p50) + " | " + r.added(v.name, v.base, p99) + " | " + r.added(v.name, v.base, p999)
+		}
+		rows += fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s |\n", v.name, finely(m.p50), finely(m.p99), finely(m.p999), added,
+			microseconds(m.traefikCPU), microseconds(m.redisCPU))
+	}
+	if rows == "" {
+		return ""
+	}
+	return steadyHead + rows
+}
+
+// added returns by how much a latency of a variant exceeds that of base, round by round: the median.
+func (r *report) added(name, base string, of func(s sample) time.Duration) string {
+	var more []time.Duration
+	for i, s := range r.samples[name] {
+		more = append(more, of(s)-of(r.samples[base][i]))
+	}
+	return finely(median(more, func(d time.Duration) time.Duration { return d }))
+}
+
 // comparison is the table of what the plugin does against that of the revision.
 func (r *report) comparison() string {
 	if r.against == "" {
 		return ""
 	}
-	rows := ""
+	rows, steadyRows := "", ""
 	for _, v := range r.variants {
 		if v.kind != "idem" || v.source != "" {
 			continue
 		}
 		earlier := variant{name: v.earlier(r.against)}
 		now, then := r.median(&v), r.median(&earlier)
+		if v.rate > 0 {
+			steadyRows += fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", v.name, finely(now.p50), finely(then.p50), finely(now.p99), finely(then.p99),
+				r.ratio(v.name, earlier.name, func(s sample) float64 { return float64(s.p99) }), finely(now.p999), finely(then.p999),
+				microseconds(now.traefikCPU), microseconds(then.traefikCPU))
+			continue
+		}
 		rows += fmt.Sprintf("| %s | %.0f | %.0f | %s | %s | %s | %s | %s |\n", v.name, now.rate, then.rate, r.share(v.name, earlier.name),
 			milliseconds(now.p99), milliseconds(then.p99), microseconds(now.traefikCPU), microseconds(then.traefikCPU))
 	}
-	return fmt.Sprintf(comparisonHead, r.against) + rows
+	text := fmt.Sprintf(comparisonHead, r.against) + rows
+	if steadyRows != "" {
+		text += steadyComparisonHead + steadyRows
+	}
+	return text
 }
 
 // memory is the table of what keys did to Traefik's memory.
@@ -202,14 +263,19 @@ func (r *report) median(v *variant) sample {
 	samples := r.samples[v.name]
 	return sample{
 		rate:       median(samples, func(s sample) float64 { return s.rate }),
-		p50:        median(samples, func(s sample) time.Duration { return s.p50 }),
-		p99:        median(samples, func(s sample) time.Duration { return s.p99 }),
+		p50:        median(samples, p50),
+		p99:        median(samples, p99),
+		p999:       median(samples, p999),
 		traefikCPU: median(samples, func(s sample) time.Duration { return s.traefikCPU }),
 		redisCPU:   median(samples, func(s sample) time.Duration { return s.redisCPU }),
 		rss:        median(samples, func(s sample) int64 { return s.rss }),
 		rssBefore:  median(samples, func(s sample) int64 { return s.rssBefore }),
 	}
 }
+
+func p50(s sample) time.Duration  { return s.p50 }
+func p99(s sample) time.Duration  { return s.p99 }
+func p999(s sample) time.Duration { return s.p999 }
 
 func median[S any, T int64 | float64 | time.Duration](samples []S, of func(s S) T) T {
 	values := sorted(samples, of)
@@ -231,17 +297,26 @@ func (r *report) share(name, base string) string {
 	if base == "" {
 		return ""
 	}
-	var shares []float64
+	return r.ratio(name, base, func(s sample) float64 { return s.rate })
+}
+
+// ratio returns a figure of a variant as a share of that of base, round by round: median, least and most.
+func (r *report) ratio(name, base string, of func(s sample) float64) string {
+	var ratios []float64
 	for i, s := range r.samples[name] {
-		shares = append(shares, s.rate/r.samples[base][i].rate)
+		ratios = append(ratios, of(s)/of(r.samples[base][i]))
 	}
-	self := func(share float64) float64 { return share }
-	all := sorted(shares, self)
-	return fmt.Sprintf("%.2f (%.2f–%.2f)", median(shares, self), all[0], all[len(all)-1])
+	self := func(ratio float64) float64 { return ratio }
+	all := sorted(ratios, self)
+	return fmt.Sprintf("%.2f (%.2f–%.2f)", median(ratios, self), all[0], all[len(all)-1])
 }
 
 func milliseconds(d time.Duration) string {
 	return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
+}
+
+func finely(d time.Duration) string {
+	return fmt.Sprintf("%.2f ms", float64(d)/float64(time.Millisecond))
 }
 
 func microseconds(d time.Duration) string {

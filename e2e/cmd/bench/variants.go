@@ -22,6 +22,7 @@ type variant struct {
 	delay    time.Duration
 
 	// The load.
+	rate        int  // requests per second; 0: as many as are answered, over a fixed number of connections
 	connections int  // to all Traefiks together; 32 unless set
 	each        int  // so many requests have the same key: 1 makes first requests, sameKey duplicates alone
 	body        int  // bytes of the request's body; 80 unless set
@@ -103,7 +104,26 @@ func variants() []variant {
 		variant{name: "first, Redis, 16 connections", base: plainHalf, kind: "idem", redis: true, each: 1, connections: connections / 2, settings: brief},
 		variant{name: plainTwo, each: 1, traefiks: 2},
 		variant{name: "first, Redis, two Traefiks", base: plainTwo, kind: "idem", redis: true, each: 1, traefiks: 2, settings: brief})
-	return append(list, growth()...)
+	return append(append(list, steady(list)...), growth()...)
+}
+
+// steady are variants of list at constant rates.
+func steady(list []variant) []variant {
+	var all []variant
+	for _, rate := range rates {
+		at := func(name string) string { return fmt.Sprintf("%s, %d/s", name, rate) }
+		for _, v := range list {
+			switch v.name {
+			case plain, noop, "no key", "first, memory", "first, Redis", "duplicate, local cache", "duplicate, Redis":
+				if v.base != "" {
+					v.base = at(v.base)
+				}
+				v.name, v.noop, v.rate = at(v.name), "", rate
+				all = append(all, v)
+			}
+		}
+	}
+	return all
 }
 
 // growth are the variants that show what the cost of a request does not depend on.
