@@ -3,7 +3,6 @@ package idem
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"regexp"
@@ -63,7 +62,7 @@ type Config struct {
 
 // RedisConfig says where keys are kept. Without endpoints they live in this Traefik's memory.
 type RedisConfig struct {
-	Endpoints    []string `json:"endpoints,omitempty"` // host:port, with redis:// or, for TLS, rediss:// before it if need be; several of sentinels or a cluster
+	Endpoints    []string `json:"endpoints,omitempty"` // host:port, redis://user:password@host:port/db, rediss:// for TLS, unix:///path; several of sentinels or a cluster
 	Username     string   `json:"username,omitempty"`
 	Password     string   `json:"password,omitempty"`
 	PasswordFile string   `json:"passwordFile,omitempty"`
@@ -369,7 +368,6 @@ func (c *RedisConfig) check(k *check, s *settings) {
 	if !prefixPattern.MatchString(c.KeyPrefix) {
 		k.fail("redis.keyPrefix", c.KeyPrefix, "1 to 100 of the characters A-Z a-z 0-9 _ . : { } / -")
 	}
-	k.login("redis", c.Username, c.Password, c.PasswordFile)
 	k.login("redis.sentinel", c.Sentinel.Username, c.Sentinel.Password, c.Sentinel.PasswordFile)
 	s.redis.Sentinel = redisclient.Sentinel{
 		MasterName:   c.Sentinel.MasterName,
@@ -381,21 +379,12 @@ func (c *RedisConfig) check(k *check, s *settings) {
 	if c.Cluster && c.Sentinel.MasterName != "" {
 		k.fail("redis.sentinel.masterName", c.Sentinel.MasterName, "either redis.cluster or redis.sentinel.masterName, not both")
 	}
-	if c.Cluster && c.DB != 0 {
-		k.fail("redis.db", strconv.Itoa(c.DB), "0, the only database of a cluster")
-	}
 	s.redis.TLS = c.TLS.check(k)
-	endpoints := list(c.Endpoints)
-	if len(endpoints) > 1 && c.Sentinel.MasterName == "" && !c.Cluster {
-		k.fail("redis.endpoints", strings.Join(endpoints, ","), "one address such as redis:6379; several with redis.sentinel.masterName or redis.cluster")
+	c.checkEndpoints(k, &s.redis)
+	k.login("redis", s.redis.Username, s.redis.Password, c.PasswordFile)
+	if c.Cluster && s.redis.DB != 0 {
+		k.fail("redis.db", strconv.Itoa(s.redis.DB), "0, the only database of a cluster")
 	}
-	var addresses []string
-	for _, endpoint := range endpoints {
-		address, encrypted := k.address(endpoint)
-		addresses = append(addresses, address)
-		s.redis.TLS.Enabled = s.redis.TLS.Enabled || encrypted
-	}
-	s.redis.Address = strings.Join(addresses, ",")
 }
 
 // login checks the credentials of a section of the settings.
@@ -412,19 +401,6 @@ func (k *check) login(section, username, password, passwordFile string) {
 			k.fail(section+".passwordFile", passwordFile, "the path of a file that can be read ("+err.Error()+")")
 		}
 	}
-}
-
-// address checks an endpoint of Redis, and returns it without its scheme.
-func (k *check) address(endpoint string) (string, bool) {
-	address := strings.TrimPrefix(endpoint, "redis://")
-	secure := strings.TrimPrefix(address, "rediss://")
-	host, port, err := net.SplitHostPort(secure)
-	number, notANumber := strconv.ParseUint(port, 10, 16)
-	if err != nil || notANumber != nil || host == "" || number == 0 || strings.ContainsAny(host, "/@") {
-		shown := endpoint[strings.LastIndex(endpoint, "@")+1:] // what stands before it may be a password
-		k.fail("redis.endpoints", shown, "an address such as redis:6379 or rediss://redis:6380, without a password or a database, which have settings of their own")
-	}
-	return secure, secure != address
 }
 
 func (c *TLSConfig) check(k *check) redisclient.TLS {

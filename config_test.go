@@ -93,10 +93,10 @@ func TestBadSettings(t *testing.T) {
 		{"localCacheBytes", "-1", "whole number", func(c *Config) { c.LocalCacheBytes = -1 }},
 		{"logLevel", "trace", "error, warn, info, debug", func(c *Config) { c.LogLevel = "trace" }},
 		{"redis.endpoints", "redis", "redis:6379", func(c *Config) { c.Redis.Endpoints = []string{"redis"} }},
-		{"redis.endpoints", "redis:http", "redis:6379", func(c *Config) { c.Redis.Endpoints = []string{"redis:http"} }},
+		{"redis.endpoints", "redis…", "redis:6379", func(c *Config) { c.Redis.Endpoints = []string{"redis:http"} }},
 		{"redis.endpoints", "a:1,b:2", "one address", func(c *Config) { c.Redis.Endpoints = []string{"a:1", "b:2"} }},
-		{"redis.endpoints", "redis:6379/2", "rediss://redis:6380", func(c *Config) { c.Redis.Endpoints = []string{"redis:6379/2"} }},
-		{"redis.endpoints", "redis:6379", "without a password", func(c *Config) { c.Redis.Endpoints = []string{"redis://:secret@redis:6379"} }},
+		{"redis.endpoints", "redis:6379/2", "rediss:// for TLS", func(c *Config) { c.Redis.Endpoints = []string{"redis:6379/2"} }},
+		{"redis.endpoints", "redis://…@redis:6379", "percent-encoded", func(c *Config) { c.Redis.Endpoints = []string{"redis://:se%cret@redis:6379"} }},
 		{"redis.endpoints", "http://redis:80", "redis:6379", func(c *Config) { c.Redis.Endpoints = []string{"http://redis:80"} }},
 		{"redis.tls.ca", missing, "file with PEM certificates", func(c *Config) { c.Redis.TLS.CA = missing }},
 		{"redis.tls.ca", "PEM text", "file with PEM certificates", func(c *Config) { c.Redis.TLS.CA = "-----BEGIN NOTHING" }},
@@ -146,6 +146,128 @@ func TestAPasswordIsInNoError(t *testing.T) {
 	_, err = New(context.Background(), http.NotFoundHandler(), config, "idem@file")
 	if !errors.Is(err, ErrConfig) || strings.Contains(err.Error(), "secret") {
 		t.Errorf("two passwords: %v", err)
+	}
+}
+
+func TestEndpoints(t *testing.T) {
+	const none = ""
+	for _, c := range []struct {
+		endpoint, address, username, password string
+		db                                    int
+		encrypted                             bool
+	}{
+		{"redis:6379", "redis:6379", none, none, 0, false},
+		{" [::1]:6379 ", "[::1]:6379", none, none, 0, false},
+		{"redis://redis:6379", "redis:6379", none, none, 0, false},
+		{"redis://redis", "redis:6379", none, none, 0, false},
+		{"redis://redis/", "redis:6379", none, none, 0, false},
+		{"rediss://redis", "redis:6379", none, none, 0, true},
+		{"valkey://10.0.0.1:7000/1", "10.0.0.1:7000", none, none, 1, false},
+		{"VALKEYS://redis/0", "redis:6379", none, none, 0, true},
+		{"redis://[fd00::5]", "[fd00::5]:6379", none, none, 0, false},
+		{"redis://:pw@[::1]:7000/15", "[::1]:7000", none, "pw", 15, false},
+		{"redis://[fe80::1%25eth0]:7000", "[fe80::1%eth0]:7000", none, none, 0, false},
+		{"redis://shop:pw@redis:6379/2", "redis:6379", "shop", "pw", 2, false},
+		{"rediss://shop:p%40s%2Fs%3Aw%25+%23%3F@redis:6380/1048576", "redis:6380", "shop", "p@s/s:w%+#?", 1048576, true},
+		{"redis://sh%3Aop:%C3%A4@redis", "redis:6379", "sh:op", "ä", 0, false},
+		{"redis://a:b:c@redis", "redis:6379", "a", "b:c", 0, false},
+		{"unix:///run/redis.sock", "unix:///run/redis.sock", none, none, 0, false},
+		{"unix:///run/my%20redis@1.sock", "unix:///run/my redis@1.sock", none, none, 0, false},
+		{"unix://shop:p%40w@/run/redis.sock", "unix:///run/redis.sock", "shop", "p@w", 0, false},
+	} {
+		config := CreateConfig()
+		config.Redis.Endpoints = []string{c.endpoint}
+		set, _, err := config.settings()
+		if err != nil {
+			t.Errorf("%s: %v", c.endpoint, err)
+			continue
+		}
+		opts := set.redis
+		if opts.Address != c.address || opts.Username != c.username || opts.Password != c.password || opts.DB != c.db || opts.TLS.Enabled != c.encrypted {
+			t.Errorf("%s: %+v", c.endpoint, opts)
+		}
+		config.Redis.Username, config.Redis.Password, config.Redis.DB = c.username, c.password, c.db // the same is fine
+		again, _, err := config.settings()
+		if err != nil || again.redis != opts {
+			t.Errorf("%s, set apart too: %v", c.endpoint, err)
+		}
+		handler := &handler{settings: *set}
+		for _, setting := range handler.effective() {
+			if c.password != "" && strings.Contains(setting.Value, c.password) {
+				t.Errorf("the password is in force in %s: %s", setting.Name, setting.Value)
+			}
+		}
+	}
+}
+
+// TestSecretsInEndpoints has endpoints that are refused: the error says why, and has no part of what may be a password.
+func TestSecretsInEndpoints(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "password")
+	err := os.WriteFile(file, []byte("another"), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const twice = "in one of both places only"
+	for _, c := range []struct {
+		endpoints []string
+		want      string
+		change    func(c *RedisConfig)
+	}{
+		{[]string{"redis://shop:secret@redis"}, `redis.password: "…"`, func(c *RedisConfig) { c.Password = "hidden" }},
+		{[]string{"redis://shop:secret@redis"}, `redis.username: "…"`, func(c *RedisConfig) { c.Username = "other" }},
+		{[]string{"redis://shop:secret@redis/0"}, `redis.db: "2"`, func(c *RedisConfig) { c.DB = 2 }},
+		{[]string{"redis://shop:secret@redis/3"}, twice, func(c *RedisConfig) { c.DB = 2 }},
+		{[]string{"redis://:secret@redis"}, "not both", func(c *RedisConfig) { c.PasswordFile = file }},
+		{[]string{"redis://:secret@a", "redis://:secret@b", "redis://:hidden@c"}, `redis.password: "…"`, func(c *RedisConfig) { c.Cluster = true }},
+		{[]string{"redis://:secret@a/1", "redis://:secret@b/2"}, `redis.db: "1"`, func(c *RedisConfig) { c.Sentinel.MasterName = "shop" }},
+		{[]string{"redis://:secret@a/1"}, "only database of a cluster", func(c *RedisConfig) { c.Cluster = true }},
+		{[]string{"redis://:secret@a", "redis://:hidden@b"}, "in one of both places only", nil},
+		{[]string{"redis://:secret@a", "redis://:secret@b:1/2"}, `"redis://…@a,redis://…@b:1/2"`, nil},
+		{[]string{"redis://shop:@redis"}, `"redis://…@redis"`, nil},
+		{[]string{"redis://secret@redis"}, "redis://:password@redis:6379", nil},
+		{[]string{"unix://:secret@/run/redis.sock"}, "a unix socket is for one server", func(c *RedisConfig) { c.Cluster = true }},
+		{[]string{"unix://:secret@/run/redis.sock"}, "a unix socket is for one server", func(c *RedisConfig) { c.Sentinel.MasterName = "shop" }},
+		{[]string{"unix:///run/redis.sock"}, `"unix:///run/redis.sock"`, func(c *RedisConfig) { c.TLS.Enabled = true }},
+		{[]string{"unix://run/secret"}, endpointForm, nil},
+		{[]string{"unix:///"}, endpointForm, nil},
+		{[]string{"unix:///run/redis.sock?password=secret"}, endpointForm, nil},
+		{[]string{"unix:///a", "unix:///b"}, "one address", nil},
+		{[]string{"shop:secret@redis:6379"}, endpointForm, nil},
+		{[]string{"redis:secret"}, endpointForm, nil},
+		{[]string{"redis://user:secret"}, endpointForm, nil},
+		{[]string{"redis://user:12/secret"}, `"redis://user…"`, nil},
+		{[]string{"redis://user:12secret"}, `"redis://user…"`, nil},
+		{[]string{"redis://:sec%ret@redis"}, endpointForm, nil},
+		{[]string{"redis://:secret/hidden@redis"}, endpointForm, nil},
+		{[]string{"redis://:secret#hidden@redis"}, endpointForm, nil},
+		{[]string{"redis://:1#secret@redis"}, endpointForm, nil},
+		{[]string{"redis://:secret@hidden?secret@redis"}, endpointForm, nil},
+		{[]string{"redis://:secret^@redis:6379"}, `"redis://…@redis:6379"`, nil},
+		{[]string{"redis://redis?password=secret"}, `"redis://redis…"`, nil},
+		{[]string{"redis://redis#secret"}, endpointForm, nil},
+		{[]string{"redis://:secret@redis:0"}, endpointForm, nil},
+		{[]string{"redis://:secret@redis:65536"}, endpointForm, nil},
+		{[]string{"redis://:secret@redis/one"}, endpointForm, nil},
+		{[]string{"redis://:secret@redis/-1"}, endpointForm, nil},
+		{[]string{"redis://:secret@redis/1/"}, endpointForm, nil},
+		{[]string{"redis://:secret@redis/9999999"}, "0 to 1048576", nil},
+		{[]string{"redis://:secret@"}, endpointForm, nil},
+		{[]string{"redis://:secret@[::1"}, endpointForm, nil},
+		{[]string{"redis://:secret@redis\nsecret"}, endpointForm, nil},
+		{[]string{"postgres://shop:secret@redis:5432/1"}, `"postgres://…@redis:5432/1"`, nil},
+	} {
+		config := CreateConfig()
+		config.Redis.Endpoints = c.endpoints
+		if c.change != nil {
+			c.change(&config.Redis)
+		}
+		_, err := New(context.Background(), http.NotFoundHandler(), config, "idem@file")
+		switch {
+		case !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), c.want):
+			t.Errorf("%q: %v, want %s", c.endpoints, err, c.want)
+		case strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "hidden"):
+			t.Errorf("%q: a secret in the error %v", c.endpoints, err)
+		}
 	}
 }
 

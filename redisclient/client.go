@@ -42,7 +42,7 @@ const leastConns = 2
 
 // Options say which Redis, and how to speak to it. Two clients with equal options are interchangeable.
 type Options struct {
-	Address      string // host:port; those of several sentinels or nodes of a cluster have commas between them
+	Address      string // host:port, or UnixScheme and a path; those of several sentinels or nodes of a cluster have commas between them
 	Username     string // empty: the default user
 	Password     string // empty: no login, unless PasswordFile is set
 	PasswordFile string // read at every connect, so that a changed secret needs no restart

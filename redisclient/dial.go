@@ -26,6 +26,9 @@ type TLS struct {
 	InsecureSkipVerify bool   // take any certificate
 }
 
+// UnixScheme is what stands before the path of a unix socket in an address.
+const UnixScheme = "unix://"
+
 // pemBegin is what tells PEM text from the path of a file.
 const pemBegin = "-----BEGIN "
 
@@ -158,8 +161,12 @@ func connect(opts *Options, address string) (redis.Conn, error) {
 
 // reach opens a connection to address. redigo's Dial is not used, because it logs in through a select statement.
 func reach(opts *Options, address string) (net.Conn, error) {
+	network, place := "tcp", address
+	if strings.HasPrefix(address, UnixScheme) {
+		network, place = "unix", address[len(UnixScheme):]
+	}
 	dialer := &net.Dialer{Timeout: opts.DialTimeout}
-	conn, err := dialer.DialContext(context.Background(), "tcp", address)
+	conn, err := dialer.DialContext(context.Background(), network, place)
 	if err == nil && opts.TLS.Enabled {
 		return encrypt(opts, conn, address)
 	}

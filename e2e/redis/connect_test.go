@@ -130,3 +130,82 @@ func TestThePasswordIsReadAgain(t *testing.T) {
 		}
 	})
 }
+
+// TestRedisByURL connects as URLs say, over TCP, TLS and a unix socket. The password is not shown anywhere.
+func TestRedisByURL(t *testing.T) {
+	const password, encoded = "p@s/s:w%+#?", "p%40s%2Fs%3Aw%25+%23%3F"
+	ca := redistest.NewAuthority(t)
+	cert, key := ca.Issue("client")
+	dir, err := os.MkdirTemp("", "sock") // the path of a socket has to be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket := dir + "/redis 1.sock"
+	server := redistest.StartTLS(t, ca, "--unixsocket", socket)
+	server.Do("ACL", "SETUSER", "shop", "on", ">"+password, "~*", "+@all")
+	unix := "unix://" + strings.ReplaceAll(socket, " ", "%20")
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		for name, redis := range map[string]map[string]any{
+			"TCP":                 {"endpoints": "redis://shop:" + encoded + "@" + server.Addr + "/3"},
+			"TLS":                 {"endpoints": "rediss://shop:" + encoded + "@" + server.TLSAddr + "/3", "tls": map[string]any{"ca": ca.CertFile, "cert": cert, "key": key}},
+			"said twice":          {"endpoints": []any{"valkey://shop:" + encoded + "@" + server.Addr + "/3"}, "username": "shop", "password": password, "db": "3"},
+			"unix socket":         {"endpoints": unix, "username": "shop", "password": password, "db": 3},
+			"unix socket by user": {"endpoints": strings.Replace(unix, "//", "//shop:"+encoded+"@", 1), "db": 3},
+		} {
+			t.Run(name, func(t *testing.T) {
+				s := overRedis(t, host, redis)
+				s.WantRun("k")
+				keys := rig.InfoField(server, "keyspace", "db3")
+				server.Do("ACL", "SETUSER", "shop", "off")
+				server.Do("CLIENT", "KILL", "USER", "shop")
+				wantUnavailable(s, "refused", "AUTH: WRONGPASS")
+				server.Do("ACL", "SETUSER", "shop", "on")
+				s.AwaitStore()
+				s.WantRun("after")
+				if now := rig.InfoField(server, "keyspace", "db3"); keys == "" || now == keys {
+					t.Errorf("db3 has %s, and after another request %s", keys, now)
+				}
+				for line := range strings.Lines(s.Logs()) {
+					if strings.Contains(line, "middleware=") && (strings.Contains(line, password) || strings.Contains(line, encoded)) { // Traefik's own lines show the configuration
+						t.Errorf("the password is in the log: %s", line)
+					}
+				}
+			})
+		}
+		for name, refused := range map[string]map[string]any{
+			"another password": {"endpoints": "redis://shop:" + encoded + "@" + server.Addr, "password": "another"},
+			"not encoded":      {"endpoints": "redis://shop:" + password + "@" + server.Addr},
+		} {
+			refusal := host.Refusal(t, hosts.Settings{"redis": refused})
+			if !strings.Contains(refusal, "invalid configuration: redis.") || strings.Contains(refusal, password) || strings.Contains(refusal, encoded) || strings.Contains(refusal, "another") {
+				t.Errorf("%s: refusal %q", name, refusal)
+			}
+		}
+	})
+}
+
+// TestAUnixSocketComesBack restarts a server that listens on a socket alone.
+func TestAUnixSocketComesBack(t *testing.T) {
+	dir, err := os.MkdirTemp("", "sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		server := redistest.Start(t, "--unixsocket", dir+"/redis.sock")
+		redis := map[string]any{"endpoints": "unix://" + dir + "/redis.sock"}
+		s := overRedis(t, host, redis)
+		s.WantRun("before")
+		server.Stop()
+		wantUnavailable(s, "k", `redis="unix://`+dir+`/redis.sock"`)
+		server.Restart()
+		s.AwaitStore()
+		s.WantRun("k")
+		stats := rig.Serve(t, host, rig.Created, hosts.Settings{"redis": redis, "stats": map[string]any{"insecure": true}})
+		f := stats.Counted(func(f rig.Figures) bool { return f.Memory.Bytes > 0 })
+		if !f.Store.Healthy || !f.Memory.Exact {
+			t.Errorf("store %+v, memory %+v", f.Store, f.Memory)
+		}
+	})
+}
