@@ -38,6 +38,9 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
+// version is the newest version in CHANGELOG.md.
+const version = "unreleased"
+
 // handler is one middleware on one router.
 type handler struct {
 	settings
@@ -106,7 +109,7 @@ func (h *handler) openShared(ctx context.Context) {
 	if h.detach {
 		terms.DetachTimeout = h.detachTimeout
 	}
-	newCollector := func() resource { return stats.New(stats.NewProcess(memory), h.statsLimits, memory.TakeClaims) }
+	newCollector := func() resource { return stats.New(stats.NewProcess(memory), h.statsLimits, memory) }
 	var trouble *atomic.Int32
 	if h.redis.Address != "" {
 		newCollector = h.openRedis(ctx, memory)
@@ -116,6 +119,8 @@ func (h *handler) openShared(ctx context.Context) {
 	}
 	h.keys = store.NewKeys(memory, trouble, terms)
 	h.stats, _ = shared.get(ctx, statsID, newCollector).(*stats.Collector)
+	join := func() resource { return h.stats.Join(h.name) }
+	shared.get(ctx, "middleware "+h.name+" in "+statsID, join)
 	h.stats.SetLimits(h.statsLimits)
 	context.AfterFunc(ctx, h.stats.Retire)
 }
@@ -137,14 +142,14 @@ func (h *handler) openRedis(ctx context.Context, memory *store.Memory) func() re
 		cluster, _ := shared.get(ctx, id, newCluster).(*redisclient.Cluster)
 		h.shared = redisclient.NewClusterKeys(cluster, h.keyPrefix, h.lease, h.ttl)
 		newCollector = func() resource {
-			return stats.New(redisclient.NewClusterStats(cluster, h.keyPrefix), h.statsLimits, memory.TakeClaims)
+			return stats.New(redisclient.NewClusterStats(cluster, h.keyPrefix), h.statsLimits, memory)
 		}
 	} else {
 		newClient := func() resource { return redisclient.NewSharing(h.redis, backlog) }
 		client, _ := shared.get(ctx, id, newClient).(*redisclient.Client)
 		h.shared = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)
 		newCollector = func() resource {
-			return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits, memory.TakeClaims)
+			return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits, memory)
 		}
 	}
 	hook := &hook{remove: redisclient.WhenBack(h.shared, memory.RenewAll)}

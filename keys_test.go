@@ -23,7 +23,7 @@ func newDoor(t *testing.T, memory *store.Memory, address string) *handler {
 	client := redisclient.New(redisclient.Options{Address: address, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute})
 	t.Cleanup(client.Close)
 	h.shared = redisclient.NewKeys(client, "idem")
-	h.stats = stats.New(stats.NewProcess(memory), h.statsLimits, memory.TakeClaims)
+	h.stats = stats.New(stats.NewProcess(memory), h.statsLimits, memory)
 	t.Cleanup(h.stats.Close)
 	h.log = newLogger("idem", "error")
 	h.keys = store.NewKeys(memory, h.shared.Trouble, store.Terms{TTL: h.ttl, Lease: time.Hour, Remember: true})

@@ -77,7 +77,7 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 		h.answer(w, http.StatusOK, stats.JSON(h.stats.Read(), h.effective()))
 	case "/metrics":
 		header.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		h.answer(w, http.StatusOK, h.stats.Metrics())
+		h.answer(w, http.StatusOK, h.stats.Metrics(version))
 	}
 	return true
 }

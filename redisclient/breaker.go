@@ -76,6 +76,7 @@ type health struct {
 	outages   atomic.Int64 // number of outages that have begun
 	noEVALSHA atomic.Bool  // a server has forbidden EVALSHA
 	backlog   *Backlog
+	timings   *timings
 
 	mu       sync.Mutex // guards everything below
 	cause    error      // why the last server that failed was not fine
@@ -83,7 +84,7 @@ type health struct {
 }
 
 func newHealth(front *Client, b *Backlog) *health {
-	return &health{front: front, backlog: b}
+	return &health{front: front, backlog: b, timings: newTimings()}
 }
 
 func (h *health) setProbeKey(key string) {

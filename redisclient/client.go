@@ -94,6 +94,7 @@ type Client struct {
 	closed       bool
 	rewrites     bool // commands go through rewrite before they are sent
 	noEVALSHA    bool // scripts are sent with EVAL, because EVALSHA is forbidden
+	samples      int  // batches that are to be measured
 }
 
 // connSlot is a place for a connection. Only the goroutine that received it from Client.conns uses it.
@@ -110,8 +111,9 @@ type connSlot struct {
 type command struct {
 	wire   string // as Redis' protocol has it
 	script *script
-	asking bool // ASKING is sent before it
-	waits  bool // it is the WAIT for replicas
+	asking bool    // ASKING is sent before it
+	waits  bool    // it is the WAIT for replicas
+	sample *sample // it is the PING that ends this measurement
 
 	done  chan struct{} // receives a value when the reply is there
 	line  string        // the first line of the reply
@@ -555,6 +557,10 @@ func receiveOther(cmd *command) error {
 		return errProtocol
 	}
 	if cmd.wire == asking && line == "+OK\r\n" {
+		return nil
+	}
+	if cmd.sample != nil {
+		cmd.sample.end()
 		return nil
 	}
 	value := line[1 : len(line)-2]

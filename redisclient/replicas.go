@@ -27,12 +27,14 @@ func sendToReplicas(c *Client, cmd *command) {
 	}
 }
 
-// rewrite returns what is sent for commands: with EVAL where EVALSHA is forbidden, with ASKING before those that need it, and
-// with one WAIT at the end if c waits for replicas. One is enough: it covers all writes before it.
+// rewrite returns what is sent for commands: with EVAL where EVALSHA is forbidden, with ASKING before those that need it, with a
+// PING at the end if the batch is to be measured, and with one WAIT at the end if c waits for replicas. One is enough: it covers
+// all writes before it.
 func rewrite(c *Client, commands []*command) []*command {
 	all := make([]*command, 0, len(commands)+1)
 	c.lock()
 	whole := c.noEVALSHA
+	measured := takeSample(c)
 	c.unlock()
 	for _, cmd := range commands {
 		if whole {
@@ -42,6 +44,12 @@ func rewrite(c *Client, commands []*command) []*command {
 			all = append(all, &command{wire: asking})
 		}
 		all = append(all, cmd)
+	}
+	if measured {
+		sample := newSample(c, commands)
+		if sample != nil {
+			all = append(all, sample)
+		}
 	}
 	if c.waits {
 		size := 0

@@ -53,6 +53,21 @@ type Store interface {
 
 	// Memory measures the plugin's records.
 	Memory() (Memory, error)
+
+	// Measure has the time of the next steps of keys taken.
+	Measure()
+
+	// Steps returns how long those steps took, by name; nil if the store does not measure.
+	Steps() map[string]*Histogram
+}
+
+// Requests are the requests that run in this process.
+type Requests interface {
+	// TakeClaims returns how many have begun since its last call.
+	TakeClaims() int64
+
+	// Running returns how many run, how many finished ones are known, and how long the finished ones took.
+	Running() (running, finished int, lasted *Histogram)
 }
 
 // Collector counts for all handlers that share a Store.
@@ -61,9 +76,9 @@ type Collector struct {
 	// as much under Yaegi. Duplicate counts duplicates.
 	Counts []*atomic.Int64
 
-	store   Store
-	claims  func() int64
-	process string
+	store    Store
+	requests Requests
+	process  string
 
 	mu         sync.Mutex       // guards everything down to the blank line
 	endpoints  map[string]int64 // duplicates since the last gathering, by raw name
@@ -71,6 +86,7 @@ type Collector struct {
 	limits     Limits
 	timer      *time.Timer
 	closed     bool
+	users      map[string]int // middlewares that count here
 
 	io       sync.Mutex // held while the store is asked; guards everything below
 	known    *Numbers   // numbers of the store when it was last asked
@@ -86,9 +102,8 @@ type Collector struct {
 	unmeasured error // why memory could not be measured
 }
 
-// New returns a collector that flushes every second until it is closed. claims returns how many requests have run since its
-// last call.
-func New(store Store, limits Limits, claims func() int64) *Collector {
+// New returns a collector that flushes every second until it is closed.
+func New(store Store, limits Limits, requests Requests) *Collector {
 	random := make([]byte, 8)
 	_, err := rand.Read(random)
 	if err != nil { // two processes with one name would lose each other's numbers
@@ -96,7 +111,7 @@ func New(store Store, limits Limits, claims func() int64) *Collector {
 	}
 	c := &Collector{
 		store:      store,
-		claims:     claims,
+		requests:   requests,
 		process:    hex.EncodeToString(random),
 		Counts:     make([]*atomic.Int64, counters),
 		endpoints:  map[string]int64{},
@@ -105,6 +120,7 @@ func New(store Store, limits Limits, claims func() int64) *Collector {
 		known:      NewNumbers(),
 		waiting:    NewNumbers(),
 		lost:       NewNumbers(),
+		users:      map[string]int{},
 	}
 	for i := range c.Counts {
 		c.Counts[i] = &atomic.Int64{}
@@ -120,6 +136,33 @@ func (c *Collector) SetLimits(limits Limits) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.limits = limits
+}
+
+// Join adds a middleware to those that count here, until the returned User is closed.
+func (c *Collector) Join(middleware string) *User {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.users[middleware]++
+	return &User{collector: c, middleware: middleware}
+}
+
+// User is a middleware that counts in a Collector.
+type User struct {
+	collector  *Collector
+	middleware string
+}
+
+// Idle returns true: a user need not outlive its handlers.
+func (u *User) Idle() bool { return true }
+
+// Close takes the middleware from those that count.
+func (u *User) Close() {
+	u.collector.mu.Lock()
+	defer u.collector.mu.Unlock()
+	u.collector.users[u.middleware]--
+	if u.collector.users[u.middleware] == 0 {
+		delete(u.collector.users, u.middleware)
+	}
 }
 
 // Idle returns true: a collector need not outlive its users.
@@ -165,6 +208,7 @@ func admit(c *Collector, name string) string {
 // tick flushes, and runs again after interval.
 func (c *Collector) tick() {
 	defer c.again()
+	c.store.Measure()
 	c.flush(time.Now())
 }
 
@@ -257,7 +301,7 @@ func (c *Collector) reachable(now time.Time) bool {
 // second. The caller holds io.
 func (c *Collector) gather(now int64) Limits {
 	n := NewNumbers()
-	c.Counts[First].Add(c.claims())
+	c.Counts[First].Add(c.requests.TakeClaims())
 	for i, count := range c.Counts {
 		n.Totals[i] = count.Swap(0)
 		if n.Totals[i] != 0 {

@@ -3,6 +3,7 @@ package stats
 import (
 	"fmt"
 	"math"
+	"sort"
 	"strings"
 )
 
@@ -13,8 +14,8 @@ var outcomes = []string{"first", "replayed_local", "replayed_store", "conflict",
 // escaper writes a label's value as the Prometheus text format wants it.
 var escaper = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
 
-// Metrics returns the numbers in the Prometheus text format.
-func (c *Collector) Metrics() string {
+// Metrics returns the numbers in the Prometheus text format. version is the plugin's.
+func (c *Collector) Metrics(version string) string {
 	s := c.Read()
 	n := s.Numbers.copy()
 	n.Add(s.Lost, math.MaxInt)
@@ -50,7 +51,43 @@ func (c *Collector) Metrics() string {
 	}
 	family(&b, "store_healthy", "gauge", "1 if the store of the statistics answers, else 0.")
 	fmt.Fprintf(&b, "traefik_idem_store_healthy %d\n", healthy)
+	c.writeOwn(&b, version)
 	return b.String()
+}
+
+// writeOwn writes the metrics that are about this process alone.
+func (c *Collector) writeOwn(b *strings.Builder, version string) {
+	running, finished, lasted := c.requests.Running()
+	family(b, "keys", "gauge", "Keys in this Traefik's memory: of running requests, and of finished ones.")
+	fmt.Fprintf(b, "traefik_idem_keys{state=\"running\"} %d\ntraefik_idem_keys{state=\"finished\"} %d\n", running, finished)
+	family(b, "run_seconds", "histogram", "How long first requests ran in this Traefik, to a quarter of a second.")
+	lasted.write(b, "run_seconds", "")
+	steps := c.store.Steps()
+	if len(steps) > 0 {
+		family(b, "store_seconds", "histogram", "How long steps of keys in Redis took this Traefik. Two a second are measured.")
+	}
+	for _, step := range sortedNames(steps) {
+		steps[step].write(b, "store_seconds", "step=\""+step+"\",")
+	}
+	c.mu.Lock()
+	middlewares := make([]string, 0, len(c.users))
+	for name := range c.users {
+		middlewares = append(middlewares, name)
+	}
+	c.mu.Unlock()
+	sort.Strings(middlewares)
+	family(b, "build_info", "gauge", "1. The plugin's version, and the middlewares of this Traefik that these metrics are about.")
+	fmt.Fprintf(b, "traefik_idem_build_info{version=\"%s\",middleware=\"%s\"} 1\n", escaper.Replace(version), escaper.Replace(strings.Join(middlewares, ",")))
+}
+
+// sortedNames returns the names of steps in order.
+func sortedNames(steps map[string]*Histogram) []string {
+	names := make([]string, 0, len(steps))
+	for name := range steps {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	return names
 }
 
 // family begins a metric.

@@ -44,9 +44,14 @@ type noRecords struct{}
 
 func (noRecords) Usage() (records int, bytes, dropped int64) { return 0, 0, 0 }
 
+type noRequests struct{}
+
+func (noRequests) TakeClaims() int64               { return 0 }
+func (noRequests) Running() (int, int, *Histogram) { return 0, 0, NewHistogram() }
+
 func newCollector(t *testing.T) (*Collector, *slowStore) {
 	store := &slowStore{Process: *NewProcess(noRecords{})}
-	c := New(store, Limits{TTL: time.Hour, MaxEndpoints: 10}, func() int64 { return 0 })
+	c := New(store, Limits{TTL: time.Hour, MaxEndpoints: 10}, noRequests{})
 	t.Cleanup(c.Close)
 	return c, store
 }
@@ -83,7 +88,7 @@ func TestManyCountAtOnce(t *testing.T) {
 				Duplicate(c, ReplaysLocal, to(fmt.Sprintf("/%d", i%(worker+1))))
 				if i%100 == 0 {
 					c.flush(time.Now())
-					_ = c.Metrics()
+					_ = c.Metrics("v0")
 				}
 			}
 		}()
@@ -104,7 +109,7 @@ func TestMetricsGoOnAfterALoss(t *testing.T) {
 	for want := 1; want <= 6; want++ {
 		Duplicate(c, Unknown, to("/"))
 		store.forget = want%2 == 0
-		metrics := c.Metrics()
+		metrics := c.Metrics("v0")
 		for _, line := range []string{"traefik_idem_duplicates_total %d\n", `traefik_idem_endpoint_duplicates_total{method="POST",host="a",path="/"} %d` + "\n"} {
 			if !strings.Contains(metrics, fmt.Sprintf(line, want)) {
 				t.Errorf("want %d:\n%s", want, metrics)

@@ -6,6 +6,8 @@ import (
 	"math"
 	"sync"
 	"time"
+
+	"github.com/example/traefik-idem/stats"
 )
 
 // entryBytes is what an entry costs in addition to its key, record and wire form: the fingerprint, the map's slot, the lease,
@@ -57,6 +59,9 @@ type Memory struct {
 	armed        bool          // the watchdog ticks
 	begun        []*Run        // claimed by ClaimKey since the last tick; nil: ClaimKey leaves all claims to ClaimLocal
 	watched      []*Run        // claimed before, or by ClaimLocal, and running at the last tick
+
+	seen   []time.Duration  // when a tick first saw the runs at the beginning of watched, on the clock
+	lasted *stats.Histogram // of runs that have ended, as the ticks saw them
 }
 
 // ballastBytes is the upper bound on the ballast.
@@ -109,7 +114,7 @@ func NewMemory(limit int64) *Memory {
 func NewMemoryClock(limit int64, since func(epoch time.Time) time.Duration) *Memory {
 	setBallast(limit)
 	var mu sync.Locker = &sync.Mutex{}
-	m := &Memory{since: since, epoch: time.Now(), lock: mu.Lock, unlock: mu.Unlock, limit: int(limit), entries: map[string]*Lease{}, answers: newBuckets(), keyOnly: newBuckets(), token: newToken(), tick: longestTick}
+	m := &Memory{since: since, epoch: time.Now(), lock: mu.Lock, unlock: mu.Unlock, limit: int(limit), entries: map[string]*Lease{}, answers: newBuckets(), keyOnly: newBuckets(), token: newToken(), tick: longestTick, lasted: stats.NewHistogram(runBounds...)}
 	// The timer is made once: under Yaegi, a timer made in a tick would keep the variables of that tick alive, and through them
 	// those of all ticks before.
 	m.watchdog = time.AfterFunc(longestTick, m.watch)
@@ -165,6 +170,23 @@ func (m *Memory) Usage() (records int, bytes, evicted int64) {
 	m.lock()
 	defer m.unlock()
 	return len(m.entries), int64(m.bytes), int64(m.evicted)
+}
+
+// runBounds are the upper bounds of the histogram of runs. The first is the longest time that a run can take between two ticks.
+var runBounds = []time.Duration{longestTick, 500 * time.Millisecond, time.Second, 2500 * time.Millisecond, 5 * time.Second,
+	10 * time.Second, 30 * time.Second, time.Minute, 5 * time.Minute}
+
+// Running returns how many requests ran at the last tick, how many finished ones have a record, and how long the finished ones
+// took, to the time between two ticks.
+func (m *Memory) Running() (running, finished int, lasted *stats.Histogram) {
+	m.lock()
+	defer m.unlock()
+	running = len(m.seen)
+	finished = len(m.entries) - running
+	if finished < 0 { // some were released since
+		finished = 0
+	}
+	return running, finished, m.lasted.Copy()
 }
 
 // TakeClaims returns how many claims of requests were granted since it was last called.

@@ -95,7 +95,28 @@ func stillRunning(m *Memory) []*Run {
 	m.lock()
 	defer m.unlock()
 	m.watched = append(running, m.watched[len(all):]...) // some may have been added meanwhile
+	measure(m, all, running)
 	return running
+}
+
+// measure notes how long the runs took that have ended since the last tick: all without running, which has the same order. A
+// run that no tick has seen took less than the time between two. The caller holds the lock.
+func measure(m *Memory, all, running []*Run) {
+	now := m.since(m.epoch)
+	seen := make([]time.Duration, 0, len(running))
+	for i, first := range m.seen {
+		if len(seen) < len(running) && running[len(seen)] == all[i] {
+			seen = append(seen, first)
+		} else {
+			m.lasted.Observe(now-first, 1)
+		}
+	}
+	ended := len(m.seen) - len(seen)
+	m.lasted.Observe(0, int64(len(all)-len(running)-ended))
+	for len(seen) < len(running) {
+		seen = append(seen, now)
+	}
+	m.seen = seen
 }
 
 // appendRunning looks at the chunk of all that begins at first: it appends running requests to running, and puts finished ones

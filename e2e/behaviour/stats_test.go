@@ -22,8 +22,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 	"github.com/example/traefik-idem/e2e/internal/redistest"
@@ -292,15 +290,7 @@ func TestStatsOfAnOutage(t *testing.T) {
 // metrics parses what the metrics page says with Prometheus' own code, and returns the counters' values.
 func metrics(s *rig.Site) map[string]float64 {
 	s.T.Helper()
-	a := s.Do(rig.Get("/_idem/metrics"))
-	if a.Status != 200 || a.Header.Get("Content-Type") != "text/plain; version=0.0.4; charset=utf-8" || a.Header.Get("Cache-Control") != "no-store" {
-		s.T.Fatalf("metrics: %d %v", a.Status, a.Header)
-	}
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(bytes.NewReader(a.Body))
-	if err != nil {
-		s.T.Fatalf("the metrics do not parse: %v\n%s", err, a.Body)
-	}
+	a, families := s.Metrics()
 	problems, err := promlint.New(bytes.NewReader(a.Body)).Lint()
 	if err != nil || len(problems) > 0 {
 		s.T.Errorf("promlint: %v %v", err, problems)

@@ -1,7 +1,9 @@
 package docs
 
 import (
+	"fmt"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/example/traefik-idem/e2e/internal/launch"
@@ -20,5 +22,17 @@ func TestTraefikVersions(t *testing.T) {
 		if found == nil || found[1] != launch.TraefikVersion {
 			t.Errorf("%s has %q, want %s", file, found, launch.TraefikVersion)
 		}
+	}
+}
+
+// TestOwnVersion compares the version that the plugin tells with the newest one in CHANGELOG.md.
+func TestOwnVersion(t *testing.T) {
+	newest := "unreleased"
+	found := regexp.MustCompile(`(?m)^## \[(\d\S*)\]`).FindStringSubmatch(rig.ReadRoot(t, "CHANGELOG.md"))
+	if found != nil {
+		newest = found[1]
+	}
+	if !strings.Contains(rig.ReadRoot(t, "idem.go"), fmt.Sprintf("\nconst version = %q\n", newest)) {
+		t.Errorf("the newest version is %s, and that is not what the plugin tells", newest)
 	}
 }

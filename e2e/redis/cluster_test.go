@@ -50,7 +50,7 @@ func TestAClusterHasAllKeys(t *testing.T) {
 		s.NoneTwice()
 
 		prefix := redis["keyPrefix"].(string)
-		stats := rig.Serve(t, host, rig.Created, hosts.Settings{"redis": redis, "stats": map[string]any{"insecure": true}})
+		stats := rig.Serve(t, host, rig.Created, hosts.Settings{"redis": redis, "statusHeader": "Decision", "stats": map[string]any{"insecure": true}})
 		f := stats.Counted(func(f rig.Figures) bool { return fmt.Sprint(f.Totals["duplicates"]) == "60" })
 		var want int64
 		for _, master := range c.Masters {
@@ -59,6 +59,7 @@ func TestAClusterHasAllKeys(t *testing.T) {
 				want += bytes
 			}
 		}
+		stats.AwaitSteps()
 		if !f.Memory.Exact || f.Memory.Bytes < want/2 || f.Memory.Bytes > want*2 { // the hash of statistics grows meanwhile
 			t.Errorf("memory %+v, want about %d", f.Memory, want)
 		}

@@ -1,12 +1,17 @@
 package rig
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"strconv"
 	"testing"
 	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 )
@@ -82,4 +87,47 @@ func (s *Site) Counted(done func(f Figures) bool) Figures {
 		f = s.Stats()
 	}
 	return f
+}
+
+// Metrics reads the metrics with Prometheus' own code.
+func (s *Site) Metrics() (Answer, map[string]*dto.MetricFamily) {
+	s.T.Helper()
+	a := s.Do(Get("/_idem/metrics"))
+	if a.Status != 200 || a.Header.Get("Content-Type") != "text/plain; version=0.0.4; charset=utf-8" || a.Header.Get("Cache-Control") != "no-store" {
+		s.T.Fatalf("metrics: %d %v", a.Status, a.Header)
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(a.Body))
+	if err != nil {
+		s.T.Fatalf("the metrics do not parse: %v\n%s", err, a.Body)
+	}
+	return a, families
+}
+
+// Metric is the first metric called name one of whose labels has this value, if one is given. It is nil if there is none.
+func (s *Site) Metric(name string, value ...string) *dto.Metric {
+	s.T.Helper()
+	_, families := s.Metrics()
+	for _, metric := range families[name].GetMetric() {
+		if len(value) == 0 {
+			return metric
+		}
+		for _, label := range metric.GetLabel() {
+			if label.GetValue() == value[0] {
+				return metric
+			}
+		}
+	}
+	return nil
+}
+
+// AwaitSteps sends requests until a claim and a finish in Redis have been measured.
+func (s *Site) AwaitSteps() {
+	s.T.Helper()
+	for _, step := range []string{"claim", "finish"} {
+		for s.Metric("traefik_idem_store_seconds", step).GetHistogram().GetSampleSum() == 0 {
+			s.WantRun(UnusedKey())
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
 }

@@ -1,0 +1,113 @@
+package redisclient
+
+import (
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/example/traefik-idem/stats"
+)
+
+// Steps are measured by samples, so that the others cost nothing: Stats.Measure marks each client, and its next batches get a
+// PING at their end, whose reply is the end of the batch.
+
+// samplesAtOnce is how many batches are measured after each Measure. At little traffic these are a claim and its finish.
+const samplesAtOnce = 2
+
+var ping = "*1\r\n" + bulk("PING")
+
+// stepBounds are the upper bounds of the histograms of steps.
+var stepBounds = []time.Duration{500 * time.Microsecond, time.Millisecond, 2500 * time.Microsecond, 5 * time.Millisecond,
+	10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, time.Second}
+
+// timings are how long steps took, by name.
+type timings struct {
+	mu    sync.Mutex // guards steps
+	steps map[string]*stats.Histogram
+}
+
+func newTimings() *timings {
+	t := &timings{steps: map[string]*stats.Histogram{}}
+	for _, step := range []string{"claim", "finish"} {
+		t.steps[step] = stats.NewHistogram(stepBounds...)
+	}
+	return t
+}
+
+// sample is the measurement of one batch.
+type sample struct {
+	timings *timings
+	step    string
+	begun   time.Time
+}
+
+// newSample returns a PING that ends the measurement of commands; nil if these are no steps that are measured.
+func newSample(c *Client, commands []*command) *command {
+	wire := commands[0].wire
+	step := ""
+	switch {
+	case isStep(claimScript, wire):
+		step = "claim"
+	case isStep(finishScript, wire):
+		step = "finish"
+	default:
+		return nil
+	}
+	return &command{wire: ping, sample: &sample{timings: c.health.timings, step: step, begun: time.Now()}}
+}
+
+// isStep reports whether wire is a command with the script s.
+func isStep(s *script, wire string) bool {
+	return strings.HasPrefix(wire, s.bySHA1) || strings.HasPrefix(wire, s.bySource)
+}
+
+// end notes how long the batch took.
+func (s *sample) end() {
+	took := time.Since(s.begun)
+	s.timings.mu.Lock()
+	defer s.timings.mu.Unlock()
+	s.timings.steps[s.step].Observe(took, 1)
+}
+
+// measureNext has the next batches of c measured.
+func measureNext(c *Client) {
+	c.lock()
+	defer c.unlock()
+	c.samples = samplesAtOnce
+	c.rewrites = true
+}
+
+// takeSample reports whether the next batch is to be measured. The caller holds the lock.
+func takeSample(c *Client) bool {
+	if c.samples == 0 {
+		return false
+	}
+	c.samples--
+	c.rewrites = c.samples > 0 || c.noEVALSHA || c.node
+	return true
+}
+
+// Measure implements stats.Store.
+func (s *Stats) Measure() {
+	if s.cluster == nil {
+		measureNext(s.client)
+		return
+	}
+	s.cluster.mu.RLock()
+	defer s.cluster.mu.RUnlock()
+	for _, node := range s.cluster.nodes {
+		measureNext(node)
+	}
+}
+
+// Steps implements stats.Store.
+func (s *Stats) Steps() map[string]*stats.Histogram {
+	t := s.client.health.timings
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	steps := map[string]*stats.Histogram{}
+	for step, histogram := range t.steps {
+		steps[step] = histogram.Copy()
+	}
+	return steps
+}
