@@ -114,7 +114,9 @@ type StatsConfig struct {
 	Path         string   `json:"path,omitempty"`         // reserved prefix; empty = not shown
 	Users        []string `json:"users,omitempty"`        // name:password, name:{SHA256}<hex>, name:{SHA}<base64>
 	UsersFile    string   `json:"usersFile,omitempty"`    // the same, one a line
-	Insecure     bool     `json:"insecure,omitempty"`     // no login
+	Admins       []string `json:"admins,omitempty"`       // in the same form: who may settle and find keys, too
+	AdminsFile   string   `json:"adminsFile,omitempty"`   // the same, one a line
+	Insecure     bool     `json:"insecure,omitempty"`     // no login is needed to look
 	TTL          string   `json:"ttl,omitempty"`          // life of the statistics in Redis
 	MaxEndpoints int      `json:"maxEndpoints,omitempty"` // counted apart; the rest together
 
@@ -218,12 +220,14 @@ type settings struct {
 
 	methods, endpoints, omitHeaders []string // as configured, for the statistics page and the log
 
-	statsPath      string // without a slash at its end
-	statsEnd       string // all paths below statsPath come before it; empty = the statistics are not shown
-	statsLogins    logins
-	statsUsersFile string
-	statsInsecure  bool
-	statsLimits    stats.Limits
+	statsPath       string // without a slash at its end
+	statsEnd        string // all paths below statsPath come before it; empty = the statistics are not shown
+	statsUsers      logins
+	statsUsersFile  string
+	statsAdmins     logins
+	statsAdminsFile string
+	statsInsecure   bool
+	statsLimits     stats.Limits
 }
 
 // check is a Config that is being checked. It keeps the first error.
@@ -272,6 +276,7 @@ func (c *Config) settings() (*settings, string, error) {
 	k.someOf("retryableStatuses", c.RetryableStatuses)
 	k.someOf("redis.endpoints", c.Redis.Endpoints)
 	k.someOf("stats.users", c.Stats.Users)
+	k.someOf("stats.admins", c.Stats.Admins)
 	warning := ""
 	longest := k.duration("maxTTL", c.MaxTTL, time.Millisecond, maxTTL)
 	if s.ttl > longest {
@@ -441,31 +446,39 @@ func (c *StatsConfig) check(k *check, s *settings) {
 		TTL:          k.duration("stats.ttl", c.TTL, time.Minute, 366*24*time.Hour),
 		MaxEndpoints: int(k.number("stats.maxEndpoints", int64(c.MaxEndpoints), 1, 10000)),
 	}
-	for _, user := range list(c.Users) {
-		l, err := parseLogin(user)
+	s.statsUsersFile, s.statsAdminsFile = c.UsersFile, c.AdminsFile
+	s.statsUsers = k.logins("stats.users", c.Users, c.UsersFile)
+	s.statsAdmins = k.logins("stats.admins", c.Admins, c.AdminsFile)
+	if c.Insecure && (len(s.statsUsers) > 0 || c.UsersFile != "") {
+		k.fail("stats.insecure", "true", "either stats.insecure, or stats.users and stats.usersFile, not both")
+	}
+}
+
+// logins checks a list of logins, and the file that goes with it, which is read again whenever somebody logs in.
+func (k *check) logins(key string, lines []string, file string) logins {
+	var all logins
+	for _, line := range list(lines) {
+		l, err := parseLogin(line)
 		if err != nil {
-			name, _, hasName := strings.Cut(user, ":")
+			name, _, hasName := strings.Cut(line, ":")
 			if !hasName {
 				name = ""
 			}
-			k.fail("stats.users", name+":…", loginForm) // what is left out may be a password
+			k.fail(key, name+":…", loginForm) // what is left out may be a password
 			continue
 		}
-		s.statsLogins = append(s.statsLogins, l)
+		all = append(all, l)
 	}
-	s.statsUsersFile = c.UsersFile
-	if c.UsersFile != "" {
-		fromFile, err := readLogins(c.UsersFile)
+	if file != "" {
+		fromFile, err := readLogins(file)
 		if err == nil && len(fromFile) == 0 {
 			err = errLogin
 		}
 		if err != nil {
-			k.fail("stats.usersFile", c.UsersFile, "the path of a file that can be read ("+err.Error()+")")
+			k.fail(key+"File", file, "the path of a file that can be read ("+err.Error()+")")
 		}
 	}
-	if c.Insecure && (len(s.statsLogins) > 0 || c.UsersFile != "") {
-		k.fail("stats.insecure", "true", "either stats.insecure, or stats.users and stats.usersFile, not both")
-	}
+	return all
 }
 
 // fail keeps the first error.

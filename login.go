@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// login is a user who may see the statistics: digests of name and password.
+// login is a user who may see the statistics, or settle keys too: digests of name and password.
 type login struct {
 	name   []byte // SHA-256
 	digest []byte // SHA-256, or SHA-1 with sha1
@@ -84,19 +84,24 @@ func readLogins(path string) (logins, error) {
 	return all, nil
 }
 
-// allow reports whether one of all has this name and password. It takes as long for a wrong name as for a wrong password.
-func (all logins) allow(name, password string) bool {
+// find returns the login with this name and password; nil if there is none. It takes as long for a wrong name as for a wrong
+// password.
+func (all logins) find(name, password string) *login {
 	nameDigest, passwordDigest := digest(name), digest(password)
 	short := sha1.Sum([]byte(password)) //nolint:gosec // see above
-	found := 0
-	for _, l := range all {
+	found := -1
+	for i, l := range all {
 		given := passwordDigest
 		if l.sha1 {
 			given = short[:]
 		}
-		found |= subtle.ConstantTimeCompare(l.name, nameDigest) & subtle.ConstantTimeCompare(l.digest, given)
+		same := subtle.ConstantTimeCompare(l.name, nameDigest) & subtle.ConstantTimeCompare(l.digest, given)
+		found = subtle.ConstantTimeSelect(same, i, found)
 	}
-	return found == 1
+	if found < 0 {
+		return nil
+	}
+	return all[found]
 }
 
 func digest(s string) []byte {

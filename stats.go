@@ -38,18 +38,13 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("Content-Type", "text/plain; charset=utf-8")
-	if !h.statsInsecure {
-		logins := h.logins()
-		if len(logins) == 0 {
-			h.answer(w, http.StatusForbidden, "The statistics are closed. Set stats.users or stats.usersFile to open them to some, or stats.insecure to open them to all.\n")
-			return true
-		}
-		name, password, _ := r.BasicAuth()
-		if !logins.allow(name, password) {
-			header.Set("WWW-Authenticate", `Basic realm="traefik-idem", charset="UTF-8"`)
-			h.answer(w, http.StatusUnauthorized, "The statistics need a name and a password.\n")
-			return true
-		}
+	who := enter(h, w, r)
+	looks := r.Method == http.MethodGet || r.Method == http.MethodHead
+	switch {
+	case who == nil:
+		return true
+	case strings.HasPrefix(page, "/keys/") && !looks && !mayChange(h, w, r, who):
+		return true
 	}
 	switch page {
 	case "", "/", "/stats.json", "/metrics":
@@ -57,7 +52,7 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 		h.answer(w, http.StatusNotFound, "There is no such page. There are: "+h.statsPath+"/, /stats.json and /metrics below it.\n")
 		return true
 	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+	if !looks {
 		header.Set("Allow", "GET, HEAD")
 		h.answer(w, http.StatusMethodNotAllowed, "Only GET and HEAD are possible here.\n")
 		return true
@@ -89,14 +84,25 @@ func (h *handler) answer(w http.ResponseWriter, status int, body string) {
 	_, _ = w.Write([]byte(body)) // a client that has gone needs no answer
 }
 
-// logins returns the users who may see the statistics. It reads the file each time, so that a change needs no restart.
-func (h *handler) logins() logins {
-	if h.statsUsersFile == "" {
-		return h.statsLogins
-	}
-	fromFile, err := readLogins(h.statsUsersFile)
+// readUsers returns the logins of those who may see the statistics, and of those who may settle keys. It reads the files each
+// time, so that a change needs no restart.
+func (h *handler) readUsers() (logins, logins) {
+	users, err := withFile(h.statsUsersFile, h.statsUsers)
 	if err != nil {
 		h.log.printLimited(levelError, "stats.usersFile cannot be used", err)
 	}
-	return append(fromFile, h.statsLogins...)
+	admins, err := withFile(h.statsAdminsFile, h.statsAdmins)
+	if err != nil {
+		h.log.printLimited(levelError, "stats.adminsFile cannot be used", err)
+	}
+	return users, admins
+}
+
+// withFile returns the logins in a file, if there is one, and those of the settings, also when the file cannot be read.
+func withFile(file string, configured logins) (logins, error) {
+	if file == "" {
+		return configured, nil
+	}
+	fromFile, err := readLogins(file)
+	return append(fromFile, configured...), err
 }

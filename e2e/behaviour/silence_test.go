@@ -115,7 +115,7 @@ func TestUnknownSettingsAreRefused(t *testing.T) {
 			"redis.stats.path=/x":                   "redis.stats: there is no such setting; the nearest that is allowed is stats",
 			"max_ttl=1h":                            "max_ttl: there is no such setting; the nearest that is allowed is maxTTL",
 			"endpoint=POST /secret":                 "endpoint: there is no such setting; the nearest that is allowed is endpoints",
-			"stats.colour=secret":                   "stats.colour: there is no such setting; allowed: stats.path, stats.users, stats.usersFile, stats.insecure, stats.ttl, stats.maxEndpoints",
+			"stats.colour=secret":                   "stats.colour: there is no such setting; allowed: stats.path, stats.users, stats.usersFile, stats.admins, stats.adminsFile, stats.insecure, stats.ttl, stats.maxEndpoints",
 			"redis.address=secret":                  "redis.address: there is no such setting; allowed: redis.endpoints, redis.username",
 			"rest=secret":                           "rest: there is no such setting; ",
 			"redis.rest.x=secret":                   "redis.rest: there is no such setting; ",

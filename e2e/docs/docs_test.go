@@ -197,7 +197,7 @@ func withFiles(t *testing.T, text string) string {
 	rig.WriteFile(t, users, "ops:secret")
 	ca := redistest.NewAuthority(t)
 	cert, key := ca.Issue("client")
-	return strings.NewReplacer("/etc/traefik/idem-users", users, "/run/secrets/redis-password", password, "/run/secrets/sentinel-password", password,
+	return strings.NewReplacer("/etc/traefik/idem-users", users, "/etc/traefik/idem-admins", users, "/run/secrets/redis-password", password, "/run/secrets/sentinel-password", password,
 		"/etc/traefik/redis-ca.pem", ca.CertFile, "/etc/traefik/redis-client.pem", cert, "/etc/traefik/redis-client-key.pem", key).Replace(text)
 }
 

@@ -59,7 +59,7 @@ func TestCommonErrors(t *testing.T) {
 var speakers = map[string][]int{
 	"errors.New": {0}, "fmt.Errorf": {0}, "panic": {0}, "recovered": {0},
 	"h.log.print": {1}, "h.log.printLimited": {1}, "x.h.log.printLimitedAbout": {1}, "h.storeFailed": {0},
-	"h.answer": {2}, "k.fail": {2},
+	"h.answer": {2}, "askForLogin": {2}, "k.fail": {2},
 }
 
 var (

@@ -1,0 +1,223 @@
+package idem
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// visitor is who asks for something below stats.path, and may look.
+type visitor struct {
+	name   string // as logged in; empty without a login
+	admin  bool   // may settle and find keys, too
+	digest []byte // of the login's password
+	slowed bool   // too many wrong logins came from this address: this one was not looked at
+}
+
+// enter returns who asks for the statistics. It answers those that may not even look, and returns nil for them.
+func enter(h *handler, w http.ResponseWriter, r *http.Request) *visitor {
+	users, admins := h.readUsers()
+	if len(users)+len(admins) == 0 && !h.statsInsecure {
+		h.answer(w, http.StatusForbidden, "The statistics are closed. Set stats.users, stats.usersFile, stats.admins or stats.adminsFile to open them to some, or stats.insecure to open them to all.\n")
+		return nil
+	}
+	who := identify(r, users, admins)
+	switch {
+	case who.name != "" || h.statsInsecure:
+		return who
+	case who.slowed:
+		answerSlowed(h, w)
+	default:
+		askForLogin(h, w, "The statistics need a name and a password.\n")
+	}
+	return nil
+}
+
+// identify returns who has logged in with r, without a name if nobody has. A name may be in both lists, with two passwords:
+// then each is a login of its own. Whatever is in admins counts first.
+func identify(r *http.Request, users, admins logins) *visitor {
+	name, password, given := r.BasicAuth()
+	if !given {
+		return &visitor{}
+	}
+	if len(users)+len(admins) == 0 { // stats.insecure behind a login of Traefik's
+		return &visitor{}
+	}
+	address := addressOf(r)
+	second := wrongLogins.take(address)
+	if second == 0 {
+		return &visitor{slowed: true}
+	}
+	asUser, asAdmin := users.find(name, password), admins.find(name, password)
+	if asAdmin != nil {
+		wrongLogins.giveBack(address, second)
+		return &visitor{name: name, admin: true, digest: asAdmin.digest}
+	}
+	if asUser != nil {
+		wrongLogins.giveBack(address, second)
+		return &visitor{name: name, digest: asUser.digest}
+	}
+	return &visitor{}
+}
+
+// mayChange reports whether who may settle and find keys, and whether r was sent on purpose: not by a page of somebody else,
+// to which a browser adds the login on its own. It answers those that are refused.
+func mayChange(h *handler, w http.ResponseWriter, r *http.Request, who *visitor) bool {
+	_, admins := h.readUsers()
+	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	kind = strings.ToLower(strings.TrimSpace(kind))
+	switch {
+	case !sameOrigin(r):
+		h.answer(w, http.StatusForbidden, "A page of another site has sent this. Nothing was done.\n")
+	case len(admins) == 0:
+		h.answer(w, http.StatusForbidden, "Nobody may settle or find keys. Set stats.admins or stats.adminsFile to let some.\n")
+	case who.slowed:
+		answerSlowed(h, w)
+	case who.name == "":
+		askForLogin(h, w, "To settle or find keys needs the name and the password of an admin.\n")
+	case !who.admin:
+		h.answer(w, http.StatusForbidden, "To settle or find keys needs a login of stats.admins or stats.adminsFile. This one may only look.\n")
+	case kind == "application/json":
+		return true
+	case kind != "application/x-www-form-urlencoded":
+		h.answer(w, http.StatusUnsupportedMediaType, "What changes something needs Content-Type: application/json, also without a body.\n")
+	case !validToken(who, r.PostFormValue("token"), time.Now()):
+		h.answer(w, http.StatusForbidden, "The page was loaded too long ago, or with another login. Load it again. Nothing was done.\n")
+	default:
+		return true
+	}
+	return false
+}
+
+func askForLogin(h *handler, w http.ResponseWriter, why string) {
+	w.Header().Set("WWW-Authenticate", `Basic realm="traefik-idem", charset="UTF-8"`)
+	h.answer(w, http.StatusUnauthorized, why)
+}
+
+func answerSlowed(h *handler, w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "1")
+	h.answer(w, http.StatusTooManyRequests, "Too many wrong logins from this address. Try again in a second.\n")
+}
+
+// sameOrigin reports whether r does not come from a page of another site, as far as a browser says so. Sec-Fetch-Site is only
+// sent over TLS and to localhost. No page can set these headers, nor X-Forwarded-Host without asking first.
+func sameOrigin(r *http.Request) bool {
+	site := r.Header.Get("Sec-Fetch-Site")
+	if site != "" {
+		return site == "same-origin" || site == "none"
+	}
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return true
+	}
+	from, err := url.Parse(origin)
+	if err != nil || from.Host == "" {
+		return false
+	}
+	return strings.EqualFold(from.Host, r.Host) || strings.EqualFold(from.Host, r.Header.Get("X-Forwarded-Host"))
+}
+
+// tokenHours is how long a token is valid: in this hour, and as many after it.
+const tokenHours = 12
+
+// tokenOf returns what the page's forms carry, so that no other page can send them. It is made of the login alone: then the
+// page of one Traefik can be sent to another.
+func tokenOf(who *visitor, now time.Time) string {
+	hour := strconv.FormatInt(now.Unix()/3600, 10)
+	mac := hmac.New(sha256.New, who.digest)
+	mac.Write([]byte("traefik-idem " + hour + " " + who.name))
+	return hour + "." + hex.EncodeToString(mac.Sum(nil))
+}
+
+// validToken reports whether token was made for who, and not too long ago.
+func validToken(who *visitor, token string, now time.Time) bool {
+	text, _, _ := strings.Cut(token, ".")
+	hour, err := strconv.ParseInt(text, 10, 64)
+	age := now.Unix()/3600 - hour
+	if err != nil || age < 0 || age > tokenHours {
+		return false
+	}
+	return hmac.Equal([]byte(token), []byte(tokenOf(who, time.Unix(hour*3600, 0))))
+}
+
+// Bounds on wrong logins.
+const (
+	mostWrong     = 10   // from one address in one second
+	mostAddresses = 1000 // that are told apart; those beyond count together
+)
+
+// throttle counts the logins of this second by address. A login takes its place before it is looked at, and gives it back if
+// it was right; so no more are tried at the same time either.
+type throttle struct {
+	mu     sync.Mutex // guards everything below
+	second int64
+	tried  map[string]int
+}
+
+// wrongLogins are those of all handlers.
+var wrongLogins = &throttle{}
+
+// take returns the second in which a login from address may be looked at; 0 if it may not.
+func (t *throttle) take(address string) int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now().Unix()
+	if now != t.second {
+		t.second = now
+		t.tried = map[string]int{}
+	}
+	address = t.counted(address)
+	if t.tried[address] >= mostWrong {
+		return 0
+	}
+	t.tried[address]++
+	return now
+}
+
+// giveBack tells that a login that has taken its place in second was right.
+func (t *throttle) giveBack(address string, second int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if second == t.second {
+		t.tried[t.counted(address)]--
+	}
+}
+
+// counted is the name under which address counts. The caller holds the lock.
+func (t *throttle) counted(address string) string {
+	_, known := t.tried[address]
+	if !known && len(t.tried) >= mostAddresses {
+		return ""
+	}
+	return address
+}
+
+// addressOf returns from where r comes, as the connection has it, since a client can write what it likes into a header. Of an
+// IPv6 address it is the network, because everybody has 2^64 of them.
+func addressOf(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	address, err := netip.ParseAddr(host)
+	if err != nil {
+		return host
+	}
+	address = address.Unmap()
+	if address.Is4() {
+		return address.String()
+	}
+	network, err := address.WithZone("").Prefix(64)
+	if err != nil {
+		return host
+	}
+	return network.String()
+}
