@@ -1,6 +1,7 @@
 package redisclient
 
 import (
+	"encoding/json"
 	"fmt"
 	"math"
 	"math/bits"
@@ -13,11 +14,13 @@ import (
 
 // addScript adds numbers to the hash of statistics. ARGV = process, its sequence number, Unix time, time to live in s,
 // how many endpoints are counted apart, how many of the following are fields with counts; these; then endpoints with their
-// duplicates and the Unix time of the last. What the process has sent before is not added again. Fields of the hash:
+// numbers. What the process has sent before is not added again. Fields of the hash:
 //
 //	t NAME          a total
+//	l NAME          Unix time at which it was last counted, of totals that are problems
 //	m N, h N        duplicates in the minute and in the hour N since 1970
-//	e ENDPOINT      duplicates, and the Unix time of the last
+//	M NAME N, H NAME N   the same of problems
+//	e ENDPOINT      duplicates, the Unix time of the last, that of the last request counted here, and counts in the order of stats.Apart
 //	p PROCESS       its last sequence number, and the Unix time of that
 //	since           Unix time of the first count
 //	endpoints       how many there are
@@ -25,12 +28,18 @@ import (
 const addScript = `
 local k = KEYS[1]
 local process, sequence, now, ttl, most, pairs = 'p ' .. ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local function two(v) local a, b = string.match(v or '', '^(%d+) (%d+)$') return tonumber(a) or 0, tonumber(b) or 0 end
-if two(redis.call('HGET', k, process)) >= sequence then return 0 end
+local function numbers(v) local all = {} for d in string.gmatch(v or '', '%d+') do all[#all + 1] = tonumber(d) end return all end
+if (numbers(redis.call('HGET', k, process))[1] or 0) >= sequence then return 0 end
 redis.call('HSET', k, process, string.format('%d %d', sequence, now))
 redis.call('HSETNX', k, 'since', now)
-for i = 7, 6 + 2 * pairs, 2 do redis.call('HINCRBY', k, ARGV[i], ARGV[i + 1]) end
-for i = 7 + 2 * pairs, #ARGV, 3 do
+for i = 7, 6 + 2 * pairs, 2 do
+  if string.sub(ARGV[i], 1, 2) == 'l ' then
+    redis.call('HSET', k, ARGV[i], math.max(tonumber(redis.call('HGET', k, ARGV[i]) or 0), tonumber(ARGV[i + 1])))
+  else
+    redis.call('HINCRBY', k, ARGV[i], ARGV[i + 1])
+  end
+end
+for i = 7 + 2 * pairs, #ARGV, 2 do
   local field = 'e ' .. ARGV[i]
   local old = redis.call('HGET', k, field)
   if not old and ARGV[i] ~= 'other' then
@@ -41,21 +50,30 @@ for i = 7 + 2 * pairs, #ARGV, 3 do
       redis.call('HINCRBY', k, 'endpoints', 1)
     end
   end
-  local count, last = two(old)
-  redis.call('HSET', k, field, string.format('%d %d', count + tonumber(ARGV[i + 1]), math.max(last, tonumber(ARGV[i + 2]))))
+  local sum, more = numbers(old), numbers(ARGV[i + 1])
+  for j = 1, math.max(#sum, #more) do
+    local a, b = sum[j] or 0, more[j] or 0
+    if j == 2 or j == 3 then a = math.max(a, b) else a = a + b end
+    sum[j] = string.format('%d', a)
+  end
+  redis.call('HSET', k, field, table.concat(sum, ' '))
 end
 local minute = math.floor(now / 60)
 if tonumber(redis.call('HGET', k, 'pruned') or 0) < minute then
   redis.call('HSET', k, 'pruned', minute)
   local all = redis.call('HGETALL', k)
   for i = 1, #all, 2 do
-    local kind, n = string.sub(all[i], 1, 2), tonumber(string.sub(all[i], 3))
-    local count, last = two(all[i + 1])
-    if kind == 'm ' and n <= minute - 60 or kind == 'h ' and n <= math.floor(now / 3600) - 168 or kind == 'p ' and last < now - 86400 then
+    local kind, n = string.lower(string.sub(all[i], 1, 2)), tonumber(string.match(all[i], ' (%d+)$'))
+    if kind == 'm ' and n <= minute - 60 or kind == 'h ' and n <= math.floor(now / 3600) - 168 then
       redis.call('HDEL', k, all[i])
-    elseif kind == 'e ' and last < now - ttl then
+    elseif kind == 'p ' and (numbers(all[i + 1])[2] or 0) < now - 86400 then
       redis.call('HDEL', k, all[i])
-      if all[i] ~= 'e other' then redis.call('HINCRBY', k, 'endpoints', -1) end
+    elseif kind == 'e ' then
+      local values = numbers(all[i + 1])
+      if math.max(values[2] or 0, values[3] or 0) < now - ttl then
+        redis.call('HDEL', k, all[i])
+        if all[i] ~= 'e other' then redis.call('HINCRBY', k, 'endpoints', -1) end
+      end
     end
   end
 end
@@ -109,8 +127,20 @@ func (s *Stats) Add(process string, sequence, now int64, numbers *stats.Numbers,
 	for hour, count := range numbers.Hours {
 		fields = append(fields, "h "+strconv.FormatInt(hour, 10), count)
 	}
+	for i, trouble := range numbers.Troubles {
+		name := stats.Names[stats.Problems[i]]
+		if trouble.Last != 0 {
+			fields = append(fields, "l "+name, trouble.Last)
+		}
+		for minute, count := range trouble.Minutes {
+			fields = append(fields, "M "+name+" "+strconv.FormatInt(minute, 10), count)
+		}
+		for hour, count := range trouble.Hours {
+			fields = append(fields, "H "+name+" "+strconv.FormatInt(hour, 10), count)
+		}
+	}
 	for name, e := range numbers.Endpoints {
-		endpoints = append(endpoints, name, e.Duplicates, e.Last)
+		endpoints = append(endpoints, name, fmt.Sprint(e.Duplicates, e.Last, e.Seen, e.Outcomes))
 	}
 	// EVAL sends the whole script. Once a second that costs nothing, and it saves the round trip for a script that Redis lacks.
 	args := []interface{}{addScript, 1, s.prefix + "stats", process, sequence, now, int64(limits.TTL / time.Second), limits.MaxEndpoints, len(fields) / 2}
@@ -144,16 +174,24 @@ func (s *Stats) Load() (*stats.Numbers, error) {
 	if !ok {
 		return nil, unexpected("HGETALL", reply)
 	}
-	totals := map[string]int{}
+	totals, troubles := map[string]int{}, map[string]*stats.Trouble{}
 	for i, name := range stats.Names {
 		totals[name] = i
 	}
 	numbers := stats.NewNumbers()
+	for i, total := range stats.Problems {
+		troubles[stats.Names[total]] = numbers.Troubles[i]
+	}
 	for i := 0; i+1 < len(all); i += 2 {
 		field, value := text(all[i]), text(all[i+1])
-		count, last, _ := strings.Cut(value, " ")
-		n, _ := strconv.ParseInt(count, 10, 64) // 0 for what is not ours
 		kind, name, _ := strings.Cut(field, " ")
+		if kind == "e" {
+			numbers.Endpoints[name] = endpointOf(value)
+			continue
+		}
+		n, _ := strconv.ParseInt(value, 10, 64) // 0 for what is not ours
+		name, at, _ := strings.Cut(name, " ")
+		trouble := troubles[name]
 		switch kind {
 		case "since":
 			numbers.Since = n
@@ -168,12 +206,38 @@ func (s *Stats) Load() (*stats.Numbers, error) {
 		case "h":
 			hour, _ := strconv.ParseInt(name, 10, 64)
 			numbers.Hours[hour] = n
-		case "e":
-			unix, _ := strconv.ParseInt(last, 10, 64)
-			numbers.Endpoints[name] = stats.Endpoint{Duplicates: n, Last: unix}
+		case "l":
+			if trouble != nil {
+				trouble.Last = n
+			}
+		case "M":
+			minute, _ := strconv.ParseInt(at, 10, 64)
+			if trouble != nil {
+				trouble.Minutes[minute] = n
+			}
+		case "H":
+			hour, _ := strconv.ParseInt(at, 10, 64)
+			if trouble != nil {
+				trouble.Hours[hour] = n
+			}
 		}
 	}
 	return numbers, nil
+}
+
+// endpointOf reads the numbers of an endpoint. JSON does it in one step: a loop over a thousand endpoints would be interpreted.
+func endpointOf(value string) stats.Endpoint {
+	var n []int64
+	err := json.Unmarshal([]byte("["+strings.ReplaceAll(value, " ", ",")+"]"), &n)
+	if err != nil || len(n) < 2 { // it is not ours
+		return stats.Endpoint{}
+	}
+	e := stats.Endpoint{Duplicates: n[0], Last: n[1], Seen: n[1]}
+	if len(n) > 2 {
+		e.Seen = n[2]
+		e.Outcomes = n[3:]
+	}
+	return e
 }
 
 // Memory implements stats.Store. It goes through the keyspace, of a cluster through those of all masters, in small steps

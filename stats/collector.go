@@ -73,20 +73,19 @@ type Requests interface {
 // Collector counts for all handlers that share a Store.
 type Collector struct {
 	// Counts are the totals since the last gathering. Handlers add to them directly, because a method would cost several times
-	// as much under Yaegi. Duplicate counts duplicates.
+	// as much under Yaegi. Count counts what is counted by endpoint, too.
 	Counts []*atomic.Int64
 
 	store    Store
 	requests Requests
 	process  string
 
-	mu         sync.Mutex       // guards everything down to the blank line
-	endpoints  map[string]int64 // duplicates since the last gathering, by raw name
-	duplicates []int64          // the same, by total
-	limits     Limits
-	timer      *time.Timer
-	closed     bool
-	users      map[string]int // middlewares that count here
+	mu        sync.Mutex         // guards everything down to the blank line
+	endpoints []map[string]int64 // counts since the last gathering, by total and raw name; nil for totals that are not in Apart
+	limits    Limits
+	timer     *time.Timer
+	closed    bool
+	users     map[string]int // middlewares that count here
 
 	io       sync.Mutex // held while the store is asked; guards everything below
 	known    *Numbers   // numbers of the store when it was last asked
@@ -110,17 +109,16 @@ func New(store Store, limits Limits, requests Requests) *Collector {
 		panic("traefik-idem: no random numbers to be had: " + err.Error())
 	}
 	c := &Collector{
-		store:      store,
-		requests:   requests,
-		process:    hex.EncodeToString(random),
-		Counts:     make([]*atomic.Int64, counters),
-		endpoints:  map[string]int64{},
-		duplicates: make([]int64, counters),
-		limits:     limits,
-		known:      NewNumbers(),
-		waiting:    NewNumbers(),
-		lost:       NewNumbers(),
-		users:      map[string]int{},
+		store:     store,
+		requests:  requests,
+		process:   hex.EncodeToString(random),
+		Counts:    make([]*atomic.Int64, counters),
+		endpoints: noEndpoints(),
+		limits:    limits,
+		known:     NewNumbers(),
+		waiting:   NewNumbers(),
+		lost:      NewNumbers(),
+		users:     map[string]int{},
 	}
 	for i := range c.Counts {
 		c.Counts[i] = &atomic.Int64{}
@@ -177,29 +175,38 @@ func (c *Collector) Close() {
 	go c.Retire()
 }
 
-// Duplicate adds one to a duplicate's total and to its endpoint. Requests wait for it, so it is short: Yaegi allocates every
-// variable of a function at each call. admit and gather do the rest.
-func Duplicate(c *Collector, total int, r *http.Request) {
+// noEndpoints is Collector.endpoints before anything is counted.
+func noEndpoints() []map[string]int64 {
+	endpoints := make([]map[string]int64, counters)
+	for _, total := range Apart {
+		endpoints[total] = map[string]int64{}
+	}
+	return endpoints
+}
+
+// Count adds one to a total of Apart, and to what its endpoint has of it. Duplicates wait for it, so it is short: Yaegi
+// allocates every variable of a function at each call. admit and gather do the rest.
+func Count(c *Collector, total int, r *http.Request) {
 	name := r.Method + " " + r.Host + " " + r.URL.EscapedPath()
 	c.mu.Lock()
-	n := c.endpoints[name]
+	counted := c.endpoints[total]
+	n := counted[name]
 	if n == 0 {
-		name = admit(c, name)
-		n = c.endpoints[name]
+		name = admit(c, counted, name)
+		n = counted[name]
 	}
-	c.endpoints[name] = n + 1
-	c.duplicates[total]++
+	counted[name] = n + 1
 	c.mu.Unlock()
 }
 
 // admit returns the name under which an endpoint that has none yet is counted: bounded, or Other if there are too many.
-func admit(c *Collector, name string) string {
+func admit(c *Collector, counted map[string]int64, name string) string {
 	if len(name) > longestPath {
 		method, host, path := parts(name)
 		name = clip(method, longestMethod) + " " + clip(host, longestHost) + " " + clip(path, longestPath)
 	}
-	_, known := c.endpoints[name]
-	if !known && len(c.endpoints) >= c.limits.MaxEndpoints {
+	_, known := counted[name]
+	if !known && len(counted) >= c.limits.MaxEndpoints {
 		return Other
 	}
 	return name
@@ -278,6 +285,7 @@ func (c *Collector) noteLoss(loaded *Numbers) {
 	for name, e := range c.known.Endpoints {
 		_, noted := c.lost.Endpoints[name]
 		e.Duplicates -= loaded.Endpoints[name].Duplicates
+		e.Outcomes = nil // no metric has them
 		if e.Duplicates > 0 && (noted || len(c.lost.Endpoints) < lostEndpoints) {
 			c.lost.addEndpoint(name, e, lostEndpoints)
 		}
@@ -310,22 +318,32 @@ func (c *Collector) gather(now int64) Limits {
 	}
 	c.mu.Lock()
 	counted := c.endpoints
-	c.endpoints = map[string]int64{}
-	for i, count := range c.duplicates {
-		n.Totals[i] += count
-		c.duplicates[i] = 0
-	}
+	c.endpoints = noEndpoints()
 	limits := c.limits
 	c.mu.Unlock()
-	for name, duplicates := range counted {
-		if name != Other {
-			method, host, path := parts(name)
-			name = endpoint(method, host, path)
+	for place, total := range Apart {
+		for name, count := range counted[total] {
+			if name != Other {
+				method, host, path := parts(name)
+				name = endpoint(method, host, path)
+			}
+			e := Endpoint{Seen: now, Outcomes: make([]int64, place+1)}
+			e.Outcomes[place] = count
+			if isDuplicate(total) {
+				e.Duplicates, e.Last = count, now
+				n.Minutes[now/60] += count
+				n.Hours[now/3600] += count
+			}
+			n.addEndpoint(name, e, limits.MaxEndpoints)
+			n.Totals[total] += count
+			n.Since = now
 		}
-		n.addEndpoint(name, Endpoint{Duplicates: duplicates, Last: now}, limits.MaxEndpoints)
-		n.Minutes[now/60] += duplicates
-		n.Hours[now/3600] += duplicates
-		n.Since = now
+	}
+	for i, total := range Problems {
+		count := n.Totals[total]
+		if count > 0 {
+			n.Troubles[i] = &Trouble{Last: now, Minutes: map[int64]int64{now / 60: count}, Hours: map[int64]int64{now / 3600: count}}
+		}
 	}
 	c.waiting.Add(n, limits.MaxEndpoints)
 	return limits

@@ -32,6 +32,9 @@ func (c *Collector) Metrics(version string) string {
 
 	family(&b, "endpoint_duplicates_total", "counter", "Duplicates by endpoint. What is beyond stats.maxEndpoints has the path \"other\" and no method.")
 	for _, name := range s.Numbers.ranked() {
+		if n.Endpoints[name].Duplicates == 0 {
+			continue
+		}
 		method, host, path := parts(name)
 		fmt.Fprintf(&b, "traefik_idem_endpoint_duplicates_total{method=\"%s\",host=\"%s\",path=\"%s\"} %d\n",
 			escaper.Replace(method), escaper.Replace(host), escaper.Replace(path), n.Endpoints[name].Duplicates)

@@ -36,6 +36,15 @@ const (
 var Names = []string{"firstRuns", "replaysLocal", "replaysStore", "conflicts", "unknown", "unkept", "observed", "mismatches",
 	"invalid", "unobserved", "passed", "unavailable", "degraded", "storeErrors", "unknownOutcomes"}
 
+// Apart are the totals that are counted for each endpoint, too. Records keep them in this order: new ones come last.
+var Apart = []int{ReplaysLocal, ReplaysStore, Conflicts, Unknown, Unkept, Observed, Mismatches, Unavailable, UnknownOutcomes}
+
+// Problems are the totals that somebody has to look at.
+var Problems = []int{UnknownOutcomes, Unavailable, Mismatches, Degraded}
+
+// isDuplicate reports whether requests counted under total found their key held by the same request.
+func isDuplicate(total int) bool { return total > First && total <= Observed }
+
 // Other is the endpoint under which those beyond maxEndpoints are counted.
 const Other = "other"
 
@@ -55,7 +64,16 @@ const (
 // Endpoint is what is known of one method, host and path.
 type Endpoint struct {
 	Duplicates int64
-	Last       int64 // Unix time of the last one
+	Last       int64   // Unix time of the last one; 0 = there was none
+	Seen       int64   // Unix time of the last request that was counted here
+	Outcomes   []int64 // counts by place in Apart; those that are missing at the end are 0. It is shared, and never changed
+}
+
+// Trouble is when one of Problems came.
+type Trouble struct {
+	Last    int64           // Unix time
+	Minutes map[int64]int64 // by Unix time / 60
+	Hours   map[int64]int64 // by Unix time / 3600
 }
 
 // Numbers are statistics, or what is to be added to some.
@@ -65,16 +83,22 @@ type Numbers struct {
 	Endpoints map[string]Endpoint // by "METHOD host path", or Other
 	Minutes   map[int64]int64     // duplicates by Unix time / 60
 	Hours     map[int64]int64     // duplicates by Unix time / 3600
+	Troubles  []*Trouble          // by place in Problems
 }
 
 // NewNumbers returns Numbers without any.
 func NewNumbers() *Numbers {
-	return &Numbers{
+	n := &Numbers{
 		Totals:    make([]int64, counters),
 		Endpoints: map[string]Endpoint{},
 		Minutes:   map[int64]int64{},
 		Hours:     map[int64]int64{},
+		Troubles:  make([]*Trouble, len(Problems)),
 	}
+	for i := range n.Troubles {
+		n.Troubles[i] = &Trouble{Minutes: map[int64]int64{}, Hours: map[int64]int64{}}
+	}
+	return n
 }
 
 // Add adds more to n. Endpoints beyond maxEndpoints go under Other.
@@ -88,12 +112,36 @@ func (n *Numbers) Add(more *Numbers, maxEndpoints int) {
 	for name, e := range more.Endpoints {
 		n.addEndpoint(name, e, maxEndpoints)
 	}
-	for minute, count := range more.Minutes {
-		n.Minutes[minute] += count
+	addCounts(n.Minutes, more.Minutes)
+	addCounts(n.Hours, more.Hours)
+	for i, trouble := range more.Troubles {
+		mine := n.Troubles[i]
+		addCounts(mine.Minutes, trouble.Minutes)
+		addCounts(mine.Hours, trouble.Hours)
+		mine.Last = later(mine.Last, trouble.Last)
 	}
-	for hour, count := range more.Hours {
-		n.Hours[hour] += count
+}
+
+// lastHour is how often it came in the last hour. What is older was pruned.
+func (t *Trouble) lastHour() int64 {
+	sum := int64(0)
+	for _, count := range t.Minutes {
+		sum += count
 	}
+	return sum
+}
+
+func addCounts(counts, more map[int64]int64) {
+	for at, count := range more {
+		counts[at] += count
+	}
+}
+
+func later(a, b int64) int64 {
+	if a > b {
+		return a
+	}
+	return b
 }
 
 func (n *Numbers) addEndpoint(name string, e Endpoint, maxEndpoints int) {
@@ -108,28 +156,48 @@ func (n *Numbers) addEndpoint(name string, e Endpoint, maxEndpoints int) {
 		old = n.Endpoints[Other]
 	}
 	old.Duplicates += e.Duplicates
-	if e.Last > old.Last {
-		old.Last = e.Last
-	}
+	old.Last = later(old.Last, e.Last)
+	old.Seen = later(old.Seen, e.Seen)
+	old.Outcomes = sums(old.Outcomes, e.Outcomes)
 	n.Endpoints[name] = old
 }
 
-// Prune drops bars that have left the chart, and endpoints without a duplicate for ttl.
-func (n *Numbers) Prune(now int64, ttl time.Duration) {
-	for minute := range n.Minutes {
-		if minute <= now/60-Minutes {
-			delete(n.Minutes, minute)
-		}
+// sums returns the sums of two lists of counts, which stay as they are.
+func sums(a, b []int64) []int64 {
+	if len(a) < len(b) {
+		a, b = b, a
 	}
-	for hour := range n.Hours {
-		if hour <= now/3600-Hours {
-			delete(n.Hours, hour)
-		}
+	if len(b) == 0 {
+		return a
+	}
+	sum := append([]int64{}, a...)
+	for i, count := range b {
+		sum[i] += count
+	}
+	return sum
+}
+
+// Prune drops bars that have left the chart, and endpoints where nothing was counted for ttl.
+func (n *Numbers) Prune(now int64, ttl time.Duration) {
+	dropUntil(n.Minutes, now/60-Minutes)
+	dropUntil(n.Hours, now/3600-Hours)
+	for _, trouble := range n.Troubles {
+		dropUntil(trouble.Minutes, now/60-Minutes)
+		dropUntil(trouble.Hours, now/3600-Hours)
 	}
 	oldest := now - int64(ttl/time.Second)
 	for name, e := range n.Endpoints {
-		if e.Last < oldest {
+		if later(e.Last, e.Seen) < oldest {
 			delete(n.Endpoints, name)
+		}
+	}
+}
+
+// dropUntil drops the counts up to this minute or hour.
+func dropUntil(counts map[int64]int64, last int64) {
+	for at := range counts {
+		if at <= last {
+			delete(counts, at)
 		}
 	}
 }
@@ -141,15 +209,15 @@ func (n *Numbers) copy() *Numbers {
 	return c
 }
 
-// Saved is how many calls the backend was spared.
+// Saved is how many calls the backend was spared: of what was known to be done, or to be under way.
 func (n *Numbers) Saved() int64 {
 	t := n.Totals
-	return t[ReplaysLocal] + t[ReplaysStore] + t[Conflicts] + t[Unknown] + t[Unkept]
+	return t[ReplaysLocal] + t[ReplaysStore] + t[Conflicts] + t[Unkept]
 }
 
 // Duplicates is how many requests found their key held by the same request.
 func (n *Numbers) Duplicates() int64 {
-	return n.Saved() + n.Totals[Observed]
+	return n.Saved() + n.Totals[Unknown] + n.Totals[Observed]
 }
 
 // Protected is how many requests were looked at.

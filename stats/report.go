@@ -16,25 +16,35 @@ type Setting struct {
 // report is stats.json; docs/statistics.md describes it. None of these structs has unexported fields, because Yaegi would
 // marshal those too.
 type report struct {
-	GeneratedAt     string            `json:"generatedAt"`
-	Since           *string           `json:"since"`
-	LastDuplicate   *string           `json:"lastDuplicate"`
-	Totals          map[string]int64  `json:"totals"`
-	Endpoints       []endpointReport  `json:"endpoints"`
-	OtherDuplicates int64             `json:"otherDuplicates"`
-	Minutes         []int64           `json:"minutes"`
-	Hours           []int64           `json:"hours"`
-	Memory          memoryReport      `json:"memory"`
-	Store           storeReport       `json:"store"`
-	Settings        map[string]string `json:"settings"`
+	GeneratedAt     string                   `json:"generatedAt"`
+	Since           *string                  `json:"since"`
+	LastDuplicate   *string                  `json:"lastDuplicate"`
+	Totals          map[string]int64         `json:"totals"`
+	Endpoints       []endpointReport         `json:"endpoints"`
+	OtherDuplicates int64                    `json:"otherDuplicates"`
+	Minutes         []int64                  `json:"minutes"`
+	Hours           []int64                  `json:"hours"`
+	Problems        map[string]troubleReport `json:"problems"`
+	Memory          memoryReport             `json:"memory"`
+	Store           storeReport              `json:"store"`
+	Settings        map[string]string        `json:"settings"`
 }
 
 type endpointReport struct {
-	Method        string `json:"method"`
-	Host          string `json:"host"`
-	Path          string `json:"path"`
-	Duplicates    int64  `json:"duplicates"`
-	LastDuplicate string `json:"lastDuplicate"`
+	Method        string           `json:"method"`
+	Host          string           `json:"host"`
+	Path          string           `json:"path"`
+	Duplicates    int64            `json:"duplicates"`
+	LastDuplicate *string          `json:"lastDuplicate"`
+	LastSeen      string           `json:"lastSeen"`
+	Outcomes      map[string]int64 `json:"outcomes"`
+}
+
+type troubleReport struct {
+	LastHour int64   `json:"lastHour"`
+	Last     *string `json:"last"`
+	Minutes  []int64 `json:"minutes"`
+	Hours    []int64 `json:"hours"`
 }
 
 type memoryReport struct {
@@ -87,6 +97,7 @@ func JSON(s Snapshot, settings []Setting) string {
 		OtherDuplicates: n.Endpoints[Other].Duplicates,
 		Minutes:         bars(n.Minutes, minute, Minutes),
 		Hours:           bars(n.Hours, hour, Hours),
+		Problems:        map[string]troubleReport{},
 		Memory: memoryReport{
 			Bytes:   s.Memory.likely(),
 			Exact:   s.Memory.Exact,
@@ -106,10 +117,20 @@ func JSON(s Snapshot, settings []Setting) string {
 	for _, setting := range settings {
 		r.Settings[setting.Name] = setting.Value
 	}
+	for i, total := range Problems {
+		t := n.Troubles[i]
+		r.Problems[Names[total]] = troubleReport{t.lastHour(), moment(t.Last), bars(t.Minutes, minute, Minutes), bars(t.Hours, hour, Hours)}
+	}
 	for _, name := range n.ranked() {
 		method, host, path := parts(name)
 		e := n.Endpoints[name]
-		r.Endpoints = append(r.Endpoints, endpointReport{method, host, path, e.Duplicates, iso(e.Last)})
+		outcomes := map[string]int64{}
+		for place, count := range e.Outcomes {
+			if count > 0 && place < len(Apart) {
+				outcomes[Names[Apart[place]]] = count
+			}
+		}
+		r.Endpoints = append(r.Endpoints, endpointReport{method, host, path, e.Duplicates, moment(e.Last), iso(later(e.Last, e.Seen)), outcomes})
 	}
 	text, err := json.Marshal(r)
 	if err != nil { // strings and numbers always marshal

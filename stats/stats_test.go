@@ -60,9 +60,9 @@ func TestWhatIsSentTwiceIsAddedOnce(t *testing.T) {
 	c, store := newCollector(t)
 	for round := int64(1); round <= 3; round++ {
 		store.fail = true
-		Duplicate(c, Conflicts, to("/"))
+		Count(c, Conflicts, to("/"))
 		c.flush(time.Now()) // it arrives, and the reply is lost
-		Duplicate(c, Conflicts, to("/"))
+		Count(c, Conflicts, to("/"))
 		c.flush(time.Now())
 		store.fail = false
 		c.flush(time.Now())
@@ -85,7 +85,7 @@ func TestManyCountAtOnce(t *testing.T) {
 			defer all.Done()
 			for i := range 500 {
 				c.Counts[First].Add(1)
-				Duplicate(c, ReplaysLocal, to(fmt.Sprintf("/%d", i%(worker+1))))
+				Count(c, ReplaysLocal, to(fmt.Sprintf("/%d", i%(worker+1))))
 				if i%100 == 0 {
 					c.flush(time.Now())
 					_ = c.Metrics("v0")
@@ -107,7 +107,7 @@ func TestManyCountAtOnce(t *testing.T) {
 func TestMetricsGoOnAfterALoss(t *testing.T) {
 	c, store := newCollector(t)
 	for want := 1; want <= 6; want++ {
-		Duplicate(c, Unknown, to("/"))
+		Count(c, Unknown, to("/"))
 		store.forget = want%2 == 0
 		metrics := c.Metrics("v0")
 		for _, line := range []string{"traefik_idem_duplicates_total %d\n", `traefik_idem_endpoint_duplicates_total{method="POST",host="a",path="/"} %d` + "\n"} {
@@ -186,5 +186,39 @@ func TestThePageSaysWhenMemoryWasMeasured(t *testing.T) {
 		if !strings.Contains(page, c.want) {
 			t.Errorf("no %s in\n%s", c.want, page)
 		}
+	}
+}
+
+// TestAPathWhoseCallsAllBreakIsSeen, though nothing of it was ever a duplicate.
+func TestAPathWhoseCallsAllBreakIsSeen(t *testing.T) {
+	c, store := newCollector(t)
+	for range 3 {
+		Count(c, UnknownOutcomes, to("/broken"))
+	}
+	Count(c, Mismatches, to("/reused"))
+	Count(c, ReplaysStore, to("/pay"))
+	Count(c, UnknownOutcomes, to("/pay"))
+	c.flush(time.Now())
+	Count(c, ReplaysStore, to("/pay"))
+	n := c.Read().Numbers
+	for name, want := range map[string]string{"POST a /broken": "0 [0 0 0 0 0 0 0 0 3]", "POST a /reused": "0 [0 0 0 0 0 0 1]", "POST a /pay": "2 [0 2 0 0 0 0 0 0 1]"} {
+		e := n.Endpoints[name]
+		if got := fmt.Sprint(e.Duplicates, e.Outcomes); got != want || (e.Last == 0) != (e.Duplicates == 0) || e.Seen == 0 {
+			t.Errorf("%s: %s, want %s: %+v", name, got, want, e)
+		}
+	}
+	if got := fmt.Sprint(n.ranked()); got != "[POST a /pay POST a /broken POST a /reused]" || n.Duplicates() != 2 || n.Protected() != 3 {
+		t.Errorf("%s, %d duplicates, %d protected", got, n.Duplicates(), n.Protected())
+	}
+	if n.Troubles[0].lastHour() != 4 || n.Troubles[2].lastHour() != 1 || n.Troubles[1].Last != 0 {
+		t.Errorf("troubles %+v", n.Troubles)
+	}
+	later := time.Now().Add(2 * time.Hour)
+	n.Prune(later.Unix(), time.Hour)
+	if len(n.Endpoints) != 0 || n.Troubles[0].lastHour() != 0 || len(n.Troubles[0].Hours) != 1 {
+		t.Errorf("two hours later: %v %+v", n.Endpoints, n.Troubles[0])
+	}
+	if got := store.numbers.Endpoints["POST a /pay"].Outcomes; fmt.Sprint(got) != "[0 2 0 0 0 0 0 0 1]" {
+		t.Errorf("what is kept changes with what is shown: %v", got)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -84,7 +85,7 @@ func TestStatsCount(t *testing.T) {
 		f := s.Stats()
 		for name, want := range map[string]int64{"protected": 12, "firstRuns": 4, "replays": 2, "replaysLocal": 2, "replaysStore": 0, "conflicts": 1,
 			"mismatches": 1, "invalid": 2, "unknown": 1, "unkept": 1, "observed": 0, "unobserved": 0, "passed": 0, "unavailable": 0,
-			"degraded": 0, "storeErrors": 0, "unknownOutcomes": 1, "duplicates": 5, "saved": 5} {
+			"degraded": 0, "storeErrors": 0, "unknownOutcomes": 1, "duplicates": 5, "saved": 4} {
 			total(f, t, name, want)
 		}
 		if len(f.Totals) != 19 {
@@ -94,7 +95,14 @@ func TestStatsCount(t *testing.T) {
 		if got := ranking(f); got != want {
 			t.Errorf("endpoints %s, want %s", got, want)
 		}
-		for _, text := range []string{f.Since, f.LastDuplicate, f.GeneratedAt, f.Endpoints[0].LastDuplicate, f.Memory.MeasuredAt} {
+		for path, want := range map[string]map[string]int64{"/pay": {"replaysLocal": 2, "mismatches": 1}, "/broken": {"unknown": 1, "unknownOutcomes": 1}, "/large": {"unkept": 1}, "/slow": {"conflicts": 1}} {
+			for _, endpoint := range f.Endpoints {
+				if endpoint.Path == path && !maps.Equal(endpoint.Outcomes, want) {
+					t.Errorf("outcomes of %s: %v, want %v", path, endpoint.Outcomes, want)
+				}
+			}
+		}
+		for _, text := range []string{f.Since, f.LastDuplicate, f.GeneratedAt, f.Endpoints[0].LastDuplicate, f.Endpoints[0].LastSeen, f.Memory.MeasuredAt, f.Problems["unknownOutcomes"].Last} {
 			at, err := time.Parse(time.RFC3339, text)
 			if err != nil || at.Before(begin) || at.After(time.Now()) {
 				t.Errorf("time %q: %v", text, err)
@@ -108,6 +116,12 @@ func TestStatsCount(t *testing.T) {
 		}
 		if len(f.Minutes) != 60 || len(f.Hours) != 168 || sum(f.Minutes) != 5 || sum(f.Hours) != 5 {
 			t.Errorf("minutes %v, hours %v", f.Minutes, f.Hours)
+		}
+		for name, want := range map[string]int64{"unknownOutcomes": 1, "mismatches": 1, "unavailable": 0, "degraded": 0} {
+			p, known := f.Problems[name]
+			if !known || p.LastHour != want || sum(p.Minutes) != want || sum(p.Hours) != want || len(p.Minutes) != 60 || len(p.Hours) != 168 || (p.Last == "") != (want == 0) {
+				t.Errorf("problem %s: %+v, want %d", name, p, want)
+			}
 		}
 		kind := "memory"
 		if e.Redis != nil {
@@ -162,7 +176,7 @@ func TestStatsReachRedis(t *testing.T) {
 		e := &rig.Env{Host: host, Redis: redis}
 		settings := e.Settings(hosts.Settings{"stats": map[string]any{"ttl": "48h"}})
 		prefix := settings["redis"].(map[string]any)["keyPrefix"].(string)
-		redis.Do("HSET", prefix+":stats", "m 1", "7", "h 1", "7", "e POST old.test /gone", "7 1", "p old", "7 1", "endpoints", "1")
+		redis.Do("HSET", prefix+":stats", "m 1", "7", "h 1", "7", "e POST old.test /gone", "7 1", "e POST old.test /broken", "0 0 1 0 0 7", "M mismatches 1", "7", "H degraded 1", "7", "p old", "7 1", "endpoints", "2")
 		t.Run("site", func(t *testing.T) {
 			s := rig.Serve(t, host, rig.Created, settings)
 			s.Do(rig.Post("/pay", "k"))
@@ -176,7 +190,7 @@ func TestStatsReachRedis(t *testing.T) {
 			t.Errorf("the statistics live for %d s", left)
 		}
 		all := redis.Do("HKEYS", prefix+":stats")
-		for _, old := range []string{"m 1", "h 1", "e POST old.test /gone", "p old"} {
+		for _, old := range []string{"m 1", "h 1", "M mismatches 1", "H degraded 1", "e POST old.test /gone", "e POST old.test /broken", "p old"} {
 			if strings.Contains(all+"\n", old+"\n") {
 				t.Errorf("%s is still there:\n%s", old, all)
 			}

@@ -114,7 +114,7 @@ func BenchmarkCounting(b *testing.B) {
 		)
 		func empty(n int) { for i := 0; i < n; i++ {} }
 		func first(n int) { for i := 0; i < n; i++ { collector.Counts[stats.First].Add(1) } }
-		func duplicate(n int) { for i := 0; i < n; i++ { stats.Duplicate(collector, stats.ReplaysLocal, request) } }`,
+		func duplicate(n int) { for i := 0; i < n; i++ { stats.Count(collector, stats.ReplaysLocal, request) } }`,
 	} {
 		_, err = i.Eval(source)
 		if err != nil {

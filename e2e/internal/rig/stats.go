@@ -45,8 +45,14 @@ type Figures struct {
 	GeneratedAt, Since, LastDuplicate string
 	Totals                            map[string]int64
 	Endpoints                         []struct {
-		Method, Host, Path, LastDuplicate string
-		Duplicates                        int64
+		Method, Host, Path, LastDuplicate, LastSeen string
+		Duplicates                                  int64
+		Outcomes                                    map[string]int64
+	}
+	Problems map[string]struct {
+		LastHour       int64
+		Last           string
+		Minutes, Hours []int64
 	}
 	OtherDuplicates int64
 	Minutes, Hours  []int64
