@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"regexp"
 	"sort"
@@ -46,6 +47,10 @@ type Config struct {
 	ReplayHeader string   `json:"replayHeader,omitempty"` // response header that marks a replay; empty = none
 	StatusHeader string   `json:"statusHeader,omitempty"` // response header with the decision; empty = none
 	OmitHeaders  []string `json:"omitHeaders,omitempty"`  // response headers that are not replayed; default Set-Cookie
+
+	ProblemBase   string `json:"problemBase,omitempty"`   // page that the types of problems lead to, as <page>#<slug>; empty = they are URNs
+	ExpiresHeader string `json:"expiresHeader,omitempty"` // response header that says when the kept answer ends; empty = none
+	ExposeHeaders bool   `json:"exposeHeaders,omitempty"` // scripts of other origins may read what the plugin says in headers
 
 	MaxRequestBodyBytes  int64 `json:"maxRequestBodyBytes,omitempty"`  // read for the fingerprint; up to 256 MiB
 	MaxResponseBodyBytes int64 `json:"maxResponseBodyBytes,omitempty"` // kept for replays; up to 256 MiB
@@ -207,6 +212,10 @@ type settings struct {
 	holdUnknown     bool
 	replayHeader    string
 	statusHeader    string
+	expiresHeader   string
+	exposed         []string // response headers of the plugin's own that scripts may read; nil without exposeHeaders
+	problemBase     string
+	problemType     string          // all of a problem's type but the slug
 	omit            map[string]bool // canonical; hop-by-hop headers too
 	maxRequestBody  int64
 	smallRequest    int64 // longest body that is read whole and not counted
@@ -258,6 +267,9 @@ func (c *Config) settings() (*settings, string, error) {
 		holdUnknown:     k.oneOf("onUnknown", c.OnUnknown, "hold", "release") == "hold",
 		replayHeader:    k.tokenOrNone("replayHeader", c.ReplayHeader),
 		statusHeader:    k.tokenOrNone("statusHeader", c.StatusHeader),
+		expiresHeader:   k.tokenOrNone("expiresHeader", c.ExpiresHeader),
+		problemBase:     c.ProblemBase,
+		problemType:     k.problemType(c.ProblemBase),
 		maxRequestBody:  k.number("maxRequestBodyBytes", c.MaxRequestBodyBytes, 0, mostBody),
 		maxResponseBody: int(k.number("maxResponseBodyBytes", c.MaxResponseBodyBytes, 0, mostBody)),
 		onStoreError:    k.oneOf("onStoreError", c.OnStoreError, "degrade", "pass", "reject"),
@@ -267,8 +279,15 @@ func (c *Config) settings() (*settings, string, error) {
 	k.free("header", c.Header)
 	k.free("replayHeader", c.ReplayHeader)
 	k.free("statusHeader", c.StatusHeader)
+	k.free("expiresHeader", c.ExpiresHeader)
 	if s.statusHeader != "" && s.statusHeader == s.replayHeader {
 		k.fail("statusHeader", c.StatusHeader, "another header than replayHeader")
+	}
+	if s.expiresHeader != "" && (s.expiresHeader == s.replayHeader || s.expiresHeader == s.statusHeader) {
+		k.fail("expiresHeader", c.ExpiresHeader, "another header than replayHeader and statusHeader")
+	}
+	if c.ExposeHeaders {
+		s.exposed = list([]string{s.replayHeader, s.statusHeader, s.expiresHeader})
 	}
 	k.someOf("methods", c.Methods)
 	k.someOf("endpoints", c.Endpoints)
@@ -581,6 +600,18 @@ func (k *check) tokens(key string, values []string) []string {
 	return names
 }
 
+// problemType returns what a problem's type has before the slug: base and a #, or a URN if there is no base.
+func (k *check) problemType(base string) string {
+	if base == "" {
+		return "urn:traefik-idem:problem:"
+	}
+	u, err := url.Parse(base)
+	if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.User != nil || strings.ContainsAny(base, "# ") {
+		k.fail("problemBase", base, "the address of a page, such as https://example.com/docs/errors, without a #")
+	}
+	return base + "#"
+}
+
 // statuses reads "429" and "500-599".
 func (k *check) statuses(key string, values []string) map[int]bool {
 	statuses := map[int]bool{}
@@ -711,6 +742,15 @@ func (h *handler) effective() []stats.Setting {
 		{Name: "localCacheBytes", Value: strconv.FormatInt(s.localCacheBytes, 10)},
 		{Name: "stats.ttl", Value: s.statsLimits.TTL.String()},
 		{Name: "stats.maxEndpoints", Value: strconv.Itoa(s.statsLimits.MaxEndpoints)},
+	}
+	if s.problemBase != "" {
+		settings = append(settings, stats.Setting{Name: "problemBase", Value: s.problemBase})
+	}
+	if s.expiresHeader != "" {
+		settings = append(settings, stats.Setting{Name: "expiresHeader", Value: s.expiresHeader})
+	}
+	if s.exposed != nil {
+		settings = append(settings, stats.Setting{Name: "exposeHeaders", Value: "true"})
 	}
 	if s.redis.Address != "" {
 		settings = append(settings,

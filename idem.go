@@ -54,7 +54,7 @@ type handler struct {
 	detached func(context.Context) context.Context // what the call of the backend outlives of its request
 
 	remote     bool // shared is not nil
-	decides    bool // there is a status header
+	announces  bool // there is a header to add to answers
 	slowClaims bool // a claim in Redis may take a good part of its lease
 
 	observing atomic.Int64 // requests that are being observed
@@ -75,7 +75,7 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	if warning != "" {
 		h.log.print(levelWarn, warning, nil)
 	}
-	h.decides = h.statusHeader != ""
+	h.announces = h.statusHeader != "" || h.expiresHeader != "" || h.exposed != nil
 	h.openShared(ctx)
 	h.log.started(h.effective())
 	if h.required {
@@ -430,7 +430,7 @@ func serveUnclaimed(h *handler, w http.ResponseWriter, r *http.Request, l *store
 		return
 	}
 	h.stats.Counts[stats.Passed].Add(1)
-	writeDecision(h, w, "first", true)
+	announce(h, w, r, "first", true, 0)
 	r = r.Clone(r.Context())
 	r.Response = insideMark
 	r.Body = l.Body

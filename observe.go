@@ -22,7 +22,7 @@ func observe(h *handler, w http.ResponseWriter, r *http.Request, key string) {
 	o.head, o.boundary = fingerprintHead(r, o.lease.Key)
 	target := *r.URL // a copy, because the next handler may change r
 	o.seen = &http.Request{Method: r.Method, Host: r.Host, URL: &target}
-	writeDecision(h, w, "observed", false)
+	announce(h, w, r, "observed", false, 0)
 	if r.ContentLength == 0 {
 		noteEnd(o)
 	} else {

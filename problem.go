@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/example/traefik-idem/stats"
@@ -64,7 +65,7 @@ func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, iden
 	} else {
 		h.stats.Counts[f.total].Add(1)
 	}
-	p := problem{Type: "urn:traefik-idem:problem:" + f.slug, Title: http.StatusText(f.status), Status: f.status, Detail: f.detail}
+	p := problem{Type: h.problemType + f.slug, Title: http.StatusText(f.status), Status: f.status, Detail: f.detail}
 	if identity != "" {
 		p.Instance = "urn:traefik-idem:key:" + publicID(identity)
 	}
@@ -85,19 +86,35 @@ func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, iden
 	if retryAfter > 0 {
 		seconds := (retryAfter + time.Second - 1) / time.Second
 		header.Set("Retry-After", strconv.Itoa(int(seconds)))
+		expose(h, header, r, "Retry-After")
 	}
-	writeDecision(h, w, f.decision, held != nil && held.Degraded)
+	announce(h, w, r, f.decision, held != nil && held.Degraded, 0)
 	w.WriteHeader(f.status)
 	_, _ = w.Write(body) // a client that has gone needs no answer
 }
 
-// writeDecision sets the status header, if one is configured.
-func writeDecision(h *handler, w http.ResponseWriter, decision string, degraded bool) {
-	if h.statusHeader == "" {
-		return
+// announce adds what settings have the plugin say in headers: the decision, until when the answer is kept, which is left from
+// now on or 0 if it is not, and that scripts may read all this.
+func announce(h *handler, w http.ResponseWriter, r *http.Request, decision string, degraded bool, left time.Duration) {
+	header := w.Header()
+	if h.statusHeader != "" {
+		if degraded {
+			decision += ";degraded"
+		}
+		header.Set(h.statusHeader, decision)
 	}
-	if degraded {
-		decision += ";degraded"
+	if h.expiresHeader != "" && left > 0 {
+		header.Set(h.expiresHeader, time.Now().Add(left).UTC().Format(http.TimeFormat))
 	}
-	w.Header().Set(h.statusHeader, decision)
+	expose(h, header, r, h.exposed...)
+}
+
+// expose lets scripts of other origins read these headers of the answer to r, if they may read any of it: a backend says so in
+// its answer, and a middleware above when the answer has passed the plugin, but not unless the request names an origin.
+func expose(h *handler, header http.Header, r *http.Request, names ...string) {
+	const list = "Access-Control-Expose-Headers"
+	readable := header["Access-Control-Allow-Origin"] != nil || r.Header["Origin"] != nil
+	if h.exposed != nil && len(names) > 0 && readable {
+		header.Set(list, strings.Join(append(header.Values(list), names...), ", "))
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/example/traefik-idem/store"
 )
@@ -125,7 +126,11 @@ func writeHeaderSlow(x *recorder, status int) {
 
 // sendHeader writes the header of the answer, with the decision that is known by now.
 func sendHeader(x *recorder) {
-	writeDecision(x.h, x.ResponseWriter, decisions[x.outcome], x.lease.Degraded)
+	left := time.Duration(0)
+	if x.outcome == answered {
+		left = x.h.ttl
+	}
+	announce(x.h, x.ResponseWriter, x.r, decisions[x.outcome], x.lease.Degraded, left)
 	x.ResponseWriter.WriteHeader(x.status)
 }
 

@@ -33,8 +33,8 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held
 	if h.replayHeader != "" {
 		header[h.replayHeader] = []string{"true"}
 	}
-	if h.decides {
-		writeDecision(h, w, "replayed", held.Degraded)
+	if h.announces {
+		announceReplay(h, w, r, held)
 	}
 	w.WriteHeader(answer.Status)
 	if len(answer.Body) > pieceBytes {
@@ -42,6 +42,15 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held
 		return
 	}
 	_, _ = io.WriteString(w, answer.Body) // a client that has gone needs no answer
+}
+
+// announceReplay announces that the answer in held is replayed.
+func announceReplay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held) {
+	left := held.Left
+	if left == 0 && h.expiresHeader != "" {
+		left = store.Left(h.keys.Memory, held.Key)
+	}
+	announce(h, w, r, "replayed", held.Degraded, left)
 }
 
 // declareLength sets Content-Length for an answer that came in chunks.

@@ -36,11 +36,16 @@ func run(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run) {
 		store.KeepAnswer(h.keys, l.Lease, record)
 	}
 	x.done = true
-	if h.decides {
-		writeDecision(h, w, "first", l.Degraded)
+	if h.announces {
+		announceFirst(h, w, r, l)
 	}
 	w.WriteHeader(x.status)
 	_, _ = x.body.WriteTo(w) // a client that has gone needs no answer
+}
+
+// announceFirst announces an answer that was kept.
+func announceFirst(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run) {
+	announce(h, w, r, "first", l.Degraded, h.ttl)
 }
 
 // noteHeader notes what middlewares above have set.

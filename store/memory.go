@@ -15,7 +15,7 @@ import (
 const entryBytes = 832
 
 // heldBytes is what a cached Held costs.
-const heldBytes = 192
+const heldBytes = 208
 
 // headerBytes is what a name or a value in an answer's header costs in addition to its text.
 const headerBytes = 64
@@ -251,6 +251,15 @@ func Lookup(m *Memory, l *Lease) *Held {
 	return describe(m, l)
 }
 
+// Left is for how long what holds the key is going to hold it; 0 if it is free, or held until its request ends.
+func Left(m *Memory, key string) time.Duration {
+	held := describe(m, &Lease{Key: key})
+	if held == nil {
+		return 0
+	}
+	return held.Left
+}
+
 // StateOf returns Running until l ends, then the state of its record, and Free if l was released, never had the key, or its
 // record has expired or was evicted.
 func StateOf(m *Memory, l *Lease) State {
@@ -285,8 +294,11 @@ func describe(m *Memory, l *Lease) *Held {
 	}
 	held.Fingerprint = e.Fingerprint
 	held.Owner = e.Owner
-	if e.expires > 0 {
+	switch {
+	case e.expires > 0:
 		held.Left = e.expires - now
+	case e.expires < 0:
+		held.Left = -e.expires
 	}
 	if e.record != "" {
 		held.OnlyCopy = !e.elsewhere
@@ -318,7 +330,7 @@ func cacheAnswer(m *Memory, e *Lease, held *Held) {
 	if m.entries[e.Key] != e || e.held != nil || e.record != held.Record {
 		return
 	}
-	e.held = &Held{State: Done, Fingerprint: held.Fingerprint, Answer: held.Answer, Record: held.Record, Local: true, OnlyCopy: held.OnlyCopy}
+	e.held = &Held{State: Done, Key: e.Key, Fingerprint: held.Fingerprint, Answer: held.Answer, Record: held.Record, Local: true, OnlyCopy: held.OnlyCopy}
 	e.heldSize = size
 	m.bytes += size
 	evict(m)

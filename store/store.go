@@ -87,6 +87,7 @@ type Held struct {
 	Owner       string        // Running: the token of the lease
 	Answer      *Answer       // Done and Unkept
 	Left        time.Duration // until the record expires; 0 for a running one, and for an answer that memory has cached
+	Key         string        // of an answer that memory has cached, so that Left can be asked for
 	Record      string        // the record that Answer was read from
 	Local       bool          // known without asking the shared store
 	OnlyCopy    bool          // finished: no other store has the record, as far as is known

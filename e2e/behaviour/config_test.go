@@ -42,6 +42,7 @@ func TestLabelSettings(t *testing.T) {
 			"required": "true", "mode": "enforce", "maxKeyLength": "10", "scope": "Host, X-Tenant", "onMismatch": "reject",
 			"inFlight": "reject", "inFlightTimeout": "1s", "lease": "60", "detach": "false", "detachTimeout": "3s",
 			"retryableStatuses": "429, 500-504", "onUnknown": "release", "replayHeader": "X-Replay", "statusHeader": "Decision",
+			"expiresHeader": "X-Expires", "exposeHeaders": "true", "problemBase": "https://example.com/errors",
 			"omitHeaders": "Date, Set-Cookie", "maxRequestBodyBytes": "1000", "maxResponseBodyBytes": "1000",
 			"onStoreError": "reject", "localCacheBytes": "1000000", "logLevel": "warn",
 			"redis": map[string]any{"db": "0", "keyPrefix": fmt.Sprintf("t%d", rig.PrefixCount.Add(1)), "dialTimeout": "20", "readTimeout": "20s", "writeTimeout": "20s",
@@ -58,9 +59,20 @@ func TestLabelSettings(t *testing.T) {
 		if again.Header.Get("X-Replay") != "true" || len(first.Header.Values("Date")) != 1 {
 			t.Errorf("replay %v", again.Header)
 		}
-		s.WantProblem(s.Do(rig.Post("/pay/", "")), 400, "missing-key", "missing")
-		s.WantProblem(s.Do(rig.Post("/pay/", "", "X-Key", "12345678901")), 400, "invalid-key", "invalid")
+		if again.Header["X-Expires"] == nil {
+			t.Errorf("a replay without its end: %v", again.Header)
+		}
 		s.Want(s.Do(rig.Post("/other", "", "X-Key", "k")), 201, "")
+		missing := s.Do(rig.Post("/pay/", "", "Origin", "https://shop.test"))
+		s.Want(missing, 400, "missing")
+		if exposed := missing.Header.Get("Access-Control-Expose-Headers"); exposed != "X-Replay, Decision, X-Expires" || !strings.Contains(string(missing.Body), `"https://example.com/errors#missing-key"`) {
+			t.Errorf("exposed %q, problem %s", exposed, missing.Body)
+		}
+		invalid := s.Do(rig.Post("/pay/", "", "X-Key", "12345678901"))
+		s.Want(invalid, 400, "invalid")
+		if !strings.Contains(string(invalid.Body), `"https://example.com/errors#invalid-key"`) {
+			t.Errorf("a key that is too long: %s", invalid.Body)
+		}
 	})
 }
 
@@ -81,6 +93,9 @@ func TestTOML(t *testing.T) {
   methods = ["POST"]
   maxKeyLength = 12
   statusHeader = "Decision"
+  expiresHeader = "Idempotency-Expires"
+  exposeHeaders = true
+  problemBase = "https://example.com/errors"
   retryableStatuses = [429, "500-599"]
   [http.middlewares.toml1.plugin.idem.redis]
     keyPrefix = "toml"
@@ -90,5 +105,9 @@ func TestTOML(t *testing.T) {
 	first := s.Do(rig.Post("/", "", "Idempotency-Key", `"abc"`))
 	s.Want(first, 201, "first")
 	s.WantReplay(first, s.Do(rig.Post("/", "", "Idempotency-Key", "abc")))
-	s.WantProblem(s.Do(rig.Post("/", "", "Idempotency-Key", "1234567890123")), 400, "invalid-key", "invalid")
+	invalid := s.Do(rig.Post("/", "", "Idempotency-Key", "1234567890123", "Origin", "https://shop.test"))
+	s.Want(invalid, 400, "invalid")
+	if exposed := invalid.Header.Get("Access-Control-Expose-Headers"); !strings.HasSuffix(exposed, ", Idempotency-Expires") || !strings.Contains(string(invalid.Body), `"https://example.com/errors#invalid-key"`) {
+		t.Errorf("exposed %q, problem %s", exposed, invalid.Body)
+	}
 }

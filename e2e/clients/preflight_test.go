@@ -17,17 +17,19 @@ http:
   routers: {ROUTER: {rule: "Host(%[1]sNAME%[1]s)", service: ROUTER, middlewares: [ROUTER-cors, ROUTER-idem]}}
   services: {ROUTER: {loadBalancer: {servers: [{url: %[2]q}]}}}
   middlewares:
-    ROUTER-idem: {plugin: {idem: {statusHeader: Decision, required: true, endpoints: ["* /"]}}}
+    ROUTER-idem: {plugin: {idem: {statusHeader: Decision, exposeHeaders: true, required: true, endpoints: ["* /"]}}}
     ROUTER-cors:
       headers:
         accessControlAllowOriginList: ["https://one.example", "https://two.example"]
         accessControlAllowMethods: [POST]
         accessControlAllowHeaders: [X-Request-ID, Content-Type]
-        accessControlExposeHeaders: [Decision]
         addVaryHeader: true
 `, "`", b.URL)), b)
 	allowed := func(a rig.Answer, origin string) {
 		t.Helper()
+		if got := a.Header.Get("Access-Control-Expose-Headers"); a.Header["Decision"] != nil && got != "Idempotent-Replayed, Decision" {
+			t.Errorf("%d exposes %q", a.Status, got)
+		}
 		if got := a.Header.Values("Access-Control-Allow-Origin"); len(got) != 1 || got[0] != origin {
 			t.Errorf("%d allows %q, want %q", a.Status, got, origin)
 		}

@@ -49,8 +49,8 @@ func TestGlossary(t *testing.T) {
 					}
 				}
 			case *ast.CallExpr:
-				if nameOf(n.Fun) == "writeDecision" && textOf(n.Args[2], nil) != "…" {
-					name("decision", n.Args[2])
+				if nameOf(n.Fun) == "announce" && textOf(n.Args[3], nil) != "…" {
+					name("decision", n.Args[3])
 				}
 			case *ast.CompositeLit:
 				if nameOf(n.Type) != "refusal" {
