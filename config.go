@@ -191,6 +191,7 @@ type settings struct {
 	header          string // canonical
 	ttl             time.Duration
 	protected       map[string]*regexp.Regexp // paths by method
+	patterns        []stats.Pattern           // of these, those with a *
 	required        bool
 	observe         bool
 	maxKeyLength    int
@@ -354,7 +355,7 @@ func (c *Config) settings() (*settings, string, error) {
 	}
 	s.methods = k.methods("methods", list(c.Methods, "POST", "PUT", "PATCH", "DELETE"))
 	s.endpoints = list(c.Endpoints)
-	s.protected = k.endpoints(s.methods, s.endpoints)
+	s.protected, s.patterns = k.endpoints(s.methods, s.endpoints)
 	c.Redis.check(k, s)
 	// A renewal is due after a third of lease, and may take as long as the longest time-out.
 	slowest := longer(s.redis.DialTimeout, longer(s.redis.ReadTimeout, s.redis.WriteTimeout))
@@ -645,9 +646,11 @@ func (k *check) methods(key string, values []string) []string {
 }
 
 // endpoints turns patterns into one regular expression of path prefixes for each method, so that a request asks once,
-// however many patterns there are. The method "*" stands for all that have no expression of their own.
-func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp {
+// however many patterns there are. The method "*" stands for all that have no expression of their own. It also returns the
+// patterns with a * in their path, each with an expression of its own.
+func (k *check) endpoints(methods, patterns []string) (map[string]*regexp.Regexp, []stats.Pattern) {
 	paths := map[string][]string{}
+	var starred []stats.Pattern
 	for _, pattern := range patterns {
 		these := methods
 		fields := strings.Fields(pattern)
@@ -669,8 +672,13 @@ func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp 
 		if strings.HasSuffix(path, "/") { // the path without the slash is protected too
 			expression = expression[:len(expression)-1] + `(?:/|$)`
 		}
+		known := map[string]bool{}
 		for _, method := range these {
 			paths[method] = append(paths[method], expression)
+			known[method] = true
+		}
+		if strings.Contains(path, "*") {
+			starred = append(starred, stats.Pattern{Path: path, Methods: known, Matches: regexp.MustCompile(`^(?s:` + expression + `)`)})
 		}
 	}
 	protected := map[string]*regexp.Regexp{}
@@ -682,7 +690,7 @@ func (k *check) endpoints(methods, patterns []string) map[string]*regexp.Regexp 
 	for method, expressions := range paths {
 		protected[method] = regexp.MustCompile(`^(?s:` + strings.Join(expressions, "|") + `)`)
 	}
-	return protected
+	return protected, starred
 }
 
 // list trims the elements of a list, because a label's list is only split at its commas, and leaves out empty ones. It returns

@@ -50,6 +50,7 @@ type handler struct {
 	keys     *store.Keys       // in this process's memory
 	shared   *redisclient.Keys // behind it, in Redis; nil: there is none
 	stats    *stats.Collector
+	counter  *stats.Counter // of stats
 	log      *logger
 	detached func(context.Context) context.Context // what the call of the backend outlives of its request
 
@@ -122,6 +123,7 @@ func (h *handler) openShared(ctx context.Context) {
 	join := func() resource { return h.stats.Join(h.name) }
 	shared.get(ctx, "middleware "+h.name+" in "+statsID, join)
 	h.stats.SetLimits(h.statsLimits)
+	h.counter = h.stats.Counter(fmt.Sprintf("%q %q", h.methods, h.endpoints), h.patterns)
 	context.AfterFunc(ctx, h.stats.Retire)
 }
 

@@ -135,9 +135,9 @@ func note(h *handler, l *store.Run, r *http.Request) {
 	case held.Err != nil:
 		h.stats.Counts[stats.Unobserved].Add(1)
 	case mismatch(h, l, held):
-		stats.Count(h.stats, stats.Mismatches, r)
+		stats.Count(h.counter, stats.Mismatches, r)
 	default:
-		stats.Count(h.stats, stats.Observed, r)
+		stats.Count(h.counter, stats.Observed, r)
 		h.log.print(levelDebug, "duplicate observed", nil)
 	}
 }

@@ -194,7 +194,7 @@ func keepStatus(x *recorder) {
 // settleUnknown does with the key what onUnknown says, and says what has happened.
 func settleUnknown(x *recorder) {
 	x.outcome = unknown
-	stats.Count(x.h.stats, stats.UnknownOutcomes, x.r)
+	stats.Count(x.h.counter, stats.UnknownOutcomes, x.r)
 	x.h.log.printLimitedAbout(levelWarn, "nobody knows how a request ended: it was sent, and no whole answer came back; find out at the backend what it did", x.r)
 	if x.h.holdUnknown {
 		finish(x.h, x.lease, fmt.Sprintf(store.UnknownFormat, x.lease.Fingerprint))

@@ -61,7 +61,7 @@ var refusalOf = map[store.State]*refusal{store.Running: inFlight, store.Unknown:
 // the key, nil if it was not claimed.
 func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, identity string, held *store.Held) {
 	if f.apart {
-		stats.Count(h.stats, f.total, r)
+		stats.Count(h.counter, f.total, r)
 	} else {
 		h.stats.Counts[f.total].Add(1)
 	}

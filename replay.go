@@ -17,7 +17,7 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held
 	if held.Local {
 		total = stats.ReplaysLocal
 	}
-	stats.Count(h.stats, total, r)
+	stats.Count(h.counter, total, r)
 	header, answer := w.Header(), held.Answer
 	if header["Content-Type"] == nil {
 		header["Content-Type"] = nil // if the answer has none, net/http must not guess one

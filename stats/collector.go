@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"log"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,19 +72,19 @@ type Requests interface {
 // Collector counts for all handlers that share a Store.
 type Collector struct {
 	// Counts are the totals since the last gathering. Handlers add to them directly, because a method would cost several times
-	// as much under Yaegi. Count counts what is counted by endpoint, too.
+	// as much under Yaegi. Counters count what is counted by endpoint, too.
 	Counts []*atomic.Int64
 
 	store    Store
 	requests Requests
 	process  string
 
-	mu        sync.Mutex         // guards everything down to the blank line
-	endpoints []map[string]int64 // counts since the last gathering, by total and raw name; nil for totals that are not in Apart
-	limits    Limits
-	timer     *time.Timer
-	closed    bool
-	users     map[string]int // middlewares that count here
+	mu       sync.Mutex          // guards everything down to the blank line
+	counters map[string]*Counter // what is counted by endpoint, by the patterns of the handlers
+	limits   Limits
+	timer    *time.Timer
+	closed   bool
+	users    map[string]int // middlewares that count here
 
 	io       sync.Mutex // held while the store is asked; guards everything below
 	known    *Numbers   // numbers of the store when it was last asked
@@ -109,16 +108,16 @@ func New(store Store, limits Limits, requests Requests) *Collector {
 		panic("traefik-idem: no random numbers to be had: " + err.Error())
 	}
 	c := &Collector{
-		store:     store,
-		requests:  requests,
-		process:   hex.EncodeToString(random),
-		Counts:    make([]*atomic.Int64, counters),
-		endpoints: noEndpoints(),
-		limits:    limits,
-		known:     NewNumbers(),
-		waiting:   NewNumbers(),
-		lost:      NewNumbers(),
-		users:     map[string]int{},
+		store:    store,
+		requests: requests,
+		process:  hex.EncodeToString(random),
+		Counts:   make([]*atomic.Int64, counters),
+		counters: map[string]*Counter{},
+		limits:   limits,
+		known:    NewNumbers(),
+		waiting:  NewNumbers(),
+		lost:     NewNumbers(),
+		users:    map[string]int{},
 	}
 	for i := range c.Counts {
 		c.Counts[i] = &atomic.Int64{}
@@ -134,6 +133,11 @@ func (c *Collector) SetLimits(limits Limits) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.limits = limits
+	for _, k := range c.counters {
+		k.mu.Lock()
+		k.most = limits.MaxEndpoints
+		k.mu.Unlock()
+	}
 }
 
 // Join adds a middleware to those that count here, until the returned User is closed.
@@ -175,41 +179,17 @@ func (c *Collector) Close() {
 	go c.Retire()
 }
 
-// noEndpoints is Collector.endpoints before anything is counted.
-func noEndpoints() []map[string]int64 {
-	endpoints := make([]map[string]int64, counters)
-	for _, total := range Apart {
-		endpoints[total] = map[string]int64{}
-	}
-	return endpoints
-}
-
-// Count adds one to a total of Apart, and to what its endpoint has of it. Duplicates wait for it, so it is short: Yaegi
-// allocates every variable of a function at each call. admit and gather do the rest.
-func Count(c *Collector, total int, r *http.Request) {
-	name := r.Method + " " + r.Host + " " + r.URL.EscapedPath()
+// Counter returns what counts by endpoint for handlers with these patterns; all that ask for the same name have one. No counter
+// is ever given up: there are only as many as configurations with different patterns.
+func (c *Collector) Counter(name string, patterns []Pattern) *Counter {
 	c.mu.Lock()
-	counted := c.endpoints[total]
-	n := counted[name]
-	if n == 0 {
-		name = admit(c, counted, name)
-		n = counted[name]
+	defer c.mu.Unlock()
+	k := c.counters[name]
+	if k == nil {
+		k = &Counter{patterns: patterns, endpoints: noEndpoints(), most: c.limits.MaxEndpoints}
+		c.counters[name] = k
 	}
-	counted[name] = n + 1
-	c.mu.Unlock()
-}
-
-// admit returns the name under which an endpoint that has none yet is counted: bounded, or Other if there are too many.
-func admit(c *Collector, counted map[string]int64, name string) string {
-	if len(name) > longestPath {
-		method, host, path := parts(name)
-		name = clip(method, longestMethod) + " " + clip(host, longestHost) + " " + clip(path, longestPath)
-	}
-	_, known := counted[name]
-	if !known && len(counted) >= c.limits.MaxEndpoints {
-		return Other
-	}
-	return name
+	return k
 }
 
 // tick flushes, and runs again after interval.
@@ -316,17 +296,9 @@ func (c *Collector) gather(now int64) Limits {
 			n.Since = now
 		}
 	}
-	c.mu.Lock()
-	counted := c.endpoints
-	c.endpoints = noEndpoints()
-	limits := c.limits
-	c.mu.Unlock()
+	counted, limits := c.take()
 	for place, total := range Apart {
 		for name, count := range counted[total] {
-			if name != Other {
-				method, host, path := parts(name)
-				name = endpoint(method, host, path)
-			}
 			e := Endpoint{Seen: now, Outcomes: make([]int64, place+1)}
 			e.Outcomes[place] = count
 			if isDuplicate(total) {
@@ -347,6 +319,17 @@ func (c *Collector) gather(now int64) Limits {
 	}
 	c.waiting.Add(n, limits.MaxEndpoints)
 	return limits
+}
+
+// take returns what was counted by endpoint since the last time, by total and endpoint, and the limits.
+func (c *Collector) take() ([]map[string]int64, Limits) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	counted := noEndpoints()
+	for _, k := range c.counters {
+		k.take(counted)
+	}
+	return counted, c.limits
 }
 
 // Snapshot is the content of the page, stats.json and the metrics.

@@ -3,9 +3,7 @@ package stats
 import (
 	"fmt"
 	"math"
-	"regexp"
 	"sort"
-	"strings"
 	"time"
 )
 
@@ -59,6 +57,7 @@ const (
 	longestMethod = 32
 	longestHost   = 255
 	longestPath   = 512
+	longestRaw    = 3 * longestPath // of an encoded one
 )
 
 // Endpoint is what is known of one method, host and path.
@@ -263,37 +262,4 @@ func bars(counts map[int64]int64, now int64, size int) []int64 {
 		values[i] = counts[now-int64(size-1-i)]
 	}
 	return values
-}
-
-// unprintable matches what must not be in an endpoint's name: everything but visible ASCII.
-var unprintable = regexp.MustCompile(`[^!-~]`)
-
-// endpoint returns the name under which a client's request is counted. Its parts have bounded length, and are visible ASCII
-// except for the … where something was cut off.
-func endpoint(method, host, path string) string {
-	return part(method, longestMethod) + " " + part(strings.ToLower(host), longestHost) + " " + part(path, longestPath)
-}
-
-func part(s string, longest int) string {
-	s = clip(s, longest)
-	kept := strings.TrimSuffix(s, cut)
-	return unprintable.ReplaceAllString(kept, "?") + s[len(kept):]
-}
-
-// cut replaces what was cut off.
-const cut = "…"
-
-// clip shortens s. It does not shorten again what it has shortened before.
-func clip(s string, longest int) string {
-	if len(s) <= longest || (len(s) <= longest+len(cut) && strings.HasSuffix(s, cut)) {
-		return s
-	}
-	return s[:longest] + cut
-}
-
-// parts splits an endpoint's name.
-func parts(name string) (string, string, string) {
-	method, rest, _ := strings.Cut(name, " ")
-	host, path, _ := strings.Cut(rest, " ")
-	return method, host, path
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -60,9 +61,9 @@ func TestWhatIsSentTwiceIsAddedOnce(t *testing.T) {
 	c, store := newCollector(t)
 	for round := int64(1); round <= 3; round++ {
 		store.fail = true
-		Count(c, Conflicts, to("/"))
+		Count(c.Counter("", nil), Conflicts, to("/"))
 		c.flush(time.Now()) // it arrives, and the reply is lost
-		Count(c, Conflicts, to("/"))
+		Count(c.Counter("", nil), Conflicts, to("/"))
 		c.flush(time.Now())
 		store.fail = false
 		c.flush(time.Now())
@@ -85,7 +86,7 @@ func TestManyCountAtOnce(t *testing.T) {
 			defer all.Done()
 			for i := range 500 {
 				c.Counts[First].Add(1)
-				Count(c, ReplaysLocal, to(fmt.Sprintf("/%d", i%(worker+1))))
+				Count(c.Counter("", nil), ReplaysLocal, to(fmt.Sprintf("/p%d", i%(worker+1))))
 				if i%100 == 0 {
 					c.flush(time.Now())
 					_ = c.Metrics("v0")
@@ -107,7 +108,7 @@ func TestManyCountAtOnce(t *testing.T) {
 func TestMetricsGoOnAfterALoss(t *testing.T) {
 	c, store := newCollector(t)
 	for want := 1; want <= 6; want++ {
-		Count(c, Unknown, to("/"))
+		Count(c.Counter("", nil), Unknown, to("/"))
 		store.forget = want%2 == 0
 		metrics := c.Metrics("v0")
 		for _, line := range []string{"traefik_idem_duplicates_total %d\n", `traefik_idem_endpoint_duplicates_total{method="POST",host="a",path="/"} %d` + "\n"} {
@@ -142,14 +143,19 @@ func FuzzEndpoint(f *testing.F) {
 	f.Add("P\nOST", "<b>", "/\xff")
 	f.Add("", strings.Repeat("x", 300), strings.Repeat("é", 9000))
 	f.Add("", "\x80"+strings.Repeat("x", 300), "/")
+	f.Add("GET", "a.test", "/1/2/з %/a/x/b?"+strings.Repeat("\u202e", 300))
+	f.Add("GET", "a.test", "/1/"+strings.Repeat("x", 505)+" 1/")
+	k := &Counter{patterns: []Pattern{{Path: "/a/*/b", Methods: map[string]bool{"*": true}, Matches: regexp.MustCompile("^(?s:/a/.*/b)")}}}
 	f.Fuzz(func(t *testing.T, method, host, path string) {
-		name := endpoint(method, host, path)
-		if !utf8.ValidString(name) || strings.Count(name, " ") != 2 || len(name) > longestMethod+longestHost+longestPath+2+3*len(cut) {
-			t.Errorf("%q", name)
-		}
-		m, h, p := parts(name)
-		if endpoint(m, h, p) != name {
-			t.Errorf("%q becomes %q", name, endpoint(m, h, p))
+		path = (&url.URL{Path: path}).EscapedPath()
+		for _, raw := range []string{path, clip(path, longestRaw), clip(path, 100)} {
+			name := k.endpoint(method + " " + host + " " + raw)
+			if !utf8.ValidString(name) || strings.Count(name, " ") != 2 || len(name) > longestMethod+longestHost+longestPath+2+3*len(cut) {
+				t.Errorf("%q", name)
+			}
+			if again := k.endpoint(name); again != name {
+				t.Errorf("%q becomes %q", name, again)
+			}
 		}
 	})
 }
@@ -193,13 +199,13 @@ func TestThePageSaysWhenMemoryWasMeasured(t *testing.T) {
 func TestAPathWhoseCallsAllBreakIsSeen(t *testing.T) {
 	c, store := newCollector(t)
 	for range 3 {
-		Count(c, UnknownOutcomes, to("/broken"))
+		Count(c.Counter("", nil), UnknownOutcomes, to("/broken"))
 	}
-	Count(c, Mismatches, to("/reused"))
-	Count(c, ReplaysStore, to("/pay"))
-	Count(c, UnknownOutcomes, to("/pay"))
+	Count(c.Counter("", nil), Mismatches, to("/reused"))
+	Count(c.Counter("", nil), ReplaysStore, to("/pay"))
+	Count(c.Counter("", nil), UnknownOutcomes, to("/pay"))
 	c.flush(time.Now())
-	Count(c, ReplaysStore, to("/pay"))
+	Count(c.Counter("", nil), ReplaysStore, to("/pay"))
 	n := c.Read().Numbers
 	for name, want := range map[string]string{"POST a /broken": "0 [0 0 0 0 0 0 0 0 3]", "POST a /reused": "0 [0 0 0 0 0 0 1]", "POST a /pay": "2 [0 2 0 0 0 0 0 0 1]"} {
 		e := n.Endpoints[name]

@@ -207,7 +207,7 @@ func TestStatsAreBounded(t *testing.T) {
 		s := rig.Serve(t, e.Host, rig.Created, settings)
 		for range 2 {
 			for i := range 20 {
-				s.Do(rig.Post("/"+strconv.Itoa(i), "k"))
+				s.Do(rig.Post("/p"+strconv.Itoa(i), "k"))
 			}
 			s.Stats()
 		}
