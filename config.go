@@ -433,14 +433,14 @@ func (c *TLSConfig) check(k *check) redisclient.TLS {
 	t.Enabled = c.Enabled || c.CA != "" || c.Cert != "" || c.Key != "" || c.ServerName != "" || c.InsecureSkipVerify
 	_, err := t.Roots()
 	if err != nil {
-		k.fail("redis.tls.ca", shownPEM(c.CA), "the path of a file with PEM certificates, or these themselves ("+err.Error()+")")
+		k.fail("redis.tls.ca", shownPEM(c.CA), "the path of a file with PEM certificates, or the PEM text ("+err.Error()+")")
 	}
 	if (c.Cert == "") != (c.Key == "") {
 		k.fail("redis.tls.cert", shownPEM(c.Cert), "redis.tls.cert and redis.tls.key, or neither")
 	}
 	_, err = t.Certificates()
 	if err != nil {
-		k.fail("redis.tls.cert", shownPEM(c.Cert), "the paths of files with a PEM certificate, and in redis.tls.key its key, or these themselves ("+err.Error()+")")
+		k.fail("redis.tls.cert", shownPEM(c.Cert), "the paths of files with a PEM certificate and, in redis.tls.key, its key, or the PEM text ("+err.Error()+")")
 	}
 	return t
 }
@@ -662,10 +662,10 @@ func (k *check) endpoints(methods, patterns []string) (map[string]*regexp.Regexp
 			these = k.methods("endpoints", fields[:1])
 		}
 		if strings.Contains(path, "%") {
-			k.fail("endpoints", pattern, "a path prefix as it is when it is decoded, without %; * may stand for a space and what else a pattern cannot have")
+			k.fail("endpoints", pattern, "a decoded path prefix, without %; * matches a space and whatever else a pattern cannot contain")
 		}
 		if len(fields) > 2 || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#") || !utf8.ValidString(path) {
-			k.fail("endpoints", pattern, "a path prefix such as /api/orders/, with a method or * and a space before it if need be")
+			k.fail("endpoints", pattern, "a path prefix such as /api/orders/, which may follow a method or *, as in POST /api/orders/")
 			continue // an expression must be valid UTF-8
 		}
 		expression := strings.ReplaceAll(regexp.QuoteMeta(path), `\*`, `.*`)

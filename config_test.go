@@ -207,7 +207,7 @@ func TestSecretsInEndpoints(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const twice = "in one of both places only"
+	const twice = "or set it in one place only"
 	for _, c := range []struct {
 		endpoints []string
 		want      string
@@ -221,7 +221,7 @@ func TestSecretsInEndpoints(t *testing.T) {
 		{[]string{"redis://:secret@a", "redis://:secret@b", "redis://:hidden@c"}, `redis.password: "…"`, func(c *RedisConfig) { c.Cluster = true }},
 		{[]string{"redis://:secret@a/1", "redis://:secret@b/2"}, `redis.db: "1"`, func(c *RedisConfig) { c.Sentinel.MasterName = "shop" }},
 		{[]string{"redis://:secret@a/1"}, "only database of a cluster", func(c *RedisConfig) { c.Cluster = true }},
-		{[]string{"redis://:secret@a", "redis://:hidden@b"}, "in one of both places only", nil},
+		{[]string{"redis://:secret@a", "redis://:hidden@b"}, "or set it in one place only", nil},
 		{[]string{"redis://:secret@a", "redis://:secret@b:1/2"}, `"redis://…@a,redis://…@b:1/2"`, nil},
 		{[]string{"redis://shop:@redis"}, `"redis://…@redis"`, nil},
 		{[]string{"redis://secret@redis"}, "redis://:password@redis:6379", nil},

@@ -56,9 +56,9 @@ func (c *RedisConfig) checkEndpoints(k *check, opts *redisclient.Options) {
 		db = k.agree("redis.db", db, e.db, db)
 		switch {
 		case e.password != "" && c.PasswordFile != "":
-			k.fail("redis.passwordFile", c.PasswordFile, "either it, or a password in redis.endpoints, not both")
+			k.fail("redis.passwordFile", c.PasswordFile, "either redis.passwordFile or a password in redis.endpoints, not both")
 		case e.username != "" && opts.Password == "" && c.PasswordFile == "": // which may be a password without its colon
-			k.fail("redis.endpoints", shownEndpoint(text), "a user together with a password; a password by itself is redis://:password@redis:6379")
+			k.fail("redis.endpoints", shownEndpoint(text), "a user together with a password; a password without a user is redis://:password@redis:6379")
 		}
 	}
 	alone := c.Sentinel.MasterName == "" && !c.Cluster
@@ -82,7 +82,7 @@ func (k *check) agree(key, set, said, shown string) string {
 		return said
 	}
 	if said != "" && said != set {
-		k.fail(key, shown, "the same as in each URL of redis.endpoints that says it, or in one of both places only")
+		k.fail(key, shown, "the same value as in redis.endpoints, or set it in one place only")
 	}
 	return set
 }
