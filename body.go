@@ -99,6 +99,18 @@ func readSome(r *http.Request, body io.Reader, most, small int64, held *reservat
 	return data.Bytes(), nil
 }
 
+// untouchedBody is a request body that remembers whether anything was read of it.
+type untouchedBody struct {
+	io.ReadCloser
+	touched atomic.Bool
+}
+
+// Read implements io.Reader.
+func (u *untouchedBody) Read(p []byte) (int, error) {
+	u.touched.Store(true)
+	return u.ReadCloser.Read(p)
+}
+
 // streamedBody is a request body that is too long to be read in advance. It remembers whether the client broke it off.
 type streamedBody struct {
 	reader io.Reader

@@ -21,19 +21,23 @@ import (
 // be a string. Durations are Go strings such as "90s" or a bare number of seconds. Lists that are left out take the
 // default named here (New sets it: Traefik merges a list into a default that is not empty).
 type Config struct {
-	Header string `json:"header,omitempty"` // request header with the idempotency key
-	TTL    string `json:"ttl,omitempty"`    // how long an answer is kept; cut to MaxTTL
-	MaxTTL string `json:"maxTTL,omitempty"` // cap on TTL, up to 168h
+	Header     string   `json:"header,omitempty"`     // request header with the idempotency key; means Key with that alone
+	Key        []string `json:"key,omitempty"`        // sources of the key, the first that has a value counts; default X-Request-ID
+	TTL        string   `json:"ttl,omitempty"`        // how long an answer is kept; cut to MaxTTL
+	MaxTTL     string   `json:"maxTTL,omitempty"`     // cap on TTL, up to 168h
+	ContentTTL string   `json:"contentTTL,omitempty"` // instead of TTL for a key from the source content
 
 	Methods   []string `json:"methods,omitempty"`   // default POST, PUT, PATCH, DELETE
 	Endpoints []string `json:"endpoints,omitempty"` // "POST /api/pay/" (and /api/pay), "/api/*/order/", "* /api/critical/"; default all paths
 	Required  bool     `json:"required,omitempty"`  // a protected request without a key is refused
 	Mode      string   `json:"mode,omitempty"`      // enforce, observe
 
-	MaxKeyLength int      `json:"maxKeyLength,omitempty"` // characters, 1..255
-	Scope        []string `json:"scope,omitempty"`        // request headers that set callers apart; default Host, Authorization; "none" alone = none
-	OnInvalidKey string   `json:"onInvalidKey,omitempty"` // a key that cannot be used: reject, ignore
-	OnMismatch   string   `json:"onMismatch,omitempty"`   // same key, other request: reject, replay
+	KeyFormat     string   `json:"keyFormat,omitempty"`     // token, visible, uuid, /regexp/
+	MaxKeyLength  int      `json:"maxKeyLength,omitempty"`  // characters, 1..255
+	Scope         []string `json:"scope,omitempty"`         // sources that set callers apart; default Host, Authorization; "none" alone = none
+	RequireCaller bool     `json:"requireCaller,omitempty"` // a request with a key, but without a value of Scope other than Host, is refused
+	OnInvalidKey  string   `json:"onInvalidKey,omitempty"`  // a key that cannot be used: reject, ignore
+	OnMismatch    string   `json:"onMismatch,omitempty"`    // same key, other request: reject, replay
 
 	InFlight        string `json:"inFlight,omitempty"`        // duplicate of a running request: wait, reject
 	InFlightTimeout string `json:"inFlightTimeout,omitempty"` // how long it waits
@@ -131,10 +135,11 @@ type StatsConfig struct {
 // CreateConfig returns the defaults of everything but lists.
 func CreateConfig() *Config {
 	return &Config{
-		Header:               "X-Request-ID",
 		TTL:                  "60s",
 		MaxTTL:               "60s",
+		ContentTTL:           defaultContentTTL,
 		Mode:                 "enforce",
+		KeyFormat:            "token",
 		MaxKeyLength:         128,
 		OnInvalidKey:         "reject",
 		OnMismatch:           "reject",
@@ -188,8 +193,13 @@ var (
 
 // settings is a checked Config: nothing is left to parse when a request comes.
 type settings struct {
-	header          string // canonical
+	header          string    // canonical: the first source of keys, if that is a header; else empty
+	keySources      []*source // all of them
+	keyFormat       *regexp.Regexp
+	keyFormatText   string         // as configured
+	otherFormat     *regexp.Regexp // of keys that are not one header
 	ttl             time.Duration
+	contentTTL      time.Duration             // 0 = no key comes from content
 	protected       map[string]*regexp.Regexp // paths by method
 	patterns        []stats.Pattern           // of these, those with a *
 	required        bool
@@ -199,8 +209,10 @@ type settings struct {
 	identityFormat  string       // format of an identity; see serve
 	ignoreInvalid   bool         // a key that is not valid counts as none
 	scopeHost       bool         // Host is in scope
-	scope           []string     // canonical, without Host
-	scopeFirst      string       // first element of scope; empty if there is none
+	scope           []string     // headers in it, canonical, without Host
+	callers         []*source    // what else is in scope
+	requireCaller   bool
+	scopeFirst      string // first element of scope; empty if there is none
 	rejectMismatch  bool
 	wait            bool
 	inFlightTimeout time.Duration
@@ -253,7 +265,6 @@ func (c *Config) settings() (*settings, string, error) {
 	k := &check{}
 	k.unknown(c)
 	s := &settings{
-		header:          http.CanonicalHeaderKey(k.token("header", c.Header)),
 		ttl:             k.duration("ttl", c.TTL, time.Millisecond, longestTTL),
 		required:        c.Required,
 		observe:         k.oneOf("mode", c.Mode, "enforce", "observe") == "observe",
@@ -277,7 +288,6 @@ func (c *Config) settings() (*settings, string, error) {
 		localCacheBytes: k.number("localCacheBytes", c.LocalCacheBytes, 0, maxLocalBytes),
 		logLevel:        k.oneOf("logLevel", c.LogLevel, "error", "warn", "info", "debug"),
 	}
-	k.free("header", c.Header)
 	k.free("replayHeader", c.ReplayHeader)
 	k.free("statusHeader", c.StatusHeader)
 	k.free("expiresHeader", c.ExpiresHeader)
@@ -311,28 +321,12 @@ func (c *Config) settings() (*settings, string, error) {
 	if s.maxResponseBody < wholeBytes {
 		s.wholeBytes = s.maxResponseBody
 	}
-	scope := list(c.Scope, "Host", "Authorization")
-	if len(scope) == 1 && strings.EqualFold(scope[0], noScope) {
-		scope = nil
-	} else if len(scope) == 0 {
-		k.fail("scope", strings.Join(scope, ","), scopeForm)
-	}
-	for _, name := range k.tokens("scope", scope) {
-		switch {
-		case name == "Host":
-			s.scopeHost = true
-		case strings.EqualFold(name, noScope):
-			k.fail("scope", strings.Join(scope, ","), scopeForm)
-		default:
-			s.scope = append(s.scope, name)
-		}
-	}
-	if len(s.scope) > 0 {
-		s.scopeFirst = s.scope[0]
-	}
+	c.checkKey(k, s)
+	c.checkScope(k, s)
+	plain := !s.observe && s.detach && len(s.scope) < 2 && len(s.callers) == 0 && !s.requireCaller && (s.keyFormat == tokenKey || s.keyFormat == visibleKey)
 	s.plainLengths = map[int]bool{}
 	for length := 1; length <= s.maxKeyLength; length++ {
-		s.plainLengths[length] = !s.observe && s.detach && len(s.scope) < 2
+		s.plainLengths[length] = plain
 	}
 	s.identityFormat = fmt.Sprintf(identityFormat, s.observe, "%q")
 	if !s.scopeHost {
@@ -369,11 +363,126 @@ func (c *Config) settings() (*settings, string, error) {
 	return s, warning, nil
 }
 
+// defaultContentTTL is the default of contentTTL.
+const defaultContentTTL = "5s"
+
+// checkKey sets where keys come from, and what they may look like.
+func (c *Config) checkKey(k *check, s *settings) {
+	texts := list(c.Key, "X-Request-ID")
+	switch {
+	case c.Header != "" && len(c.Key) > 0:
+		k.fail("header", c.Header, "either header or key, not both: header: X-Request-ID means key: [X-Request-ID]")
+	case c.Header != "":
+		texts = []string{k.token("header", c.Header)}
+		k.free("header", c.Header)
+	case len(texts) == 0:
+		k.fail("key", "", "at least one source")
+	}
+	content := false
+	for _, text := range texts {
+		from := k.source("key", text)
+		if content {
+			k.fail("key", text, "nothing after content, which every request has")
+		}
+		content = from.content
+		for _, p := range from.places {
+			if p.kind == kindHeader || p.kind == kindHost {
+				k.free("key", p.name)
+			}
+		}
+		s.keySources = append(s.keySources, from)
+	}
+	if len(s.keySources) > 0 {
+		first := s.keySources[0]
+		first.unnamed = len(first.places) == 1 && first.places[0].kind == kindHeader
+		if first.unnamed {
+			s.header = first.text
+		}
+	}
+	contentTTL := k.duration("contentTTL", c.ContentTTL, time.Millisecond, maxTTL)
+	if content {
+		s.contentTTL = contentTTL
+		if contentTTL > s.ttl {
+			s.contentTTL = s.ttl
+			if c.ContentTTL != defaultContentTTL {
+				k.fail("contentTTL", c.ContentTTL, "at most ttl, "+s.ttl.String())
+			}
+		}
+	}
+	s.keyFormatText = c.KeyFormat
+	s.keyFormat = k.keyFormat(c.KeyFormat)
+	s.otherFormat = s.keyFormat
+	if s.keyFormat == tokenKey {
+		s.otherFormat = visibleKey
+	}
+}
+
+// keyFormat returns the regular expression of a format of keys.
+func (k *check) keyFormat(format string) *regexp.Regexp {
+	switch format {
+	case "token":
+		return tokenKey
+	case "visible":
+		return visibleKey
+	case "uuid":
+		return uuidKey
+	}
+	inside := strings.TrimSuffix(strings.TrimPrefix(format, "/"), "/")
+	_, err := regexp.Compile(inside)
+	if err != nil || len(format) != len(inside)+2 || inside == "" {
+		k.fail("keyFormat", format, "token, visible, uuid, or a regular expression between slashes, such as /[A-Z]{3}-[0-9]+/, which the whole key has to match")
+		return visibleKey
+	}
+	return regexp.MustCompile(`^(?:` + inside + `)$`)
+}
+
+// source returns the source that text names.
+func (k *check) source(setting, text string) *source {
+	s := parseSource(text)
+	if s == nil {
+		k.fail(setting, text, sourceForm)
+		return &source{}
+	}
+	return s
+}
+
 // noScope as the only element of scope says that nothing sets callers apart.
 const (
 	noScope   = "none"
-	scopeForm = "names of headers that set callers apart, or none by itself: then whoever has a key gets its answer"
+	scopeForm = "sources that set callers apart, or none by itself: then whoever has a key gets its answer"
 )
+
+// checkScope sets what sets callers apart.
+func (c *Config) checkScope(k *check, s *settings) {
+	texts := list(c.Scope, "Host", "Authorization")
+	if len(texts) == 1 && strings.EqualFold(texts[0], noScope) {
+		texts = nil
+	} else if len(texts) == 0 {
+		k.fail("scope", "", scopeForm)
+	}
+	for _, text := range texts {
+		from := k.source("scope", text)
+		switch {
+		case strings.EqualFold(text, noScope):
+			k.fail("scope", strings.Join(texts, ","), scopeForm)
+		case from.content:
+			k.fail("scope", text, "content in key alone")
+		case from.text == kindHost:
+			s.scopeHost = true
+		case len(from.places) == 1 && from.places[0].kind == kindHeader:
+			s.scope = append(s.scope, from.text)
+		default:
+			s.callers = append(s.callers, from)
+		}
+	}
+	if len(s.scope) > 0 {
+		s.scopeFirst = s.scope[0]
+	}
+	s.requireCaller = c.RequireCaller
+	if c.RequireCaller && len(s.scope)+len(s.callers) == 0 {
+		k.fail("requireCaller", "true", "a scope with another source than Host in it")
+	}
+}
 
 func (c *RedisConfig) check(k *check, s *settings) {
 	s.redis = redisclient.Options{
@@ -709,6 +818,15 @@ func list(values []string, byDefault ...string) []string {
 	return trimmed
 }
 
+// keyTexts names the sources of keys.
+func (s *settings) keyTexts() string {
+	var texts []string
+	for _, from := range s.keySources {
+		texts = append(texts, from.text)
+	}
+	return strings.Join(texts, ", ")
+}
+
 // effective returns the settings in force, without secrets.
 func (h *handler) effective() []stats.Setting {
 	s := &h.settings
@@ -717,9 +835,13 @@ func (h *handler) effective() []stats.Setting {
 		retryable = append(retryable, strconv.Itoa(status))
 	}
 	sort.Strings(retryable)
-	scope := s.scope
+	var scope []string
 	if s.scopeHost {
-		scope = append([]string{"Host"}, scope...)
+		scope = append(scope, kindHost)
+	}
+	scope = append(scope, s.scope...)
+	for _, from := range s.callers {
+		scope = append(scope, from.text)
 	}
 	if len(scope) == 0 {
 		scope = []string{noScope}
@@ -734,13 +856,15 @@ func (h *handler) effective() []stats.Setting {
 	}
 	settings := []stats.Setting{
 		{Name: "middleware", Value: h.name},
-		{Name: "header", Value: s.header},
+		{Name: "key", Value: s.keyTexts()},
+		{Name: "keyFormat", Value: s.keyFormatText},
 		{Name: "mode", Value: mode},
 		{Name: "ttl", Value: s.ttl.String()},
 		{Name: "methods", Value: strings.Join(s.methods, ", ")},
 		{Name: "endpoints", Value: endpoints},
 		{Name: "required", Value: strconv.FormatBool(s.required)},
 		{Name: "scope", Value: strings.Join(scope, ", ")},
+		{Name: "requireCaller", Value: strconv.FormatBool(s.requireCaller)},
 		{Name: "inFlightTimeout", Value: s.inFlightTimeout.String()},
 		{Name: "lease", Value: s.lease.String()},
 		{Name: "retryableStatuses", Value: strings.Join(retryable, ", ")},
@@ -759,6 +883,9 @@ func (h *handler) effective() []stats.Setting {
 	}
 	if s.exposed != nil {
 		settings = append(settings, stats.Setting{Name: "exposeHeaders", Value: "true"})
+	}
+	if s.contentTTL > 0 {
+		settings = append(settings, stats.Setting{Name: "contentTTL", Value: s.contentTTL.String()})
 	}
 	if s.redis.Address != "" {
 		settings = append(settings,

@@ -29,18 +29,18 @@ func FuzzParseKey(f *testing.F) {
 		if !valid {
 			want = ""
 		}
-		key := parseKey([]string{line}, most)
+		key := parseKey([]string{line}, most, tokenKey)
 		if key != want {
 			t.Fatalf("parseKey(%q, %d) = %q, want %q", line, most, key, want)
 		}
-		if parseKey([]string{line, line}, most) != "" {
+		if parseKey([]string{line, line}, most, tokenKey) != "" {
 			t.Errorf("two lines %q are one key", line)
 		}
 		if key == "" {
 			return
 		}
 		for _, same := range []string{key, `"` + key + `"`} {
-			again := parseKey([]string{same}, most)
+			again := parseKey([]string{same}, most, tokenKey)
 			if again != key {
 				t.Errorf("key %q written as %s is %q", key, same, again)
 			}
@@ -138,7 +138,7 @@ func (r request) lease(t *testing.T, h *handler, length int) *store.Run {
 		t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, r[body])
 	}
 	sent.Header["Content-Type"] = []string{r[contentType]}
-	return newLease(h, sent, r[key], taken.compared)
+	return newLease(h, sent, keyOf(h, r[key]), taken.compared)
 }
 
 // FuzzEndpoints compares the regular expressions that patterns become with a matcher that follows docs/configuration.md word by word.

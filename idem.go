@@ -54,9 +54,10 @@ type handler struct {
 	log      *logger
 	detached func(context.Context) context.Context // what the call of the backend outlives of its request
 
-	remote     bool // shared is not nil
-	announces  bool // there is a header to add to answers
-	slowClaims bool // a claim in Redis may take a good part of its lease
+	brief      interface{} // *handler for keys from content; with that type handler would be recursive
+	remote     bool        // shared is not nil
+	announces  bool        // there is a header to add to answers
+	slowClaims bool        // a claim in Redis may take a good part of its lease
 
 	observing atomic.Int64 // requests that are being observed
 	outage    atomic.Int64 // of Redis, that was last told of
@@ -79,10 +80,28 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	h.announces = h.statusHeader != "" || h.expiresHeader != "" || h.exposed != nil
 	h.openShared(ctx)
 	h.log.started(h.effective())
-	if h.required {
-		return &demanding{h}, nil
+	if h.contentTTL > 0 {
+		h.brief, err = h.briefly(ctx, *config)
+		if err != nil {
+			return nil, err
+		}
+	}
+	if h.required || len(h.keySources) > 1 || h.header == "" {
+		return &searching{h}, nil
 	}
 	return h, nil
+}
+
+// briefly returns the handler that requests with a key from content go on with: all the same, but with contentTTL for ttl.
+func (h *handler) briefly(ctx context.Context, config Config) (*handler, error) {
+	config.TTL = h.contentTTL.String()
+	set, _, err := config.settings()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", h.name, err)
+	}
+	b := &handler{settings: *set, next: h.next, name: h.name, log: h.log, detached: h.detached, announces: h.announces}
+	b.openShared(ctx)
+	return b, nil
 }
 
 // sameContext is handler.detached without detach.
@@ -181,12 +200,13 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.next.ServeHTTP(w, r)
 }
 
-// demanding is a handler that lets no protected request pass without a key.
-type demanding struct{ h *handler }
+// searching is a handler that also looks at protected requests without the header of the key: one is required, or may stand
+// elsewhere.
+type searching struct{ h *handler }
 
 // ServeHTTP implements http.Handler.
-func (d *demanding) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h := d.h
+func (s *searching) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := s.h
 	switch {
 	case r.Header[h.header] != nil:
 		h.ServeHTTP(w, r)
@@ -272,57 +292,73 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 
 // serveSlow is the way of all other requests that are protected.
 func serveSlow(h *handler, w http.ResponseWriter, r *http.Request) {
-	key := parseKey(r.Header[h.header], h.maxKeyLength)
-	objection := objectionTo(h, r, key)
-	switch {
-	case r.Response == insideMark || isPreflight(r):
+	if r.Response == insideMark || isPreflight(r) {
 		h.next.ServeHTTP(w, r)
+		return
+	}
+	converses := handsOver(r) || isGRPC(r) // its body is not read in advance
+	k := findKey(h, r, nil, converses)
+	objection := objectionTo(h, k, converses)
+	switch {
 	case objection != nil && h.observe:
 		h.stats.Counts[objection.total].Add(1)
 		h.next.ServeHTTP(w, r)
 	case objection != nil:
 		refuse(h, w, r, objection, "", nil)
-	case key == "" || handsOver(r) || isGRPC(r):
+	case k.state == absent || converses:
 		h.next.ServeHTTP(w, r)
 	case h.observe:
-		observe(h, w, r, key)
+		observe(h, w, r, k)
 	default:
-		serveKey(h, w, r, key)
+		serveKey(h, w, r, k)
 	}
 }
 
-// objectionTo returns why r, with this key, is refused whatever is known of the key; nil if it is not.
-func objectionTo(h *handler, r *http.Request, key string) *refusal {
-	lines := r.Header[h.header]
-	keyless := len(lines) == 0 || (len(lines) == 1 && lines[0] == "") || h.ignoreInvalid
+// objectionTo returns why a request with this key is refused whatever is known of the key; nil if it is not.
+func objectionTo(h *handler, k *keyed, converses bool) *refusal {
 	switch {
-	case key != "":
-		return nil
-	case keyless && h.required && !h.observe:
+	case k.state == absent && h.required && !h.observe:
 		return missingKey
-	case keyless:
-		return nil
-	case !h.required && (handsOver(r) || isGRPC(r)):
-		return nil
+	case k.state == unusable && (h.required || !converses):
+		return invalidKey
 	}
-	return invalidKey
+	return nil
 }
 
-// serveKey claims the key of r, and does what the claim says.
-func serveKey(h *handler, w http.ResponseWriter, r *http.Request, key string) {
+// serveKey claims the key of r, and does what the claim says. It looks for the key in the body first, if it has to.
+func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 	held := &reservation{}
 	defer unreserve(held)
 	body, err := readBody(h, r, held)
 	switch {
 	case errors.Is(err, errBusy):
 		h.log.printLimited(levelWarn, "requests under way hold too much memory; further large ones get 503", nil)
-		refuse(h, w, r, overloaded, newLease(h, r, key, nil).Key, nil)
+		refuse(h, w, r, overloaded, identityBefore(h, r, k), nil)
 		return
 	case err != nil:
-		refuse(h, w, r, incompleteBody, newLease(h, r, key, nil).Key, nil)
+		refuse(h, w, r, incompleteBody, identityBefore(h, r, k), nil)
 		return
 	}
-	l := newLease(h, r, key, body.compared)
+	if k.state == unread {
+		k = findKey(h, r, body.compared, true)
+		objection := objectionTo(h, k, false)
+		if objection != nil {
+			refuse(h, w, r, objection, "", nil)
+			return
+		}
+		if k.state == absent {
+			passRead(h, w, r, body)
+			return
+		}
+	}
+	l := newLease(h, r, k, body.compared)
+	if l == nil {
+		refuse(h, w, r, missingCaller, "", nil)
+		return
+	}
+	if k.from.content {
+		h, _ = h.brief.(*handler)
+	}
 	l.Body = body.whole
 	l.Taken = body.taken
 	if body.rest != nil {
@@ -337,6 +373,21 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, key string) {
 		return
 	}
 	proceed(h, w, recordable(r, l), l, claimed)
+}
+
+// passRead passes on a request that was read in search of a key, and has none. A retry above may send it again.
+func passRead(h *handler, w http.ResponseWriter, r *http.Request, body *takenBody) {
+	if body.taken == nil {
+		h.next.ServeHTTP(w, r)
+		return
+	}
+	passed := r.WithContext(r.Context()) // a copy: the middlewares above keep their body
+	unsent := &untouchedBody{ReadCloser: body.whole}
+	passed.Body = unsent
+	h.next.ServeHTTP(w, passed)
+	if !unsent.touched.Load() {
+		keepBody(r.Context(), r.Body, body.taken)
+	}
 }
 
 // recordable returns r without what would keep its answer from being recorded, or it from reaching the backend once.

@@ -5,39 +5,46 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 
 	"github.com/example/traefik-idem/store"
 )
 
-// keyCharacters are those that a key may consist of. None of them needs an escape inside quotes.
+// keyCharacters are those that a key may consist of, unless keyFormat allows others. None needs an escape inside quotes.
 const keyCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_./"
 
 // parseKey returns the idempotency key in the lines of its header, or nothing if they are not one valid key: as it is, or
 // as a structured-field string (RFC 8941, section 3.3.3; the IETF draft draft-ietf-httpapi-idempotency-key-header writes
 // it so).
-func parseKey(lines []string, maxLength int) string {
+func parseKey(lines []string, maxLength int, format *regexp.Regexp) string {
 	if len(lines) != 1 {
 		return ""
 	}
 	key := lines[0]
-	if strings.Trim(key, keyCharacters) != "" {
-		key = unquote(key)
+	if strings.HasPrefix(key, `"`) {
+		if !quotedString.MatchString(key) {
+			return ""
+		}
+		key = unescape.Replace(key[1 : len(key)-1])
 	}
-	if len(key) > maxLength {
+	if len(key) > maxLength || !visibleKey.MatchString(key) || !format.MatchString(key) {
 		return ""
 	}
 	return key
 }
 
-// unquote returns the key in a structured-field string, or nothing if there is none.
-func unquote(text string) string {
-	last := len(text) - 1
-	if last < 1 || text[0] != '"' || text[last] != '"' || strings.Trim(text[1:last], keyCharacters) != "" {
-		return ""
-	}
-	return text[1:last]
-}
+var (
+	quotedString = regexp.MustCompile(`^"([^"\\]|\\["\\])*"$`)
+	unescape     = strings.NewReplacer(`\\`, `\`, `\"`, `"`)
+)
+
+// Formats of keys. Every key is visible: in a structured-field string nothing else can be.
+var (
+	tokenKey   = regexp.MustCompile(`^[A-Za-z0-9_./-]+$`) // of keyCharacters
+	visibleKey = regexp.MustCompile(`^[ -~]+$`)
+	uuidKey    = regexp.MustCompile(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
+)
 
 // identityFormat is the format of settings.identityFormat. Its arguments are whether requests are observed, and the verb for
 // the host.
@@ -49,8 +56,47 @@ const sameFormat = "%s%q%q%s"
 
 // newLease returns the lease that r, with this key and this body, asks for. The lease's Key is its identity: everything that
 // sets requests apart, each part quoted, so that no part can be shifted into another. That includes the original path, if
-// middlewares above have changed it. serve does the same for an ordinary request, in fewer steps.
-func newLease(h *handler, r *http.Request, key string, body []byte) *store.Run {
+// middlewares above have changed it. It returns nil if the caller of r cannot be told. serve does the same for an ordinary
+// request, in fewer steps.
+func newLease(h *handler, r *http.Request, k *keyed, body []byte) *store.Run {
+	callers, known := callersOf(h, r, body)
+	if !known {
+		return nil
+	}
+	more := ""
+	if callers != "" {
+		more = " callers" + callers
+	}
+	key := k.key
+	if !k.from.unnamed { // a value is another key where it stands elsewhere
+		more += fmt.Sprintf(" from%q", k.from.text)
+	}
+	if k.from.content {
+		key = hex.EncodeToString([]byte(fingerprint(h, r, identityOf(h, r, "", more), body)))
+	}
+	identity := identityOf(h, r, key, more)
+	return &store.Run{Lease: &store.Lease{Key: identity, Fingerprint: fingerprint(h, r, identity, body)}, Client: r.Context()}
+}
+
+// identityBefore returns the identity of r before its body was read, or nothing if that is not known then.
+func identityBefore(h *handler, r *http.Request, k *keyed) string {
+	for _, s := range h.callers {
+		if s.inBody {
+			return ""
+		}
+	}
+	if k.state != present {
+		return ""
+	}
+	l := newLease(h, r, k, nil)
+	if l == nil {
+		return ""
+	}
+	return l.Key
+}
+
+// identityOf returns the identity of r with this key. more is what only some middlewares have in it.
+func identityOf(h *handler, r *http.Request, key, more string) string {
 	header := r.Header
 	identity := fmt.Sprintf(h.identityFormat, r.Method, r.URL.Path, r.URL.RawPath, key, strings.ToLower(r.Host), header[h.scopeFirst], header["X-Forwarded-Prefix"], header["X-Replaced-Path"])
 	if len(h.scope) > 1 {
@@ -58,7 +104,7 @@ func newLease(h *handler, r *http.Request, key string, body []byte) *store.Run {
 			identity += fmt.Sprintf("%q", header[name])
 		}
 	}
-	return &store.Run{Lease: &store.Lease{Key: identity, Fingerprint: fingerprint(h, r, identity, body)}, Client: r.Context()}
+	return identity + more
 }
 
 // publicID is what may be shown of a key wherever the key itself may not: the beginning of the digest of its identity, which

@@ -38,7 +38,7 @@ func TestParseKey(t *testing.T) {
 		{[]string{"a", "a"}, ""},
 		{nil, ""},
 	} {
-		key := parseKey(c.lines, 10)
+		key := parseKey(c.lines, 10, tokenKey)
 		if key != c.key {
 			t.Errorf("parseKey(%q) = %q, want %q", c.lines, key, c.key)
 		}
@@ -72,7 +72,7 @@ func TestStoreKeysCannotBeShifted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return newLease(h, r, key, body.compared).Key
+		return newLease(h, r, keyOf(h, key), body.compared).Key
 	}
 	seen := map[string]int{}
 	for i, c := range []struct {
@@ -123,7 +123,7 @@ func TestFingerprints(t *testing.T) {
 		if err != nil || string(after) != body {
 			t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, body)
 		}
-		return newLease(h, r, "k", taken.compared).Fingerprint
+		return newLease(h, r, keyOf(h, "k"), taken.compared).Fingerprint
 	}
 	first := take("/?a", "t", "body")
 	if first != take("/?a", "t", "body") {
@@ -208,7 +208,7 @@ func TestLargeBodies(t *testing.T) {
 				}
 				types := []string{"a/b"}
 				r.Header["Content-Type"] = types
-				l := newLease(h, r, "k", data)
+				l := newLease(h, r, keyOf(h, "k"), data)
 				sum := sha256.Sum256([]byte(fmt.Sprintf(sameFormat, l.Key, "q", types, data)))
 				if got := l.Fingerprint; got != string(sum[:]) {
 					t.Errorf("%s: fingerprint %x, want %x", name, got, sum)
@@ -281,4 +281,9 @@ func TestTheLargestBodyHasRoom(t *testing.T) {
 	if !reserve(c, mostBody+1) || reserve(c, 1) {
 		t.Errorf("%d bytes are held, want all there are, %d", c.bytes, mostInFlight)
 	}
+}
+
+// keyOf is a key in the header of h.
+func keyOf(h *handler, key string) *keyed {
+	return &keyed{key: key, from: h.keySources[0], state: present}
 }

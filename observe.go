@@ -17,11 +17,10 @@ const mostObserved = 128
 
 // observe passes a request on as if there were no plugin, and notes in the background that its key was seen: at once if there
 // is no body, else as soon as the next handler has read all of it. A body that is not read to its end is not observed.
-func observe(h *handler, w http.ResponseWriter, r *http.Request, key string) {
-	o := &observedBody{body: r.Body, h: h, lease: newLease(h, r, key, nil), length: r.ContentLength}
-	o.head, o.boundary = fingerprintHead(r, o.lease.Key)
-	target := *r.URL // a copy, because the next handler may change r
-	o.seen = &http.Request{Method: r.Method, Host: r.Host, URL: &target}
+func observe(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
+	target := *r.URL // copies, because the next handler may change r
+	seen := &http.Request{Method: r.Method, Host: r.Host, URL: &target, Header: r.Header.Clone(), RemoteAddr: r.RemoteAddr}
+	o := &observedBody{body: r.Body, h: h, key: k, seen: seen, length: r.ContentLength}
 	announce(h, w, r, "observed", false, 0)
 	if r.ContentLength == 0 {
 		noteEnd(o)
@@ -35,13 +34,11 @@ func observe(h *handler, w http.ResponseWriter, r *http.Request, key string) {
 
 // observedBody is the body of an observed request. While it is read, it keeps the part that is compared.
 type observedBody struct {
-	body     io.ReadCloser // the client's
-	h        *handler
-	lease    *store.Run
-	head     []byte // of the fingerprint
-	boundary string
-	seen     *http.Request // the parts of the request that statistics need
-	length   int64         // as declared, or -1
+	body   io.ReadCloser // the client's
+	h      *handler
+	key    *keyed
+	seen   *http.Request // without its body
+	length int64         // as declared, or -1
 
 	mu          sync.Mutex // guards everything below: the transport may read while the handler ends
 	data        bytes.Buffer
@@ -107,31 +104,49 @@ func noteEnd(o *observedBody) {
 	if int64(len(body)) > o.h.maxRequestBody {
 		body = comparedPart(o.h, body, o.length)
 	}
-	o.lease.Fingerprint = sumBody(o.h, o.head, o.boundary, body)
+	h := o.h
+	k := o.key
+	if k.state == unread {
+		k = findKey(h, o.seen, body, true)
+	}
+	var l *store.Run
+	if k.state == present {
+		l = newLease(h, o.seen, k, body)
+	}
 	o.data = bytes.Buffer{}
 	unreserve(&o.reservation)
-	if o.h.observing.Add(1) > mostObserved {
-		o.h.observing.Add(-1)
-		o.h.stats.Counts[stats.Unobserved].Add(1)
+	switch {
+	case k.state == absent:
+		return
+	case l == nil:
+		h.stats.Counts[stats.Invalid].Add(1)
+		return
+	case h.observing.Add(1) > mostObserved:
+		h.observing.Add(-1)
+		h.stats.Counts[stats.Unobserved].Add(1)
 		return
 	}
-	go note(o.h, o.lease, o.seen)
+	claims := h
+	if k.from.content {
+		claims, _ = h.brief.(*handler)
+	}
+	go note(h, claims, l, o.seen)
 }
 
-// note keeps the key for its time to live, or counts a duplicate if the key was seen before.
-func note(h *handler, l *store.Run, r *http.Request) {
+// note keeps the key for the time to live that claims has, or counts a duplicate if the key was seen before.
+func note(h, claims *handler, l *store.Run, r *http.Request) {
 	defer recovered("observing a request")
 	defer h.observing.Add(-1)
-	held := claim(h, l)
+	held := claim(claims, l)
 	if held != nil && held.Err != nil {
-		held = claimDegraded(h, l, held.Err)
+		held = claimDegraded(claims, l, held.Err)
 	}
 	if l.Degraded || (held != nil && held.Degraded) {
 		h.stats.Counts[stats.Degraded].Add(1)
 	}
 	switch {
 	case held == nil:
-		finish(h, l, fmt.Sprintf(store.UnknownFormat, l.Fingerprint))
+		finish(claims, l, fmt.Sprintf(store.UnknownFormat, l.Fingerprint))
 	case held.Err != nil:
 		h.stats.Counts[stats.Unobserved].Add(1)
 	case mismatch(h, l, held):

@@ -38,8 +38,8 @@ func TestBadSettingsAreRefused(t *testing.T) {
 func TestLabelSettings(t *testing.T) {
 	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
 		settings := hosts.Settings{
-			"header": "X-Key", "ttl": "30", "maxTTL": "2m", "methods": "POST, PUT", "endpoints": "POST /pay/, /order/*/x",
-			"required": "true", "mode": "enforce", "maxKeyLength": "10", "scope": "Host, X-Tenant", "onMismatch": "reject",
+			"key": "X-Key, cookie:pay, json:/a/0/id", "keyFormat": "/[a-z0-9]+/", "contentTTL": "2", "requireCaller": "true", "ttl": "30", "maxTTL": "2m", "methods": "POST, PUT", "endpoints": "POST /pay/, /order/*/x",
+			"required": "true", "mode": "enforce", "maxKeyLength": "10", "scope": "Host, X-Tenant, query:user", "onMismatch": "reject",
 			"inFlight": "reject", "inFlightTimeout": "1s", "lease": "60", "detach": "false", "detachTimeout": "3s",
 			"retryableStatuses": "429, 500-504", "onUnknown": "release", "replayHeader": "X-Replay", "statusHeader": "Decision",
 			"expiresHeader": "X-Expires", "exposeHeaders": "true", "problemBase": "https://example.com/errors",
@@ -52,9 +52,9 @@ func TestLabelSettings(t *testing.T) {
 			settings["redis"].(map[string]any)["endpoints"] = e.Redis.Addr
 		}
 		s := rig.Serve(t, e.Host, rig.Created, settings)
-		first := s.Do(rig.Post("/order/1/x", "", "X-Key", "k"))
+		first := s.Do(rig.Post("/order/1/x?user=u", "", "X-Key", "k"))
 		s.Want(first, 201, "first")
-		again := s.Do(rig.Post("/order/1/x", "", "X-Key", "k"))
+		again := s.Do(rig.Post("/order/1/x?user=u", "", "X-Key", "k"))
 		s.Want(again, 201, "replayed")
 		if again.Header.Get("X-Replay") != "true" || len(first.Header.Values("Date")) != 1 {
 			t.Errorf("replay %v", again.Header)
@@ -62,6 +62,11 @@ func TestLabelSettings(t *testing.T) {
 		if again.Header["X-Expires"] == nil {
 			t.Errorf("a replay without its end: %v", again.Header)
 		}
+		s.Want(s.Do(rig.Post("/order/1/x", "", "X-Key", "k", "X-Tenant", "t")), 201, "first")
+		s.Want(s.Do(rig.Post("/pay/", "", "Cookie", "pay=k", "X-Tenant", "t")), 201, "first")
+		s.Want(s.Do(jsonPost(`{"a":[{"id":"k"}]}`, "X-Tenant", "t").With(func(c *rig.Call) { c.Path = "/pay/" })), 201, "first")
+		s.Want(s.Do(rig.Post("/pay/", "", "X-Key", "k")), 400, "missing")
+		s.Want(s.Do(rig.Post("/pay/", "", "X-Key", "a-b")), 400, "invalid")
 		s.Want(s.Do(rig.Post("/other", "", "X-Key", "k")), 201, "")
 		missing := s.Do(rig.Post("/pay/", "", "Origin", "https://shop.test"))
 		s.Want(missing, 400, "missing")
@@ -88,7 +93,11 @@ func TestTOML(t *testing.T) {
 [[http.services.toml1.loadBalancer.servers]]
   url = %q
 [http.middlewares.toml1.plugin.idem]
-  header = "Idempotency-Key"
+  key = ["Idempotency-Key", "X-A + json:/id"]
+  keyFormat = "visible"
+  scope = ["Host", "cookie:session"]
+  requireCaller = true
+  contentTTL = "1s"
   ttl = "30s"
   methods = ["POST"]
   maxKeyLength = 12
@@ -102,12 +111,15 @@ func TestTOML(t *testing.T) {
     poolSize = 4
 `, b.URL))
 	s := rig.SiteOf(t, p.Site(t, "toml1.test"), b)
-	first := s.Do(rig.Post("/", "", "Idempotency-Key", `"abc"`))
+	first := s.Do(rig.Post("/", "", "Idempotency-Key", `"a\\"c"`, "Cookie", "session=1"))
 	s.Want(first, 201, "first")
-	s.WantReplay(first, s.Do(rig.Post("/", "", "Idempotency-Key", "abc")))
 	invalid := s.Do(rig.Post("/", "", "Idempotency-Key", "1234567890123", "Origin", "https://shop.test"))
 	s.Want(invalid, 400, "invalid")
 	if exposed := invalid.Header.Get("Access-Control-Expose-Headers"); !strings.HasSuffix(exposed, ", Idempotency-Expires") || !strings.Contains(string(invalid.Body), `"https://example.com/errors#invalid-key"`) {
 		t.Errorf("exposed %q, problem %s", exposed, invalid.Body)
 	}
+	s.WantReplay(first, s.Do(rig.Post("/", "", "Idempotency-Key", `a"c`, "Cookie", "session=1")))
+	s.Want(s.Do(rig.Post("/", "", "Idempotency-Key", `a"c`, "Cookie", "session=2")), 201, "first")
+	s.Want(s.Do(jsonPost(`{"id":1}`, "X-A", "a", "Cookie", "session=2")), 201, "first")
+	s.Want(s.Do(rig.Post("/", "", "Idempotency-Key", "abc")), 400, "missing")
 }

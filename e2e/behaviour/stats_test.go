@@ -130,7 +130,7 @@ func TestStatsCount(t *testing.T) {
 		if f.Store.Kind != kind || !f.Store.Healthy || f.Store.Error != "" {
 			t.Errorf("store %+v", f.Store)
 		}
-		if f.Settings["header"] != "X-Request-Id" || f.Settings["stats.maxEndpoints"] != "1000" {
+		if f.Settings["key"] != "X-Request-Id" || f.Settings["stats.maxEndpoints"] != "1000" {
 			t.Errorf("settings %v", f.Settings)
 		}
 	})

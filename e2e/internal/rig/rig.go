@@ -271,7 +271,7 @@ func (s *Site) WantProblem(a Answer, status int, slug, decision string) {
 		s.T.Errorf("a problem of type %q", a.Header.Get("Content-Type"))
 	}
 	instance, keyed := problem["instance"].(string)
-	if keyed != (slug != "invalid-key" && slug != "missing-key") || (keyed && !publicID.MatchString(instance)) {
+	if keyed != (slug != "invalid-key" && slug != "missing-key" && slug != "missing-caller") || (keyed && !publicID.MatchString(instance)) {
 		s.T.Errorf("the instance of %s is %q", slug, instance)
 	}
 	want := map[string]any{"type": "idempotency_error", "code": slug, "message": problem["detail"]}
@@ -343,9 +343,15 @@ var Quiet = log.New(io.Discard, "", 0)
 // WantRun checks that a key runs once.
 func (s *Site) WantRun(key string) {
 	s.T.Helper()
-	first := s.Do(Post("/", key))
+	s.WantRunOf(Post("/", key))
+}
+
+// WantRunOf checks that c runs once.
+func (s *Site) WantRunOf(c Call) {
+	s.T.Helper()
+	first := s.Do(c)
 	s.Want(first, 201, "first")
-	s.WantReplay(first, s.Do(Post("/", key)))
+	s.WantReplay(first, s.Do(c))
 }
 
 // Until waits until what is reached, and fails the test after limit.

@@ -1,0 +1,354 @@
+package behaviour
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/example/traefik-idem/e2e/internal/hosts"
+	"github.com/example/traefik-idem/e2e/internal/rig"
+)
+
+// post is a request without the usual header, with this body of this type.
+func post(path, contentType, body string, more ...string) rig.Call {
+	return rig.Post(path, "", more...).With(func(c *rig.Call) {
+		c.Body = body
+		c.Header.Del("Content-Type")
+		if contentType != "" {
+			c.Header.Set("Content-Type", contentType)
+		}
+	})
+}
+
+func jsonPost(body string, more ...string) rig.Call {
+	return post("/", "application/json", body, more...)
+}
+
+func formPost(body string) rig.Call { return post("/", "application/x-www-form-urlencoded", body) }
+
+// bearer is a token with these claims. Nobody checks its signature.
+func bearer(claims string) string {
+	return "Bearer " + base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none"}`)) + "." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2ln"
+}
+
+// TestSourcesOfKeys has, for each source, requests with one key, requests with other keys, requests with none, and requests whose
+// key is not valid.
+func TestSourcesOfKeys(t *testing.T) {
+	twice := func(c rig.Call, name, value string) rig.Call {
+		return c.With(func(c *rig.Call) { c.Header.Add(name, value) })
+	}
+	for _, c := range []struct {
+		key                         any
+		same, others, none, invalid []rig.Call
+	}{
+		{
+			key:     "header:X-Key",
+			same:    []rig.Call{rig.Post("/", "", "X-Key", "a"), rig.Post("/", "", "x-key", `"a"`)},
+			others:  []rig.Call{rig.Post("/", "", "X-Key", "b")},
+			none:    []rig.Call{rig.Post("/", "a"), rig.Post("/", "", "X-Key", "")},
+			invalid: []rig.Call{rig.Post("/", "", "X-Key", "a b"), rig.Post("/", "", "X-Key", "a", "X-Key", "a")},
+		},
+		{
+			key:    "cookie:session",
+			same:   []rig.Call{rig.Post("/", "", "Cookie", "session=a"), rig.Post("/", "", "Cookie", "x=session=b;  session =a ; y=1"), rig.Post("/", "", "Cookie", "xsession=c", "Cookie", "session=a")},
+			others: []rig.Call{rig.Post("/", "", "Cookie", `session="a"`), rig.Post("/", "", "Cookie", "session=b"), rig.Post("/", "", "Cookie", `session={"a":1}`)},
+			none:   []rig.Call{rig.Post("/", ""), rig.Post("/", "", "Cookie", "session="), rig.Post("/", "", "Cookie", "Session=a; xsession=a; session")},
+			invalid: []rig.Call{
+				rig.Post("/", "", "Cookie", "session=a; session=a"), rig.Post("/", "", "Cookie", "session=a", "Cookie", "session=b"),
+				rig.Post("/", "", "Cookie", "session=é"), rig.Post("/", "", "Cookie", "session="+strings.Repeat("a", 129)),
+			},
+		},
+		{
+			key:     "query:id",
+			same:    []rig.Call{rig.Post("/?id=a", ""), rig.Post("/?%69d=%61", "")},
+			others:  []rig.Call{rig.Post("/?id=a+b", ""), rig.Post("/?id=A", "")},
+			none:    []rig.Call{rig.Post("/", ""), rig.Post("/?id=", ""), rig.Post("/?ID=a", "")},
+			invalid: []rig.Call{rig.Post("/?id=a&id=a", ""), rig.Post("/?id=%00", ""), rig.Post("/?id=a&x=%zz", ""), rig.Post("/?id=a;id=b", ""), rig.Post("/?id=a"+strings.Repeat("&x", 1000), "")},
+		},
+		{
+			key:  "form:token",
+			same: []rig.Call{formPost("token=a&x=1"), formPost("x=1&tok%65n=a"), post("/", "Application/x-www-form-urlencoded ; charset=utf-8", "token=a&x=1"), post("/?token=b", "application/x-www-form-urlencoded", "token=a&x=1")},
+			none: []rig.Call{
+				formPost("x=1"), formPost("token="), formPost(""), post("/?token=a", "application/x-www-form-urlencoded", "x=1"),
+				post("/", "text/plain", "token=a"), post("/", "", "token=a"), jsonPost(`{"token":"a"}`),
+			},
+			others: []rig.Call{formPost("token=b")},
+			invalid: []rig.Call{
+				formPost("token=a&token=a"), formPost("token=%00"), formPost("token=%zz"), formPost("token=a&x=" + strings.Repeat("1", 2000)),
+				twice(formPost("token=a"), "Content-Type", "text/plain"), formPost("token=a").Headers("Content-Encoding", "gzip"),
+			},
+		},
+		{
+			key: "json:/data/0/a~1b~0/id",
+			same: []rig.Call{
+				jsonPost(`{"data":[{"a/b~":{"id":"a"}}]}`), jsonPost("\ufeff{\"x\":[1,{}], \"data\":[{\"a/b~\":{\"\\u0069d\":\"\\u0061\"}}]}"),
+				post("/", "text/plain; charset=UTF-8", `{"data":[{"a/b~":{"id":"a"}}]}`), post("/", "", `{"data":[{"a/b~":{"id":"a"}}]}`), post("/", "Application/CloudEvents+JSON", ` {"data" : [ {"a/b~": {"id":"a"} } ] } `),
+			},
+			others: []rig.Call{
+				jsonPost(`{"data":[{"a/b~":{"id":"b c"}}]}`), jsonPost(`{"data":[{"a/b~":{"id":1}}]}`), jsonPost(`{"data":[{"a/b~":{"id":1.0}}]}`), jsonPost(`{"data":[{"a/b~":{"id":true}}]}`),
+			},
+			none: []rig.Call{
+				jsonPost(`{"data":[{"a/b~":{"id":null}}]}`), jsonPost(`{"data":[{"a/b~":{"id":""}}]}`), jsonPost(`{"data":[{"a/b~":{"ID":"a"}}]}`), jsonPost(`{"data":[]}`), jsonPost(`{"data":{"00":1}}`),
+				jsonPost(`{"data":[{"a/b~":[{"id":"a"}]}]}`), jsonPost(`[]`), jsonPost(`"data"`), jsonPost(`null`), jsonPost(""), post("/", "text/plain", "data"), post("/", "image/png", "\x89PNG{"),
+				formPost(`data=1`), formPost(strings.Repeat("a", 2000)),
+			},
+			invalid: []rig.Call{
+				jsonPost(`{"data":[{"a/b~":{"id":"a","id":"a"}}]}`), jsonPost(`{"data":[],"data":[{"a/b~":{"id":"a"}}]}`), jsonPost(`{"data":[{"a/b~":{"id":"a"}}]`), jsonPost(`{"data":[{"a/b~":{"id":"a"}}]} x`),
+				jsonPost(`{"data":[{"a/b~":{"id":{}}}]}`), jsonPost(`{"data":[{"a/b~":{"id":["a"]}}]}`), jsonPost(`{"data":[{"a/b~":{"id":"\u0000"}}]}`), jsonPost(`{"data":[{"a/b~":{"id":"é"}}]}`), jsonPost(`{"data":[{"a/b~":{"id":"\ud800"}}]}`),
+				jsonPost(`{"x":"` + strings.Repeat("x", 2000) + `","data":[{"a/b~":{"id":"a"}}]}`), jsonPost(strings.Repeat("[", 1000)), jsonPost(`{"data":[{"a/b~":{"id":"a"}}]}`).Headers("Content-Encoding", "br"),
+				twice(jsonPost(`{"data":[{"a/b~":{"id":"a"}}]}`), "Content-Type", "text/plain"), jsonPost("\xff\xfe{\x00}\x00"),
+			},
+		},
+		{
+			key:    "jwt:sub",
+			same:   []rig.Call{rig.Post("/", "", "Authorization", bearer(`{"sub":"a"}`)), rig.Post("/", "", "Authorization", "bEARER"+strings.TrimPrefix(bearer(`{"sub":"a"}`), "Bearer"))},
+			others: []rig.Call{rig.Post("/", "", "Authorization", bearer(`{"sub":"b"}`)), rig.Post("/", "", "Authorization", bearer(`{"sub":17}`))},
+			none:   []rig.Call{rig.Post("/", ""), rig.Post("/", "", "Authorization", "Basic YTpi"), rig.Post("/", "", "Authorization", bearer(`{"iss":"a"}`)), rig.Post("/", "", "Authorization", bearer(`["sub"]`))},
+			invalid: []rig.Call{
+				rig.Post("/", "", "Authorization", "Bearer opaque"), rig.Post("/", "", "Authorization", "Bearer a.b"), rig.Post("/", "", "Authorization", "Bearer a.b.c.d.e"), rig.Post("/", "", "Authorization", "Bearer"),
+				rig.Post("/", "", "Authorization", "Bearer a."+base64.URLEncoding.EncodeToString([]byte(`{"sub":"abc"}`))+".c"), // with padding
+				rig.Post("/", "", "Authorization", bearer(`{"sub":"a"`)), rig.Post("/", "", "Authorization", bearer(`{"sub":"a","sub":"a"}`)), rig.Post("/", "", "Authorization", bearer(`{"sub":["a"]}`)),
+				rig.Post("/", "", "Authorization", bearer(`{"sub":"a"}`), "Authorization", bearer(`{"sub":"a"}`)),
+			},
+		},
+		{
+			key:    []any{"Ce-Source + json:/id + query:n"},
+			same:   []rig.Call{jsonPost(`{"id":"a"}`, "Ce-Source", "https://x/y").With(func(c *rig.Call) { c.Path = "/?n=1" })},
+			others: []rig.Call{jsonPost(`{"id":"a"}`, "Ce-Source", "https://x/y").With(func(c *rig.Call) { c.Path = "/?n=2" }), jsonPost(`{"id":"a1"}`, "Ce-Source", "https://x/y").With(func(c *rig.Call) { c.Path = "/?n=1" })},
+			none:   []rig.Call{jsonPost(`{"id":"a"}`), jsonPost(`{"id":"a"}`, "Ce-Source", "https://x/y"), rig.Post("/?n=1", "")},
+			invalid: []rig.Call{
+				jsonPost(`{"id":["a"]}`, "Ce-Source", "x").With(func(c *rig.Call) { c.Path = "/?n=2" }), jsonPost(`{"id":"a"}`, "Ce-Source", "x", "Ce-Source", "x").With(func(c *rig.Call) { c.Path = "/?n=2" }),
+				jsonPost(`{"id":"`+strings.Repeat("a", 64)+`"}`, "Ce-Source", strings.Repeat("b", 65)).With(func(c *rig.Call) { c.Path = "/?n=2" }),
+			},
+		},
+		{
+			key:     "X-Key, json:/id, query:id",
+			same:    []rig.Call{jsonPost(`{"id":"b"}`, "X-Key", "a"), jsonPost(`{"id":"b"}`, "X-Key", "a")},
+			others:  []rig.Call{jsonPost(`{"id":"a"}`), rig.Post("/?id=a", ""), rig.Post("/?id=a", "", "X-Key", "b")},
+			none:    []rig.Call{jsonPost(`{}`), rig.Post("/?x", "")},
+			invalid: []rig.Call{jsonPost(`{}`, "X-Key", "é"), jsonPost(`{"id":"é"}`)},
+		},
+	} {
+		t.Run(fmt.Sprint(c.key), func(t *testing.T) {
+			rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+				s := e.Serve(t, hosts.Settings{"key": c.key, "maxRequestBodyBytes": 1500, "onMismatch": "replay", "scope": "none"}, echo)
+				first := s.Do(c.same[0])
+				s.Want(first, 201, "first")
+				for i, call := range c.same {
+					t.Log("the same", i)
+					s.WantReplay(first, s.Do(call))
+				}
+				for i, call := range c.others {
+					t.Log("another", i)
+					other := s.Do(call)
+					s.Want(other, 201, "first")
+					s.WantReplay(other, s.Do(call))
+				}
+				for i, call := range c.none {
+					t.Log("none", i)
+					for range 2 {
+						passed := s.Do(call)
+						s.Want(passed, 201, "")
+						if string(passed.Body) != call.Body {
+							t.Errorf("the backend got %q, want %q", passed.Body, call.Body)
+						}
+					}
+				}
+				for i, call := range c.invalid {
+					t.Log("invalid", i)
+					s.WantProblem(s.Do(call), 400, "invalid-key", "invalid")
+				}
+				s.Calls(int64(1 + len(c.others) + 2*len(c.none)))
+				required := e.Serve(t, hosts.Settings{"key": c.key, "maxRequestBodyBytes": 1500, "required": true, "onInvalidKey": "ignore"}, echo)
+				required.Want(required.Do(c.same[0]), 201, "first")
+				for i, call := range append(c.none, c.invalid...) {
+					t.Log("required", i)
+					required.WantProblem(required.Do(call), 400, "missing-key", "missing")
+				}
+				required.Calls(1)
+			})
+		})
+	}
+}
+
+// echo answers with the body of the request.
+func echo(w http.ResponseWriter, r *http.Request) {
+	data := make([]byte, 1<<20)
+	n := 0
+	for err := error(nil); err == nil; {
+		var more int
+		more, err = r.Body.Read(data[n:])
+		n += more
+	}
+	w.WriteHeader(http.StatusCreated)
+	_, _ = w.Write(data[:n])
+}
+
+// TestCallers has callers who are known by something else than Authorization: each has answers of its own, and gets them again.
+func TestCallers(t *testing.T) {
+	for scope, c := range map[string]struct {
+		callers []rig.Call
+		same    rig.Call   // another request of the first caller
+		nobody  []rig.Call // requests of one caller who is not known
+		unclear []rig.Call // requests whose caller cannot be told
+	}{
+		"Host, cookie:session": {
+			callers: []rig.Call{rig.Post("/", "k", "Cookie", "session=alice"), rig.Post("/", "k", "Cookie", "session=bob"), rig.Post("/", "k", "Cookie", `session="bob"`), rig.Post("/", "k", "Cookie", `session={"user": "bob"}`)},
+			same:    rig.Post("/", "k", "Cookie", "theme=dark; session=alice; _ga=1"),
+			nobody:  []rig.Call{rig.Post("/", "k"), rig.Post("/", "k", "Cookie", "theme=dark"), rig.Post("/", "k", "Cookie", "session=")},
+			unclear: []rig.Call{rig.Post("/", "k", "Cookie", "session=alice; session=bob"), rig.Post("/", "k", "Cookie", "session=alice", "Cookie", "session=alice")},
+		},
+		"Host, jwt:sub": {
+			callers: []rig.Call{rig.Post("/", "k", "Authorization", bearer(`{"sub":"alice","exp":1}`)), rig.Post("/", "k", "Authorization", bearer(`{"sub":"bob","exp":1}`))},
+			same:    rig.Post("/", "k", "Authorization", bearer(`{"sub":"alice","exp":2}`)),
+			nobody:  []rig.Call{rig.Post("/", "k"), rig.Post("/", "k", "Authorization", "Basic YTpi"), rig.Post("/", "k", "Authorization", bearer(`{"iss":"i"}`))},
+			unclear: []rig.Call{rig.Post("/", "k", "Authorization", "Bearer opaque"), rig.Post("/", "k", "Authorization", bearer(`{"sub":"alice","sub":"bob"}`))},
+		},
+		"json:/tenant, X-User": {
+			callers: []rig.Call{
+				rig.Post("/", "k").With(func(c *rig.Call) { c.Body = `{"tenant":"alice"}` }), rig.Post("/", "k").With(func(c *rig.Call) { c.Body = `{"tenant":"bob"}` }),
+				rig.Post("/", "k", "X-User", "alice"), rig.Post("/", "k", "X-User", "alice").With(func(c *rig.Call) { c.Body = `{"tenant":"alice"}` }),
+			},
+			same:    rig.Post("/", "k").With(func(c *rig.Call) { c.Body = ` { "tenant" : "\u0061lice" } ` }),
+			nobody:  []rig.Call{rig.Post("/", "k"), rig.Post("/", "k").With(func(c *rig.Call) { c.Body = `{"tenant":""}` })},
+			unclear: []rig.Call{rig.Post("/", "k").With(func(c *rig.Call) { c.Body = `{"tenant":"alice"` }), rig.Post("/", "k").With(func(c *rig.Call) { c.Body = `{"tenant":["alice"]}` })},
+		},
+		"X-Tenant + query:user": {
+			callers: []rig.Call{rig.Post("/?user=b", "k", "X-Tenant", "a"), rig.Post("/?user=ab", "k", "X-Tenant", "a"), rig.Post("/?user=b", "k", "X-Tenant", "aa"), rig.Post("/?user=b", "k", "X-Tenant", `a"b`)},
+			same:    rig.Post("/?x=1&user=b", "k", "X-Tenant", "a"),
+			nobody:  []rig.Call{rig.Post("/", "k", "X-Tenant", "a"), rig.Post("/?user=b", "k")},
+			unclear: []rig.Call{rig.Post("/?user=b&user=a", "k", "X-Tenant", "a")},
+		},
+	} {
+		t.Run(scope, func(t *testing.T) {
+			rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+				s := e.Serve(t, hosts.Settings{"scope": scope, "onMismatch": "replay"}, rig.Created)
+				var answers []rig.Answer
+				for i, call := range append(c.callers, c.nobody[0]) {
+					t.Log("caller", i)
+					answers = append(answers, s.Do(call))
+					s.Want(answers[i], 201, "first")
+				}
+				for i, call := range append(c.callers, c.nobody[0]) {
+					t.Log("caller again", i)
+					s.WantReplay(answers[i], s.Do(call))
+				}
+				s.WantReplay(answers[0], s.Do(c.same))
+				for _, call := range c.nobody {
+					s.WantReplay(answers[len(c.callers)], s.Do(call))
+				}
+				for i, call := range c.unclear {
+					t.Log("unclear", i)
+					s.WantProblem(s.Do(call), 400, "missing-caller", "missing")
+				}
+				s.Calls(int64(len(answers)))
+				strict := e.Serve(t, hosts.Settings{"scope": scope, "requireCaller": true}, rig.Created)
+				for _, call := range append(c.nobody, c.unclear...) {
+					strict.WantProblem(strict.Do(call), 400, "missing-caller", "missing")
+				}
+				strict.Want(strict.Do(c.callers[0].With(func(c *rig.Call) { c.Header.Del("X-Request-ID") })), 201, "")
+				strict.WantRunOf(c.callers[0])
+				strict.Calls(2)
+			})
+		})
+	}
+}
+
+// TestACallerWithoutAuthorization is refused where one has to be known.
+func TestACallerWithoutAuthorization(t *testing.T) {
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		s := e.Serve(t, hosts.Settings{"requireCaller": "true"}, rig.Created)
+		s.WantProblem(s.Do(rig.Post("/", "k")), 400, "missing-caller", "missing")
+		s.WantProblem(s.Do(rig.Post("/", "k", "Authorization", "")), 400, "missing-caller", "missing")
+		s.WantRunOf(rig.Post("/", "k", "Authorization", "Basic YTpi"))
+		s.Want(s.Do(rig.Post("/", "")), 201, "")
+		s.Calls(2)
+	})
+}
+
+// TestAddresses has clients at two addresses of this machine.
+func TestAddresses(t *testing.T) {
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		s := e.Serve(t, hosts.Settings{"scope": "ip"}, rig.Created)
+		from := func(address string) *rig.Site {
+			client := s.Client()
+			client.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}).DialContext(ctx, "tcp", s.Addr)
+			}
+			t.Cleanup(client.CloseIdleConnections)
+			return &rig.Site{Site: s.Site, T: t, HTTP: client, Backend: s.Backend}
+		}
+		for _, address := range []string{"127.0.0.1", "127.0.0.2"} {
+			s.Want(from(address).Do(rig.Post("/", "k")), 201, "first")
+			s.Want(from(address).Do(rig.Post("/", "k", "X-Forwarded-For", "127.0.0.3")), 201, "replayed")
+		}
+		s.Calls(2)
+	})
+}
+
+// TestForwardedAddresses has proxies before this one. Traefik itself takes X-Forwarded-For off what comes from one that it does
+// not trust.
+func TestForwardedAddresses(t *testing.T) {
+	for _, host := range []hosts.Host{hosts.Compiled, hosts.Yaegi} {
+		t.Run(host.String(), func(t *testing.T) {
+			s := rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "scope": "ip:2", "requireCaller": true})
+			via := func(lines ...string) rig.Call {
+				return rig.Post("/", "k").With(func(c *rig.Call) { c.Header["X-Forwarded-For"] = lines })
+			}
+			first := s.Do(via("192.0.2.1, 10.0.0.1"))
+			s.Want(first, 201, "first")
+			for _, same := range [][]string{{"192.0.2.1,10.0.0.2"}, {"junk, 192.0.2.1:4711, 10.0.0.1"}, {"192.0.2.9", "::ffff:192.0.2.1", "junk"}} {
+				s.WantReplay(first, s.Do(via(same...)))
+			}
+			s.Want(s.Do(via("192.0.2.1, 192.0.2.2, 10.0.0.1")), 201, "first")
+			s.Want(s.Do(via("2001:DB8:0::1, 10.0.0.1")), 201, "first")
+			s.Want(s.Do(via("[2001:db8::1]:443, 10.0.0.1")), 201, "replayed")
+			for _, none := range [][]string{nil, {"192.0.2.1"}, {"unknown, 10.0.0.1"}, {", 10.0.0.1"}, {strings.Repeat("192.0.2.1, ", 6000) + "10.0.0.1"}} {
+				s.WantProblem(s.Do(via(none...)), 400, "missing-caller", "missing")
+			}
+			s.Calls(3)
+		})
+	}
+}
+
+// TestKeyFormats has keys that each format allows, and others.
+func TestKeyFormats(t *testing.T) {
+	for format, c := range map[string]struct{ valid, invalid []string }{
+		"token":           {[]string{"abc", `"abcd"`, "A-z_0./9"}, []string{"order:4711", "a b", `"a\"b"`, `"a\\b"`, `"a\b"`}},
+		"visible":         {[]string{"order:4711", "AAAB+cd/efgh==", "{6F9619FF-8B86-D011-B42D-00CF4FC964FF}", "2026-11-26T05:39:21Z", "a b", `"a\"b"`, `"a\\b"`, `W/"x"`}, []string{"clé", `"a`, `"a"b"`, `"a\b"`, `"a";p=1`, `"`, "a\tb", strings.Repeat("k", 129)}},
+		"uuid":            {[]string{"6f9619ff-8b86-d011-b42d-00cf4fc964ff", `"6F9619FF-8B86-D011-B42D-00CF4FC964FF"`}, []string{"6f9619ff8b86d011b42d00cf4fc964ff", "abc", "6f9619ff-8b86-d011-b42d-00cf4fc964ff0", "urn:uuid:6f9619ff-8b86-d011-b42d-00cf4fc964ff"}},
+		"/a+|[é ]b/":      {[]string{"aaa", `"aa"`, " b"}, []string{"aab", "b", "xaaa", "éb"}},
+		"/(?i)[a-f]{60}/": {[]string{strings.Repeat("aF", 30)}, []string{"abc", strings.Repeat("a", 61)}},
+	} {
+		t.Run(format, func(t *testing.T) {
+			rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+				s := e.Serve(t, hosts.Settings{"keyFormat": format, "key": "X-Request-ID, json:/id"}, rig.Created)
+				for _, key := range c.valid {
+					if key[0] == ' ' { // HTTP takes spaces off a header
+						key = `"` + key + `"`
+					}
+					s.WantRunOf(rig.Post("/", key))
+				}
+				for _, key := range c.invalid {
+					s.WantProblem(s.Do(rig.Post("/", key)), 400, "invalid-key", "invalid")
+				}
+				s.Calls(int64(len(c.valid)))
+			})
+		})
+	}
+}
+
+// TestAQuotedKeyIsUnescaped: both ways to write it are one key.
+func TestAQuotedKeyIsUnescaped(t *testing.T) {
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		s := e.Serve(t, hosts.Settings{"keyFormat": "visible"}, rig.Created)
+		first := s.Do(rig.Post("/", `"a\"b\\c\\"`))
+		s.Want(first, 201, "first")
+		s.WantReplay(first, s.Do(rig.Post("/", `a"b\c\`)))
+		s.Calls(1)
+	})
+}
