@@ -2,6 +2,7 @@ package idem
 
 import (
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"net"
@@ -129,23 +130,30 @@ func sameOrigin(r *http.Request) bool {
 const tokenHours = 12
 
 // tokenOf returns what the page's forms carry, so that no other page can send them. It is made of the login alone: then the
-// page of one Traefik can be sent to another.
+// page of one Traefik can be sent to another. Each is another one, so that nobody can find it out from how well pages compress.
 func tokenOf(who *visitor, now time.Time) string {
-	hour := strconv.FormatInt(now.Unix()/3600, 10)
+	random := make([]byte, 8)
+	_, _ = rand.Read(random) // it need not be secret
+	return signed(who, strconv.FormatInt(now.Unix()/3600, 10)+"."+hex.EncodeToString(random))
+}
+
+// signed returns text with a signature that only the login can have made.
+func signed(who *visitor, text string) string {
 	mac := hmac.New(sha256.New, who.digest)
-	mac.Write([]byte("traefik-idem " + hour + " " + who.name))
-	return hour + "." + hex.EncodeToString(mac.Sum(nil))
+	mac.Write([]byte("traefik-idem " + text + " " + who.name))
+	return text + "." + hex.EncodeToString(mac.Sum(nil))
 }
 
 // validToken reports whether token was made for who, and not too long ago.
 func validToken(who *visitor, token string, now time.Time) bool {
-	text, _, _ := strings.Cut(token, ".")
-	hour, err := strconv.ParseInt(text, 10, 64)
-	age := now.Unix()/3600 - hour
+	hour, rest, _ := strings.Cut(token, ".")
+	random, _, _ := strings.Cut(rest, ".")
+	begin, err := strconv.ParseInt(hour, 10, 64)
+	age := now.Unix()/3600 - begin
 	if err != nil || age < 0 || age > tokenHours {
 		return false
 	}
-	return hmac.Equal([]byte(token), []byte(tokenOf(who, time.Unix(hour*3600, 0))))
+	return hmac.Equal([]byte(token), []byte(signed(who, hour+"."+random)))
 }
 
 // Bounds on wrong logins.

@@ -11,6 +11,9 @@ func TestTokensAreOfOneLoginAndHaveAnEnd(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	who := &visitor{name: "boss", digest: digest("pass word")}
 	token := tokenOf(who, now)
+	if tokenOf(who, now) == token {
+		t.Errorf("%s is given twice", token)
+	}
 	for _, c := range []struct {
 		what  string
 		who   *visitor
@@ -25,6 +28,7 @@ func TestTokensAreOfOneLoginAndHaveAnEnd(t *testing.T) {
 		{"another name", &visitor{name: "chief", digest: who.digest}, token, 0, false},
 		{"another password", &visitor{name: "boss", digest: digest("other")}, token, 0, false},
 		{"none", who, "", 0, false},
+		{"an hour alone", who, "500000", 0, false},
 		{"cut", who, token[:len(token)-1], 0, false},
 		{"an hour moved on", who, "500001" + token[6:], 0, false},
 		{"another spelling of its hour", who, "+" + token, 0, false},
@@ -41,6 +45,17 @@ func TestWrongLoginsTakeBoundedMemory(t *testing.T) {
 		w.take(fmt.Sprint(i))
 		if len(w.tried) > mostAddresses+1 {
 			t.Fatalf("%d addresses are remembered", len(w.tried))
+		}
+	}
+}
+
+func TestEncodingsThatAreAccepted(t *testing.T) {
+	for header, want := range map[string]bool{
+		"gzip": true, "gzip, deflate, br, zstd": true, "br,GZIP;q=0.5": true, "deflate, gzip;q=1.0, *;q=0.5": true, "gzip; q=0.001": true,
+		"": false, "identity": false, "gzip;q=0": false, "gzip;q=0.000, br": false, "x-gzip": false, "br": false, "gzipped": false,
+	} {
+		if got := gzipAccepted.MatchString(header); got != want {
+			t.Errorf("%q: %t", header, got)
 		}
 	}
 }

@@ -47,6 +47,7 @@ type handler struct {
 
 	next     http.Handler
 	name     string
+	inForce  []stats.Setting   // for the page
 	keys     *store.Keys       // in this process's memory
 	shared   *redisclient.Keys // behind it, in Redis; nil: there is none
 	stats    *stats.Collector
@@ -78,6 +79,7 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 		h.log.print(levelWarn, warning, nil)
 	}
 	h.announces = h.statusHeader != "" || h.expiresHeader != "" || h.exposed != nil
+	h.inForce = inForce(h, config)
 	h.openShared(ctx)
 	h.log.started(h.effective())
 	if h.contentTTL > 0 {
@@ -99,7 +101,7 @@ func (h *handler) briefly(ctx context.Context, config Config) (*handler, error) 
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", h.name, err)
 	}
-	b := &handler{settings: *set, next: h.next, name: h.name, log: h.log, detached: h.detached, announces: h.announces}
+	b := &handler{settings: *set, next: h.next, name: h.name, inForce: h.inForce, log: h.log, detached: h.detached, announces: h.announces}
 	b.openShared(ctx)
 	return b, nil
 }
@@ -140,7 +142,8 @@ func (h *handler) openShared(ctx context.Context) {
 	h.keys = store.NewKeys(memory, trouble, terms)
 	h.stats, _ = shared.get(ctx, statsID, newCollector).(*stats.Collector)
 	join := func() resource { return h.stats.Join(h.name) }
-	shared.get(ctx, "middleware "+h.name+" in "+statsID, join)
+	member, _ := shared.get(ctx, "middleware "+h.name+" in "+statsID, join).(*stats.User)
+	member.Show(h.inForce)
 	h.stats.SetLimits(h.statsLimits)
 	h.counter = h.stats.Counter(fmt.Sprintf("%q %q", h.methods, h.endpoints), h.patterns)
 	context.AfterFunc(ctx, h.stats.Retire)

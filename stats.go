@@ -1,8 +1,12 @@
 package idem
 
 import (
+	"bytes"
+	"compress/gzip"
+	"io"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -65,14 +69,14 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 	case "/":
 		header.Set("Content-Type", "text/html; charset=utf-8")
 		header.Set("Content-Security-Policy", stats.Policy)
-		header.Set("Referrer-Policy", "no-referrer")
-		h.answer(w, http.StatusOK, stats.Page(h.stats.Read(), h.effective()))
+		header.Set("Referrer-Policy", "same-origin") // of forms, no-referrer would have browsers hide the origin
+		h.answerShort(w, r, stats.Page(h.stats.Read(), h.name, version))
 	case "/stats.json":
 		header.Set("Content-Type", "application/json")
-		h.answer(w, http.StatusOK, stats.JSON(h.stats.Read(), h.effective()))
+		h.answerShort(w, r, stats.JSON(h.stats.Read(), h.inForce))
 	case "/metrics":
 		header.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		h.answer(w, http.StatusOK, h.stats.Metrics(version))
+		h.answerShort(w, r, h.stats.Metrics(version))
 	}
 	return true
 }
@@ -83,6 +87,25 @@ func (h *handler) answer(w http.ResponseWriter, status int, body string) {
 	w.WriteHeader(status)
 	_, _ = w.Write([]byte(body)) // a client that has gone needs no answer
 }
+
+// answerShort answers 200, with a body that is compressed if the client takes it so: with many endpoints it is hundreds of
+// kilobytes, mostly the same again and again.
+func (h *handler) answerShort(w http.ResponseWriter, r *http.Request, body string) {
+	w.Header().Set("Vary", "Accept-Encoding")
+	if gzipAccepted.MatchString(strings.Join(r.Header["Accept-Encoding"], ",")) {
+		var short bytes.Buffer
+		z := gzip.NewWriter(&short)
+		_, err := io.WriteString(z, body)
+		if err == nil && z.Close() == nil { // a buffer takes all
+			w.Header().Set("Content-Encoding", "gzip")
+			body = short.String()
+		}
+	}
+	h.answer(w, http.StatusOK, body)
+}
+
+// gzipAccepted matches an Accept-Encoding that names gzip, with another weight than 0.
+var gzipAccepted = regexp.MustCompile(`(?i)(^|[, ])gzip *(;\s*q=(1|0\.\d*[1-9])\S*)? *(,|$)`)
 
 // readUsers returns the logins of those who may see the statistics, and of those who may settle keys. It reads the files each
 // time, so that a change needs no restart.

@@ -84,7 +84,8 @@ type Collector struct {
 	limits   Limits
 	timer    *time.Timer
 	closed   bool
-	users    map[string]int // middlewares that count here
+	users    map[string]int       // middlewares that count here
+	settings map[string][]Setting // of theirs, as they were last built
 
 	io       sync.Mutex // held while the store is asked; guards everything below
 	known    *Numbers   // numbers of the store when it was last asked
@@ -118,6 +119,7 @@ func New(store Store, limits Limits, requests Requests) *Collector {
 		waiting:  NewNumbers(),
 		lost:     NewNumbers(),
 		users:    map[string]int{},
+		settings: map[string][]Setting{},
 	}
 	for i := range c.Counts {
 		c.Counts[i] = &atomic.Int64{}
@@ -154,6 +156,13 @@ type User struct {
 	middleware string
 }
 
+// Show has the page show these settings of the middleware.
+func (u *User) Show(settings []Setting) {
+	u.collector.mu.Lock()
+	defer u.collector.mu.Unlock()
+	u.collector.settings[u.middleware] = settings
+}
+
 // Idle returns true: a user need not outlive its handlers.
 func (u *User) Idle() bool { return true }
 
@@ -164,6 +173,7 @@ func (u *User) Close() {
 	u.collector.users[u.middleware]--
 	if u.collector.users[u.middleware] == 0 {
 		delete(u.collector.users, u.middleware)
+		delete(u.collector.settings, u.middleware)
 	}
 }
 
@@ -342,6 +352,8 @@ type Snapshot struct {
 	Memory     Memory
 	Measured   time.Time // time of the measurement; zero: never
 	Unmeasured error     // why memory could not be measured
+
+	Middlewares map[string][]Setting // of this process that count here, and their settings
 }
 
 // Read flushes and returns the numbers as they are now.
@@ -363,7 +375,18 @@ func (c *Collector) Read() Snapshot {
 	if trouble == nil {
 		trouble = c.store.Trouble()
 	}
-	return Snapshot{Now: now, Numbers: numbers, Lost: c.lost.copy(), Kind: c.store.Kind(), Err: trouble, Memory: c.memory, Measured: c.measured, Unmeasured: c.unmeasured}
+	return Snapshot{Now: now, Numbers: numbers, Lost: c.lost.copy(), Kind: c.store.Kind(), Err: trouble, Memory: c.memory, Measured: c.measured, Unmeasured: c.unmeasured, Middlewares: c.middlewares()}
+}
+
+// middlewares returns the settings of those that count here, by name.
+func (c *Collector) middlewares() map[string][]Setting {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := map[string][]Setting{}
+	for name, settings := range c.settings {
+		all[name] = settings
+	}
+	return all
 }
 
 // ask flushes, loads all numbers, and measures the memory if the last measurement is old. The caller holds io.

@@ -117,7 +117,7 @@ func (n *Numbers) Add(more *Numbers, maxEndpoints int) {
 		mine := n.Troubles[i]
 		addCounts(mine.Minutes, trouble.Minutes)
 		addCounts(mine.Hours, trouble.Hours)
-		mine.Last = later(mine.Last, trouble.Last)
+		mine.Last = larger(mine.Last, trouble.Last)
 	}
 }
 
@@ -136,7 +136,7 @@ func addCounts(counts, more map[int64]int64) {
 	}
 }
 
-func later(a, b int64) int64 {
+func larger(a, b int64) int64 {
 	if a > b {
 		return a
 	}
@@ -155,8 +155,8 @@ func (n *Numbers) addEndpoint(name string, e Endpoint, maxEndpoints int) {
 		old = n.Endpoints[Other]
 	}
 	old.Duplicates += e.Duplicates
-	old.Last = later(old.Last, e.Last)
-	old.Seen = later(old.Seen, e.Seen)
+	old.Last = larger(old.Last, e.Last)
+	old.Seen = larger(old.Seen, e.Seen)
 	old.Outcomes = sums(old.Outcomes, e.Outcomes)
 	n.Endpoints[name] = old
 }
@@ -186,7 +186,7 @@ func (n *Numbers) Prune(now int64, ttl time.Duration) {
 	}
 	oldest := now - int64(ttl/time.Second)
 	for name, e := range n.Endpoints {
-		if later(e.Last, e.Seen) < oldest {
+		if larger(e.Last, e.Seen) < oldest {
 			delete(n.Endpoints, name)
 		}
 	}

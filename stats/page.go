@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"html/template"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -12,56 +13,87 @@ import (
 
 // view is the data of the page's template. It has only strings, because a template must not call interpreted methods.
 type view struct {
-	GeneratedAt, Generated              string
-	Kind, Health, HealthText, Trouble   string
-	Label, Headline, Since, Protected   string
-	Saved, Share, Last, LastAt, LastAgo string
-	Charts                              []chart
-	Endpoints                           []row
-	Counted, More                       string
-	Outcomes                            []outcome
-	Memory, MemoryNote, MemoryWidth     string
-	MemoryClass                         string
-	Measured, MeasuredAt, MeasuredAgo   string
-	Warning                             bool
-	Settings                            []Setting
+	GeneratedAt, Generated            string
+	Kind, Health, HealthText, Trouble string
+	Label, Headline, Since, Protected string
+	Share, Last, LastAt, LastAgo      string
+	Look, LookClass, LookNote         string
+	Problems                          []problem
+	Charts                            []chart
+	Endpoints                         []row
+	Counted, More                     string
+	Outcomes                          []outcome
+	Memory, MemoryNote, MemoryWidth   string
+	MemoryClass                       string
+	Measured, MeasuredAt, MeasuredAgo string
+	Warning                           bool
+	Middlewares                       []middleware
+	Version                           string
 }
 
-// chart is a row of bars. All numbers are in units of its viewBox, which is stretched over the width that there is.
+// problem is a line of what needs a look.
+type problem struct {
+	Name, Class, Means, LastHour, LastAt, LastAgo string
+}
+
+// chart is a row of bars: duplicates, and problems below them. All numbers are in units of its viewBox, which is stretched over
+// the width that there is.
 type chart struct {
-	Title, From, Peak, Summary string
-	Width                      int
-	Bars                       []bar
+	ID, Title, Unit, Peak, Summary string
+	Width, Height                  int
+	Bars                           []bar
+	Ticks                          []tick
+	First, Step, Counts, Problems  string // for the script: Unix time of the first bar, its seconds, and all counts
+	Rows                           []chartRow
 }
 
 type bar struct {
-	X      int
-	Y, H   string
-	At     string // of its beginning, ISO 8601
-	Text   string
-	Number string
+	X           int
+	Y, H, Class string
+	Text        string
+}
+
+type tick struct {
+	X, Text, Class string
+}
+
+type chartRow struct {
+	At, Text, Duplicates, Problems string
 }
 
 type row struct {
-	Method, Host, Path, Duplicates, Number, Share string
-	LastAt, LastUnix, LastAgo                     string
+	Method, Host, Path, Duplicates, Number, Troubles string
+	SeenAt, SeenUnix, SeenAgo                        string
+	Long                                             bool
+	Shares                                           []share
+	Outcomes                                         []outcome
+}
+
+// share is a part of a bar.
+type share struct {
+	X, Width, Class string
 }
 
 type outcome struct {
 	Name, Count, Means, Class, Share string
 }
 
-// Policy is the page's Content-Security-Policy: only its own style and script, and requests to its own origin.
+type middleware struct {
+	Name     string
+	Settings []Setting
+}
+
+// Policy is the page's Content-Security-Policy: only its own style and script, and requests and forms to its own origin.
 var Policy = "default-src 'none'; style-src '" + sourceHash(pageStyle) + "'; script-src '" + sourceHash(pageScript) +
-	"'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	"'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
 func sourceHash(source string) string {
 	sum := sha256.Sum256([]byte(source))
 	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// Page returns the page.
-func Page(s Snapshot, settings []Setting) string {
+// Page returns the page. It begins with the settings of the middleware that shows it.
+func Page(s Snapshot, name, version string) string {
 	n := s.Numbers
 	now := s.Now.Unix()
 	v := &view{
@@ -70,9 +102,8 @@ func Page(s Snapshot, settings []Setting) string {
 		Label:       "duplicates stopped",
 		Headline:    grouped(n.Duplicates()),
 		Protected:   grouped(n.Protected()),
-		Saved:       grouped(n.Saved()),
 		Share:       percent(n.Duplicates(), n.Protected()),
-		Settings:    settings,
+		Version:     version,
 	}
 	v.health(s)
 	if n.Totals[Observed] > 0 {
@@ -86,13 +117,20 @@ func Page(s Snapshot, settings []Setting) string {
 	if last != 0 {
 		v.Last, v.LastAt, v.LastAgo = exact(last), iso(last), ago(now-last)
 	}
+	v.look(n, now)
+	minutes, hours := map[int64]int64{}, map[int64]int64{}
+	for _, trouble := range n.Troubles {
+		addCounts(minutes, trouble.Minutes)
+		addCounts(hours, trouble.Hours)
+	}
 	v.Charts = []chart{
-		newChart("Last hour", "60 minutes ago", "minute", bars(n.Minutes, now/60, Minutes), now, 60),
-		newChart("Last 7 days", "7 days ago", "hour", bars(n.Hours, now/3600, Hours), now, 3600),
+		newChart("minutes", "Last hour", "minute", bars(n.Minutes, now/60, Minutes), bars(minutes, now/60, Minutes), now, 60),
+		newChart("hours", "Last 7 days", "hour", bars(n.Hours, now/3600, Hours), bars(hours, now/3600, Hours), now, 3600),
 	}
 	v.rows(n, now)
 	v.outcomes(n)
 	v.memory(s)
+	v.middlewares(s, name)
 	var b strings.Builder
 	b.WriteString(pageTop)
 	err := body.Execute(&b, v)
@@ -101,6 +139,58 @@ func Page(s Snapshot, settings []Setting) string {
 	}
 	b.WriteString(pageEnd)
 	return b.String()
+}
+
+// look fills the tile, and what it is a link to.
+func (v *view) look(n *Numbers, now int64) {
+	lines := []struct{ name, class, means string }{ // by place in Problems
+		{"Unknown outcome", "bad", "It was sent to the backend, and no whole answer came back. Find out there what it did."},
+		{"Unavailable", "bad", "Requests got 503: Redis was away, or there was no memory for a body."},
+		{"Mismatch", "warn", "A client used a key for another request, and got 422. That is a mistake in the client."},
+		{"Degraded", "warn", "Redis was away, and the memory of one Traefik decided. Traefiks did not know of each other’s keys."},
+	}
+	sum, last, latest := int64(0), int64(0), ""
+	v.LookClass = "good"
+	for i, line := range lines {
+		t := n.Troubles[i]
+		count := t.lastHour()
+		p := problem{Name: line.name, Means: line.means, LastHour: grouped(count), Class: "none", LastAt: iso(t.Last), LastAgo: ago(now - t.Last)}
+		if t.Last > last {
+			last, latest = t.Last, line.name
+		}
+		if count > 0 {
+			p.Class = line.class
+			if v.LookClass != "bad" {
+				v.LookClass = line.class
+			}
+		}
+		sum += count
+		if t.Last != 0 {
+			v.Problems = append(v.Problems, p)
+		}
+	}
+	switch {
+	case sum > 0:
+		v.Look, v.LookNote = grouped(sum), "in the last hour"
+	case last == 0:
+		v.Look, v.LookNote = "Nothing", "and nothing so far"
+	default:
+		v.Look, v.LookNote = "Nothing", "in the last hour. Last: "+strings.ToLower(latest)+", "+ago(now-last)
+	}
+}
+
+// middlewares has the settings of all that count here, first those of name.
+func (v *view) middlewares(s Snapshot, name string) {
+	names := []string{}
+	for other := range s.Middlewares {
+		if other != name {
+			names = append(names, other)
+		}
+	}
+	sort.Strings(names)
+	for _, each := range append([]string{name}, names...) {
+		v.Middlewares = append(v.Middlewares, middleware{Name: each, Settings: s.Middlewares[each]})
+	}
 }
 
 func (v *view) health(s Snapshot) {
@@ -118,30 +208,86 @@ func (v *view) health(s Snapshot) {
 	}
 }
 
+// rowWords are what a row says of each total of Apart, by place: of one request, and of several. Replays are put
+// together.
+var rowWords = []struct{ one, several, class string }{
+	{"", "", ""},
+	{"replayed", "replayed", "stopped"},
+	{"conflict", "conflicts", "refused"},
+	{"held", "held", "trouble"},
+	{"not kept", "not kept", "refused"},
+	{"observed", "observed", "stopped"},
+	{"mismatch", "mismatches", "warned"},
+	{"unavailable", "unavailable", "trouble"},
+	{"unknown outcome", "unknown outcomes", "trouble"},
+}
+
+// urgent is the order in which a row says them: what somebody must look at first.
+var urgent = []int{8, 7, 3, 6, 2, 4, 1, 5}
+
 func (v *view) rows(n *Numbers, now int64) {
 	most := int64(1)
 	names := n.ranked()
-	if len(names) > 0 {
+	if len(names) > 0 && n.Endpoints[names[0]].Duplicates > 1 {
 		most = n.Endpoints[names[0]].Duplicates
 	}
 	for _, name := range names {
 		method, host, path := parts(name)
 		e := n.Endpoints[name]
-		v.Endpoints = append(v.Endpoints, row{
-			Method: method, Host: host, Path: path,
+		seen := larger(e.Last, e.Seen)
+		r := row{
+			Method: method, Host: host, Path: path, Long: len(path) > twoLines,
 			Duplicates: grouped(e.Duplicates),
 			Number:     strconv.FormatInt(e.Duplicates, 10),
-			Share:      strconv.FormatInt(e.Duplicates*100/most, 10),
-			LastAt:     iso(e.Last),
-			LastUnix:   strconv.FormatInt(e.Last, 10),
-			LastAgo:    ago(now - e.Last),
-		})
+			SeenAt:     iso(seen),
+			SeenUnix:   strconv.FormatInt(seen, 10),
+			SeenAgo:    ago(now - seen),
+		}
+		r.outcomes(e, most)
+		v.Endpoints = append(v.Endpoints, r)
 	}
 	v.Counted = several(int64(len(names)), "endpoint")
 	other := n.Endpoints[Other].Duplicates
 	if other > 0 {
 		v.More = several(other, "more duplicate") + " at endpoints beyond stats.maxEndpoints, counted together."
 	}
+}
+
+// outcomes fills the bar of a row, in hundredths of most duplicates, and what it says.
+func (r *row) outcomes(e Endpoint, most int64) {
+	counts := sums(e.Outcomes, make([]int64, len(Apart)))
+	counts[1] += counts[0] // replays are replays
+	counts[0] = 0
+	at, troubles := int64(0), int64(0)
+	for _, place := range urgent {
+		count, line := counts[place], rowWords[place]
+		if count == 0 {
+			continue
+		}
+		o := outcome{Name: line.several, Class: line.class, Count: grouped(count)}
+		if count == 1 {
+			o.Name = line.one
+		}
+		r.Outcomes = append(r.Outcomes, o)
+		if line.class == "trouble" || line.class == "warned" {
+			troubles += count
+		}
+		if isDuplicate(Apart[place]) {
+			r.Shares = append(r.Shares, share{X: hundredths(at, most), Width: hundredths(count, most), Class: line.class})
+			at += count
+		}
+	}
+	if at < e.Duplicates { // counted before outcomes were
+		r.Shares = append(r.Shares, share{X: hundredths(at, most), Width: hundredths(e.Duplicates-at, most), Class: "stopped"})
+	}
+	r.Troubles = strconv.FormatInt(troubles, 10)
+}
+
+// twoLines is how long a path is that may take more than two lines where there is little room.
+const twoLines = 40
+
+func hundredths(part, whole int64) string {
+	return strconv.FormatFloat(float64(part)*100/float64(whole), 'f', 1, 64)
 }
 
 func (v *view) outcomes(n *Numbers) {
@@ -154,7 +300,7 @@ func (v *view) outcomes(n *Numbers) {
 		{"Replays from memory", "stopped", "answered from this Traefik’s memory", t[ReplaysLocal]},
 		{"Replays from Redis", "stopped", "answered with what Redis had kept", t[ReplaysStore]},
 		{"Conflicts", "stopped", "409: the first request still ran", t[Conflicts]},
-		{"Unknown", "stopped", "409: nobody knows how the first request ended", t[Unknown]},
+		{"Unknown", "trouble", "409: nobody knows how the first request ended", t[Unknown]},
 		{"Not kept", "stopped", "409: the answer was too large to keep", t[Unkept]},
 		{"Observed", "seen", "duplicates let through in observe mode", t[Observed]},
 		{"Not observed", "trouble", "not looked at: too many at once, or no store", t[Unobserved]},
@@ -219,39 +365,88 @@ func (v *view) memory(s Snapshot) {
 	}
 }
 
-const chartHeight = 100
+// Heights of a chart: of duplicates, and of problems below them, if there are any.
+const (
+	duplicatesHeight = 100
+	problemsHeight   = 40
+)
 
-func newChart(title, from, unit string, values []int64, now, seconds int64) chart {
-	c := chart{Title: title, From: from, Width: len(values) * 10}
-	sum, peak := int64(0), int64(0)
-	for _, value := range values {
-		sum += value
-		if value > peak {
-			peak = value
-		}
+func newChart(id, title, unit string, counts, problems []int64, now, seconds int64) chart {
+	first := (now/seconds - int64(len(counts)) + 1) * seconds
+	c := chart{
+		ID: id, Title: title, Unit: unit, Width: len(counts) * 10, Height: duplicatesHeight,
+		First: strconv.FormatInt(first, 10), Step: strconv.FormatInt(seconds, 10),
+		Counts: joined(counts), Problems: joined(problems),
 	}
-	c.Peak = grouped(peak)
-	c.Summary = fmt.Sprintf("%s: %s, at most %s in one %s.", title, several(sum, "duplicate"), grouped(peak), unit)
-	first := now/seconds - int64(len(values)) + 1
-	for i, value := range values {
-		if value == 0 {
+	sum, peak := sumAndPeak(counts)
+	troubles, worst := sumAndPeak(problems)
+	c.Peak = "at most " + several(peak, "duplicate") + " in one " + unit
+	if worst > 0 {
+		c.Height += problemsHeight
+		c.Peak += ", and " + several(worst, "problem")
+	}
+	c.Summary = fmt.Sprintf("%s, per %s: %s and %s; %s.", title, unit, several(sum, "duplicate"), several(troubles, "problem"), c.Peak)
+	for i, count := range counts {
+		trouble := problems[i]
+		if count == 0 && trouble == 0 {
 			continue
 		}
-		height := float64(value) * chartHeight / float64(peak)
-		if height < 2 { // one duplicate is to be seen beside a thousand
-			height = 2
+		begin := first + int64(i)*seconds
+		r := chartRow{At: iso(begin), Text: exact(begin), Duplicates: grouped(count), Problems: grouped(trouble)}
+		text := several(count, "duplicate") + ", " + several(trouble, "problem") + " · " + r.Text
+		if count > 0 {
+			height := barHeight(count, peak, duplicatesHeight)
+			c.Bars = append(c.Bars, bar{X: i * 10, Y: oneDigit(duplicatesHeight - height), H: oneDigit(height), Class: "stopped", Text: text})
 		}
-		begin := (first + int64(i)) * seconds
-		c.Bars = append(c.Bars, bar{
-			X:      i * 10,
-			Y:      strconv.FormatFloat(chartHeight-height, 'f', 1, 64),
-			H:      strconv.FormatFloat(height, 'f', 1, 64),
-			At:     iso(begin),
-			Number: grouped(value),
-			Text:   grouped(value) + " · " + exact(begin),
-		})
+		if trouble > 0 {
+			height := barHeight(trouble, worst, problemsHeight-4)
+			c.Bars = append(c.Bars, bar{X: i * 10, Y: oneDigit(duplicatesHeight + 4), H: oneDigit(height), Class: "trouble", Text: text})
+		}
+		c.Rows = append(c.Rows, r)
 	}
+	c.ticks(first, seconds, int64(len(counts)))
 	return c
+}
+
+// ticks fills the axis: quarters of an hour, or the days.
+func (c *chart) ticks(first, seconds, count int64) {
+	end := first + count*seconds
+	if seconds == 60 {
+		c.Ticks = []tick{{"0%", "60 min ago", "first"}, {"25%", "45", ""}, {"50%", "30", ""}, {"75%", "15", ""}, {"100%", "now", "last"}}
+		return
+	}
+	for at := (first/86400 + 1) * 86400; at < end; at += 86400 {
+		t := tick{X: hundredths(at-first, end-first) + "%"}
+		if end-at > 8*3600 { // else there is no room for it
+			t.Text = time.Unix(at, 0).UTC().Format("Mon 2")
+		}
+		c.Ticks = append(c.Ticks, t)
+	}
+}
+
+func sumAndPeak(counts []int64) (int64, int64) {
+	sum, peak := int64(0), int64(0)
+	for _, count := range counts {
+		sum += count
+		peak = larger(peak, count)
+	}
+	return sum, peak
+}
+
+// barHeight is in proportion to count, but one is to be seen beside a thousand.
+func barHeight(count, peak int64, most float64) float64 {
+	height := float64(count) * most / float64(peak)
+	if height < 2 {
+		return 2
+	}
+	return height
+}
+
+func oneDigit(n float64) string { return strconv.FormatFloat(n, 'f', 1, 64) }
+
+// joined returns counts with spaces between them.
+func joined(counts []int64) string {
+	return strings.Trim(fmt.Sprint(counts), "[]")
 }
 
 // exact returns a time as the page shows it without its script, which shows local time.

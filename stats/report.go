@@ -130,7 +130,7 @@ func JSON(s Snapshot, settings []Setting) string {
 				outcomes[Names[Apart[place]]] = count
 			}
 		}
-		r.Endpoints = append(r.Endpoints, endpointReport{method, host, path, e.Duplicates, moment(e.Last), iso(later(e.Last, e.Seen)), outcomes})
+		r.Endpoints = append(r.Endpoints, endpointReport{method, host, path, e.Duplicates, moment(e.Last), iso(larger(e.Last, e.Seen)), outcomes})
 	}
 	text, err := json.Marshal(r)
 	if err != nil { // strings and numbers always marshal

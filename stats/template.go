@@ -33,29 +33,43 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 <section id="figures" aria-label="Headline figures" data-live>
 <div class="lead"><p class="huge" id="duplicates">{{.Headline}}</p><p class="what">{{.Label}}</p><p class="quiet">{{.Since}}</p></div>
 <dl>
-<div><dt>Backend calls saved</dt><dd id="saved">{{.Saved}}</dd></div>
+<div class="tile {{.LookClass}}"><dt><a href="#look" id="tile">Needs a look</a></dt><dd id="needs">{{.Look}}</dd><dd class="quiet">{{.LookNote}}</dd></div>
 <div><dt>Share of protected traffic</dt><dd>{{.Share}}</dd><dd class="quiet">of {{.Protected}} requests</dd></div>
 <div><dt>Last duplicate</dt><dd>{{if .LastAt}}<time datetime="{{.LastAt}}" title="{{.Last}}">{{.LastAgo}}</time>{{else}}none yet{{end}}</dd></div>
 </dl>
 </section>
-<section id="charts" aria-label="Duplicates over time" data-live>
+<section id="charts" aria-label="Duplicates and problems over time" data-live>
 {{range .Charts}}<figure>
-<figcaption><strong>{{.Title}}</strong><span class="quiet">peak {{.Peak}}</span></figcaption>
-<svg role="img" aria-label="{{.Summary}}" viewBox="0 0 {{.Width}} 100" preserveAspectRatio="none">{{range .Bars}}<rect x="{{.X}}" y="{{.Y}}" width="8" height="{{.H}}" data-n="{{.Number}}" data-at="{{.At}}"><title>{{.Text}}</title></rect>{{end}}</svg>
-<p class="axis quiet"><span>{{.From}}</span><span>now</span></p>
+<figcaption><strong>{{.Title}}, per {{.Unit}}</strong><span class="legend quiet"><span class="key stopped">duplicates</span><span class="key trouble">problems</span></span></figcaption>
+<div class="plot" id="{{.ID}}" data-unit="{{.Unit}}" data-first="{{.First}}" data-step="{{.Step}}" data-counts="{{.Counts}}" data-problems="{{.Problems}}">
+<svg role="img" aria-label="{{.Summary}}" viewBox="0 0 {{.Width}} {{.Height}}" preserveAspectRatio="none">{{range .Bars}}<rect class="{{.Class}}" x="{{.X}}" y="{{.Y}}" width="8" height="{{.H}}"><title>{{.Text}}</title></rect>{{end}}</svg>
+</div>
+<svg class="ticks" aria-hidden="true">{{range .Ticks}}<line x1="{{.X}}" x2="{{.X}}" y2="4"></line><text class="{{.Class}}" x="{{.X}}" y="16">{{.Text}}</text>{{end}}</svg>
+<p class="readout quiet" id="{{.ID}}-value" role="status">{{.Peak}}</p>
+<details id="{{.ID}}-table"><summary>As a table</summary>{{if .Rows}}<table><thead><tr><th scope="col">{{.Unit}}</th><th scope="col" class="number">duplicates</th><th scope="col" class="number">problems</th></tr></thead><tbody>
+{{range .Rows}}<tr><td><time datetime="{{.At}}">{{.Text}}</time></td><td class="number">{{.Duplicates}}</td><td class="number">{{.Problems}}</td></tr>
+{{end}}</tbody></table>{{else}}<p class="quiet">None.</p>{{end}}</details>
 </figure>
 {{end}}</section>
+<section id="look" aria-labelledby="look-title" tabindex="-1">
+<h2 id="look-title">Needs a look</h2>
+<div id="problems" class="{{.LookClass}}" data-live>{{if .Problems}}<p class="quiet">In the last hour, <a href="https://github.com/example/traefik-idem/blob/main/docs/statistics.md#needs-a-look">and what to do about each</a>:</p>
+<ul>
+{{range .Problems}}<li class="{{.Class}}"><span class="count">{{.LastHour}}</span><span class="name">{{.Name}}</span><span class="means quiet">{{.Means}}</span><span class="quiet">last <time datetime="{{.LastAt}}">{{.LastAgo}}</time></span></li>
+{{end}}</ul>{{else}}<p class="calm"><span class="dot"></span>Nothing. <span class="quiet">Unknown outcomes, mismatches, and what happens while Redis is away would stand here.</span></p>{{end}}</div>
+</section>
 <section id="endpoints" aria-labelledby="endpoints-title" tabindex="-1">
 <div class="bar"><h2 id="endpoints-title">Endpoints</h2><p class="quiet" id="shown" role="status">{{.Counted}}</p>
 <label id="filter" hidden>Filter <input type="search" autocomplete="off" spellcheck="false" placeholder="method, host or path"></label></div>
 <div class="scroll" role="region" aria-label="Table of endpoints" tabindex="0">
 <table>
-<caption class="unseen">Duplicates by endpoint</caption>
-<thead><tr><th scope="col" class="method" data-key="method">Method</th><th scope="col" class="host" data-key="host">Host</th><th scope="col" class="path" data-key="path">Path</th><th scope="col" class="number" data-key="duplicates" aria-sort="descending">Duplicates</th><th scope="col" class="last" data-key="last">Last seen</th></tr></thead>
+<caption class="unseen">Duplicates and problems by endpoint</caption>
+<thead><tr><th scope="col" class="method" data-key="method">Method</th><th scope="col" class="host" data-key="host">Host</th><th scope="col" class="path" data-key="path">Path</th><th scope="col" class="number" data-key="duplicates" aria-sort="descending">Duplicates</th><th scope="col" class="number troubles" data-key="troubles">Problems</th><th scope="col" class="last" data-key="last">Last seen</th></tr></thead>
 <tbody id="rows">
-{{range .Endpoints}}<tr data-duplicates="{{.Number}}" data-last="{{.LastUnix}}"><td class="method">{{.Method}}</td><td class="host">{{.Host}}</td><td class="path">{{.Path}}<span class="small">{{.Method}} · {{.Host}}</span></td><td class="number">{{.Duplicates}}<svg class="share" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true"><rect width="{{.Share}}" height="1"></rect></svg></td><td class="last"><time datetime="{{.LastAt}}">{{.LastAgo}}</time></td></tr>
-{{else}}<tr class="empty"><td colspan="5">No duplicate yet. As soon as a key comes a second time, its endpoint stands here.</td></tr>
+{{range .Endpoints}}<tr{{if ne .Troubles "0"}} class="some"{{end}} data-duplicates="{{.Number}}" data-troubles="{{.Troubles}}" data-last="{{.SeenUnix}}"><td class="method">{{.Method}}</td><td class="host">{{.Host}}</td><td class="path"><span class="two"{{if .Long}} title="{{.Path}}"{{end}}>{{.Path}}</span><span class="small">{{.Method}} · {{.Host}}</span><span class="became">{{range .Outcomes}}<span class="{{.Class}}">{{.Count}} {{.Name}}</span> {{end}}</span></td><td class="number">{{.Duplicates}}<svg class="share" aria-hidden="true">{{range .Shares}}<rect class="{{.Class}}" x="{{.X}}%" width="{{.Width}}%" height="3"></rect>{{end}}</svg></td><td class="number troubles">{{.Troubles}}</td><td class="last"><time datetime="{{.SeenAt}}">{{.SeenAgo}}</time></td></tr>
+{{else}}<tr class="empty"><td colspan="6">No duplicate yet. As soon as a key comes a second time, its endpoint stands here.</td></tr>
 {{end}}</tbody>
+<tbody id="nohit" hidden><tr class="empty"><td colspan="6">No endpoint matches the filter.</td></tr></tbody>
 </table>
 </div>
 <p class="quiet" id="more" data-live>{{.More}}</p>
@@ -74,9 +88,10 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 {{if .Warning}}<p class="alert warn"><strong>More than 10 MB.</strong> Kept answers take the most. Lower <code>ttl</code> or <code>maxResponseBodyBytes</code>, or name fewer <code>endpoints</code>. If so much is meant to be kept, see that Redis has the memory and the policy <code>noeviction</code>.</p>{{end}}
 </div></section>
 <section aria-labelledby="settings-title"><h2 id="settings-title">Settings in force</h2>
-<details><summary>Show</summary><dl class="settings">
+{{range .Middlewares}}<details><summary>{{.Name}}</summary><dl class="settings">
 {{range .Settings}}<div><dt>{{.Name}}</dt><dd>{{if .Value}}{{.Value}}{{else}}–{{end}}</dd></div>
-{{end}}</dl></details></section>
+{{end}}</dl></details>
+{{end}}<p class="quiet">Of this Traefik’s middlewares that count here. traefik-idem {{.Version}}</p></section>
 <p class="quiet">The same numbers as <a href="stats.json">JSON</a> and as <a href="metrics">Prometheus metrics</a>.</p>
 </div>
 </div>
@@ -84,8 +99,8 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 `
 
 const pageStyle = `
-:root{color-scheme:light dark;--ground:#faf9f6;--surface:#fff;--ink:#1c2430;--quiet:#5a6472;--line:#e3e0d8;--accent:#0f766e;--accent-soft:#bfe3de;--first:#8a94a3;--warn:#8a4b00;--warn-ground:#fff3dc;--bad:#b3261e;--bad-ground:#fdeceb;--good:#0f7a4a;--hover:#f3f1ea}
-@media (prefers-color-scheme:dark){:root{--ground:#11151a;--surface:#181d24;--ink:#e8ebef;--quiet:#9aa5b3;--line:#2a313b;--accent:#3ec9b8;--accent-soft:#1d4f4a;--first:#77828f;--warn:#f3b562;--warn-ground:#2f2412;--bad:#ff8a80;--bad-ground:#331a19;--good:#4fd08c;--hover:#1f252e}}
+:root{color-scheme:light dark;--ground:#faf9f6;--surface:#fff;--ink:#1c2430;--quiet:#5a6472;--line:#e3e0d8;--accent:#0f766e;--accent-soft:#bfe3de;--first:#8a94a3;--warn:#8a4b00;--warn-bar:#d97706;--warn-ground:#fff3dc;--bad:#b3261e;--bad-ground:#fdeceb;--good:#0f7a4a;--hover:#f3f1ea}
+@media (prefers-color-scheme:dark){:root{--ground:#11151a;--surface:#181d24;--ink:#e8ebef;--quiet:#9aa5b3;--line:#2a313b;--accent:#3ec9b8;--accent-soft:#1d4f4a;--first:#77828f;--warn:#f3b562;--warn-bar:#f3b562;--warn-ground:#2f2412;--bad:#ff8a80;--bad-ground:#331a19;--good:#4fd08c;--hover:#1f252e}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;font-variant-numeric:tabular-nums}
 header,main{max-width:74rem;margin:0 auto;padding:0 1.5rem}
@@ -113,15 +128,47 @@ button,input{font:inherit;color:inherit}
 .what{font-size:1.2rem;font-weight:600;margin-top:.6rem}
 #figures dl{display:grid;grid-template-columns:repeat(3,1fr);gap:1.5rem}
 #figures dl div{border-top:2px solid var(--ink);padding-top:.6rem;align-self:stretch}
+#figures .tile a{color:inherit}
+#figures .tile.warn{border-color:var(--warn-bar)}
+#figures .tile.bad{border-color:var(--bad)}
+.tile.warn #needs{color:var(--warn)}
+.tile.bad #needs{color:var(--bad)}
+#look{padding-bottom:2.5rem}
+.calm{padding:.35rem 0}
+#problems ul{list-style:none;border-top:1px solid var(--line);margin-top:.35rem}
+#problems li{display:grid;grid-template-columns:3.5rem 11rem 1fr 9rem;gap:0 1rem;align-items:baseline;padding:.35rem 0;border-bottom:1px solid var(--line)}
+#problems .count{text-align:right;font-weight:600}
+#problems li :last-child{text-align:right}
+#problems .none .count,#problems .none .name{color:var(--quiet);font-weight:400}
+#problems .none .means{visibility:hidden}
+#problems .warn .count,#problems .warn .name{color:var(--warn);font-weight:600}
+#problems .bad .count,#problems .bad .name{color:var(--bad);font-weight:600}
 #figures dt{font-size:.875rem;color:var(--quiet)}
 #figures dd{font-size:1.6rem;font-weight:600;letter-spacing:-.02em;line-height:1.25}
 #figures dd.quiet{font-size:.875rem;font-weight:400;letter-spacing:0}
 #charts{display:grid;grid-template-columns:1fr 1fr;gap:1.5rem 3rem;padding-bottom:2.5rem}
 figcaption,.axis{display:flex;justify-content:space-between;align-items:baseline;gap:1rem}
-figcaption{font-size:.95rem;margin-bottom:.5rem}
-figure svg{display:block;width:100%;height:7rem;border-bottom:1px solid var(--first);background:linear-gradient(var(--line),var(--line)) 0 0/100% 1px no-repeat,linear-gradient(var(--line),var(--line)) 0 50%/100% 1px no-repeat}
+figcaption{font-size:.95rem;margin-bottom:.5rem;flex-wrap:wrap}
+.legend{display:flex;gap:.9rem}
+.key::before{content:"";display:inline-block;width:.6rem;height:.6rem;margin-right:.35rem;border-radius:2px;background:var(--accent)}
+.key.trouble::before{background:var(--bad)}
+.plot{position:relative}
+.plot svg{display:block;width:100%;height:7.5rem;border-bottom:1px solid var(--first);background:linear-gradient(var(--line),var(--line)) 0 0/100% 1px no-repeat}
 figure rect,.share rect{fill:var(--accent)}
-figure rect:hover{fill:var(--ink)}
+figure rect.trouble,.share rect.trouble{fill:var(--bad)}
+.share rect.refused{fill:var(--first)}
+.share rect.warned{fill:var(--warn-bar)}
+figure rect:hover,figure rect.chosen{fill:var(--ink)}
+.ticks{display:block;width:100%;height:1.25rem;overflow:visible;font-size:.8rem;fill:var(--quiet)}
+.ticks text{text-anchor:middle}
+.ticks line{stroke:var(--first)}
+.ticks .first{text-anchor:start}
+.ticks .last{text-anchor:end}
+.readout{min-height:1.5em}
+figure summary{padding:.1rem 0;font-size:.875rem}
+figure table{font-size:.875rem;margin-top:.25rem}
+figure th,figure td{padding:.15rem .5rem .15rem 0}
+figure th{position:static}
 .axis{margin-top:.25rem}
 .bar{display:flex;flex-wrap:wrap;align-items:baseline;gap:.5rem .9rem;margin-bottom:.75rem}
 #filter{margin-left:auto;font-size:.875rem;color:var(--quiet)}
@@ -130,8 +177,9 @@ input::placeholder{color:var(--quiet);opacity:1}
 .scroll{overflow:auto;max-height:34rem;background:var(--surface);border:1px solid var(--line);border-radius:.6rem}
 table{width:100%;table-layout:fixed;border-collapse:collapse;font-size:.925rem}
 th.method{width:6.5rem}
-th.host{width:24%}
-th.number{width:11rem}
+th.host{width:21%}
+th.number{width:9rem}
+th.troubles{width:7rem}
 th.last{width:8.5rem}
 th,td{text-align:left;vertical-align:top;padding:.55rem 1rem}
 th{position:sticky;top:0;background:var(--surface);font-size:.8rem;font-weight:600;color:var(--quiet);box-shadow:inset 0 -1px var(--line);white-space:nowrap}
@@ -146,6 +194,13 @@ tbody tr:hover td{background:var(--hover)}
 td.method{font-weight:650;font-size:.8rem;letter-spacing:.03em;line-height:1.75}
 .host{color:var(--quiet);overflow-wrap:anywhere}
 td.path{overflow-wrap:anywhere;font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.86rem}
+.two{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow:hidden}
+.became{display:block;margin-top:.1rem;font-family:system-ui,sans-serif}
+td.troubles{font-weight:400;color:var(--quiet)}
+.some td.troubles{font-weight:600;color:var(--bad)}
+.became span{display:inline-block;margin-right:.6rem;color:var(--quiet);font-size:.86rem}
+.became .trouble{color:var(--bad);font-weight:600}
+.became .warned{color:var(--warn);font-weight:600}
 .small{display:none;margin-top:.15rem;color:var(--quiet);font-family:system-ui,sans-serif;font-size:.8rem}
 .number{text-align:right;white-space:nowrap}
 td.number{font-weight:600}
@@ -187,8 +242,11 @@ header,main{padding-left:1rem;padding-right:1rem}
 #figures{padding-top:.25rem}
 #figures dl{grid-template-columns:1fr 1fr;gap:1rem 1.25rem}
 #filter,#filter input{width:100%;margin-left:0}
-.method,.host{display:none}
+.method,.host,.troubles{display:none}
 .small{display:block}
+#problems li{grid-template-columns:2.5rem 1fr auto}
+#problems .means{grid-column:2/-1;grid-row:2}
+#problems .none .means{display:none}
 th,td{padding:.55rem .6rem}
 th.number{width:6.6rem}
 th.last{width:4.9rem}
@@ -214,29 +272,91 @@ const pageScript = `
   const local = (iso) => new Date(iso).toLocaleString(undefined, {dateStyle: "medium", timeStyle: "medium"});
   const times = () => {
     for (const t of document.querySelectorAll("time")) t.title = local(t.dateTime);
-    for (const bar of document.querySelectorAll("rect[data-at]")) {
-      bar.firstChild.textContent = bar.dataset.n + " · " + local(bar.dataset.at);
-    }
+    for (const t of document.querySelectorAll("figure td time")) t.textContent = local(t.dateTime);
     const clock = document.querySelector("#clock time");
     clock.textContent = new Date(clock.dateTime).toLocaleTimeString();
   };
 
-  const value = (tr) => key === "duplicates" || key === "last" ? Number(tr.dataset[key]) : tr.querySelector("." + key).firstChild?.data ?? "";
+  const several = (n, what) => n.toLocaleString() + " " + what + (n === 1 ? "" : "s");
+  const chosen = {}; // by chart: the Unix time of the bar that is shown
+  const charts = () => {
+    for (const plot of document.querySelectorAll(".plot")) {
+      const first = Number(plot.dataset.first), step = Number(plot.dataset.step);
+      const counts = plot.dataset.counts.split(" ").map(Number), problems = plot.dataset.problems.split(" ").map(Number);
+      const size = counts.length, readout = $(plot.id + "-value"), peak = readout.textContent;
+      const bars = new Map();
+      for (const bar of plot.querySelectorAll("rect")) {
+        const at = Number(bar.getAttribute("x")) / 10;
+        bars.set(at, [...(bars.get(at) ?? []), bar]);
+      }
+      const text = (i) => several(counts[i], "duplicate") + ", " + several(problems[i], "problem") + " · " +
+        new Date((first + i * step) * 1000).toLocaleString(undefined, {weekday: "short", hour: "2-digit", minute: "2-digit"});
+      for (const [i, of] of bars) for (const bar of of) bar.firstChild.textContent = text(i);
+      const show = () => {
+        const i = (chosen[plot.id] - first) / step, is = i >= 0 && i < size;
+        for (const [at, of] of bars) for (const bar of of) bar.classList.toggle("chosen", is && at === i);
+        readout.textContent = is ? text(i) : peak;
+      };
+      const choose = (i) => {
+        chosen[plot.id] = first + Math.min(size - 1, Math.max(0, i)) * step;
+        show();
+      };
+      const none = () => {
+        delete chosen[plot.id];
+        show();
+      };
+      const point = (event) => {
+        const box = plot.getBoundingClientRect();
+        choose(Math.floor((event.clientX - box.left) / box.width * size));
+      };
+      plot.tabIndex = 0;
+      plot.setAttribute("role", "group");
+      plot.setAttribute("aria-label", plot.querySelector("svg").getAttribute("aria-label") + " Arrow keys read the values.");
+      plot.onpointermove = plot.onpointerdown = point;
+      plot.onpointerleave = (event) => { if (event.pointerType === "mouse") none(); };
+      plot.onblur = none;
+      plot.onkeydown = (event) => {
+        const now = plot.id in chosen ? (chosen[plot.id] - first) / step : size;
+        const to = {ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: size - 1}[event.key];
+        if (to !== undefined) {
+          event.preventDefault();
+          choose(to);
+        } else if (event.key === "Escape") none();
+      };
+      show();
+      if (step < 3600) continue;
+      const ticks = plot.parentElement.querySelector(".ticks"), day = new Date(first * 1000), svg = ticks.namespaceURI, marks = [];
+      for (day.setHours(24, 0, 0, 0); day < (first + size * step) * 1000; day.setDate(day.getDate() + 1)) {
+        const tick = document.createElementNS(svg, "text");
+        const x = (day / 1000 - first) * 100 / (size * step), line = document.createElementNS(svg, "line");
+        for (const [name, value] of [["x1", x + "%"], ["x2", x + "%"], ["y2", 4]]) line.setAttribute(name, value);
+        tick.setAttribute("x", x + "%");
+        tick.setAttribute("y", 16);
+        if (x < 95) tick.textContent = day.toLocaleDateString(undefined, {weekday: "short", day: "numeric"});
+        marks.push(line, tick);
+      }
+      ticks.replaceChildren(...marks);
+    }
+  };
+
+  const numbers = ["duplicates", "troubles", "last"];
+  const value = (tr) => numbers.includes(key) ? Number(tr.dataset[key]) : tr.querySelector("." + key).firstChild?.textContent ?? "";
   const arrange = () => {
     const list = [...rows.rows].filter((tr) => !tr.classList.contains("empty"));
     if (list.length === 0) return;
     const values = new Map(list.map((tr) => [tr, value(tr)]));
-    const compare = key === "duplicates" || key === "last" ? (a, b) => a - b : collator.compare;
+    const compare = numbers.includes(key) ? (a, b) => a - b : collator.compare;
     list.sort((a, b) => (down ? -1 : 1) * compare(values.get(a), values.get(b)));
     rows.append(...list);
     const words = input.value.toLowerCase().split(" ").filter(Boolean);
     let shown = 0;
     for (const tr of list) {
       const cells = tr.cells;
-      const text = (cells[0].textContent + " " + cells[1].textContent + cells[2].firstChild?.data).toLowerCase();
+      const text = (cells[0].textContent + " " + cells[1].textContent + cells[2].firstChild.textContent).toLowerCase();
       tr.hidden = !words.every((word) => text.includes(word));
       if (!tr.hidden) shown++;
     }
+    $("nohit").hidden = shown > 0;
     const count = shown === list.length ? String(shown) : shown + " of " + list.length;
     const text = count + (list.length === 1 ? " endpoint" : " endpoints");
     if ($("shown").textContent !== text) $("shown").textContent = text;
@@ -246,16 +366,37 @@ const pageScript = `
     }
   };
 
+  // swap shows a part anew if it is not as it was served, and leaves focus and what was opened or chosen.
+  let focused = "";
+  const served = new Map([...document.querySelectorAll("[data-live]")].map((part) => [part.id, part.outerHTML]));
+  const swap = (shown, now) => {
+    if (served.get(now.id) === now.outerHTML) return;
+    served.set(now.id, now.outerHTML);
+    const kept = {...chosen};
+    if (shown.contains(document.activeElement)) focused = document.activeElement.id;
+    const open = [...shown.querySelectorAll("details[open]")].map((d) => d.id);
+    shown.innerHTML = now.innerHTML;
+    shown.className = now.className;
+    for (const id of open) if ($(id)) $(id).open = true;
+    Object.assign(chosen, kept);
+  };
+
+  // A page that takes long, as one with a thousand endpoints does, is asked for less often.
+  let timer = 0;
   const refresh = async () => {
-    if (paused || document.hidden) return;
+    clearTimeout(timer);
+    const begin = performance.now();
+    if (!paused && !document.hidden) await load();
+    clearTimeout(timer);
+    timer = setTimeout(refresh, Math.max(5000, 40 * (performance.now() - begin)));
+  };
+  const load = async () => {
     try {
       const response = await fetch("./", {cache: "no-store"});
       if (!response.ok) throw new Error("Traefik answers " + response.status + ".");
       const page = new DOMParser().parseFromString(await response.text(), "text/html");
       for (const now of page.querySelectorAll("[data-live]")) {
-        const shown = $(now.id);
-        if (shown.innerHTML !== now.innerHTML) shown.innerHTML = now.innerHTML;
-        if (shown.className !== now.className) shown.className = now.className;
+        if ($(now.id)) swap($(now.id), now);
       }
       rows.replaceChildren(...page.getElementById("rows").children);
     } catch (err) {
@@ -265,7 +406,10 @@ const pageScript = `
       $("trouble").replaceChildren(p);
     }
     arrange();
+    charts();
     times();
+    if (focused && $(focused)) $(focused).focus({preventScroll: true});
+    focused = "";
   };
 
   for (const th of heads) {
@@ -273,7 +417,7 @@ const pageScript = `
     button.type = "button";
     button.textContent = th.textContent;
     button.addEventListener("click", () => {
-      down = th.dataset.key === key ? !down : th.classList.contains("number") || th.dataset.key === "last";
+      down = th.dataset.key === key ? !down : numbers.includes(th.dataset.key);
       key = th.dataset.key;
       arrange();
     });
@@ -287,8 +431,9 @@ const pageScript = `
   });
   $("filter").hidden = false;
   pause.hidden = false;
+  charts();
   times();
-  setInterval(refresh, 5000);
+  timer = setTimeout(refresh, 5000);
   document.addEventListener("visibilitychange", refresh);
 })();
 `

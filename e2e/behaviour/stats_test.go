@@ -3,12 +3,14 @@ package behaviour
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -454,6 +456,20 @@ func TestStatsPaths(t *testing.T) {
 				}
 				if want := length; method == "GET" && len(a.Body) != want || method == "HEAD" && len(a.Body) != 0 {
 					t.Errorf("%s %s: %d bytes of %d", method, path, len(a.Body), want)
+				}
+			}
+			for _, path := range []string{"/_idem/", "/_idem/stats.json", "/_idem/metrics"} {
+				a := s.Do(rig.Get(path).Headers("Accept-Encoding", "gzip").With(func(c *rig.Call) { c.Method = method }))
+				if a.Status != 200 || a.Header.Get("Content-Encoding") != "gzip" || a.Header.Get("Vary") != "Accept-Encoding" {
+					t.Errorf("%s %s, compressed: %d %v", method, path, a.Status, a.Header)
+				}
+				if unzipped, err := gzip.NewReader(bytes.NewReader(a.Body)); method == "GET" && err != nil {
+					t.Errorf("%s: %v", path, err)
+				} else if method == "GET" {
+					text, err := io.ReadAll(unzipped)
+					if err != nil || !strings.Contains(string(text), "idem") {
+						t.Errorf("%s: %v %.100s", path, err, text)
+					}
 				}
 			}
 			a := s.Do(rig.Get("/_idem").With(func(c *rig.Call) { c.Method = method }))

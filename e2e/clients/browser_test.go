@@ -23,6 +23,7 @@ import (
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 	"github.com/example/traefik-idem/e2e/internal/redistest"
@@ -271,7 +272,7 @@ func TestThePageInABrowser(t *testing.T) {
 	}
 	paths := func() string {
 		t.Helper()
-		return b.eval(`[...document.querySelectorAll("#rows tr")].filter((tr) => tr.checkVisibility()).map((tr) => tr.cells[2].firstChild.data + tr.cells[3].textContent).join(" ")`)
+		return b.eval(`[...document.querySelectorAll("#rows tr")].filter((tr) => tr.checkVisibility()).map((tr) => tr.cells[2].firstChild.textContent + tr.cells[3].textContent).join(" ")`)
 	}
 	wants := func(what, got, want string) {
 		t.Helper()
@@ -280,11 +281,28 @@ func TestThePageInABrowser(t *testing.T) {
 		}
 	}
 	wants("headline", text("#duplicates"), "20")
-	wants("saved", text("#saved"), "20")
+	wants("what needs a look", text("#needs"), "Nothing")
+	wants("the part for that", text("#problems"), "Nothing. Unknown outcomes, mismatches, and what happens while Redis is away would stand here.")
+	wants("outcomes of an endpoint", strings.TrimSpace(text("#rows .became")), "12 replayed")
 	wants("health", text("#state"), "Redis answers")
 	wants("table", paths(), "/b12 /c5 /a3")
 	wants("host", text("#rows .host"), s.Name)
-	wants("charts", b.eval(`[...document.querySelectorAll("figure rect")].reduce((n, r) => n + Number(r.dataset.n), 0)`), "40")
+	wants("charts", b.eval(`[...document.querySelectorAll(".plot")].flatMap((p) => p.dataset.counts.split(" ")).reduce((n, c) => n + Number(c), 0)`), "40")
+	wants("days", b.eval(`document.querySelectorAll(".ticks")[1].querySelectorAll("line").length`), "7")
+	// Values by keyboard, by a finger, and as a table.
+	b.run(chromedp.Focus("#hours", chromedp.ByQuery), chromedp.KeyEvent(kb.End))
+	wants("the newest bar", b.eval(`document.querySelector("#hours-value").textContent.startsWith("20 duplicates, 0 problems · ")`), "true")
+	b.run(chromedp.KeyEvent(kb.ArrowLeft))
+	wants("the bar before it", b.eval(`document.querySelector("#hours-value").textContent.startsWith("0 duplicates, 0 problems · ")`), "true")
+	b.run(chromedp.KeyEvent(kb.Escape))
+	wants("no bar", text("#hours-value"), "at most 20 duplicates in one hour")
+	b.run(chromedp.Evaluate(`(() => {
+		const box = document.querySelector("#hours").getBoundingClientRect();
+		document.querySelector("#hours").dispatchEvent(new PointerEvent("pointerdown", {pointerType: "touch", clientX: box.right - 1, clientY: box.top + 9, bubbles: true}));
+	})()`, nil))
+	wants("the bar under a finger", b.eval(`document.querySelector("#hours-value").textContent.startsWith("20 duplicates, 0 problems · ")`), "true")
+	b.run(chromedp.Evaluate(`document.querySelector("#hours-table").open = true`, nil))
+	wants("as a table", b.eval(`[...document.querySelectorAll("#hours-table tbody td")].slice(1).map((td) => td.textContent).join(" ")`), "20 0")
 
 	click := func(key string) { b.run(chromedp.Click(`th[data-key="`+key+`"] button`, chromedp.ByQuery)) }
 	click("path")
@@ -302,14 +320,35 @@ func TestThePageInABrowser(t *testing.T) {
 	wants("count", text("#shown"), "1 of 3 endpoints")
 	wants("the exact time on hover", b.eval(`(() => { const t = document.querySelector("#rows time"); return t.title === new Date(t.dateTime).toLocaleString(undefined, {dateStyle: "medium", timeStyle: "medium"}) })()`), "true")
 
+	b.run(chromedp.SendKeys("#filter input", "nowhere", chromedp.ByQuery))
+	wants("filtered away", paths(), "")
+	wants("no hit", b.eval(`document.querySelector("#nohit").checkVisibility()`), "true")
+	wants("no hit, counted", text("#shown"), "0 of 3 endpoints")
+	b.run(chromedp.Evaluate(`document.querySelector("#filter input").value = ""`, nil), chromedp.SendKeys("#filter input", "post /b", chromedp.ByQuery))
+
+	b.run(chromedp.Focus("#minutes", chromedp.ByQuery), chromedp.KeyEvent(kb.Home))
+	s.WantProblem(s.Do(rig.Post("/c", "k").With(func(c *rig.Call) { c.Body = "{}" })), 422, "key-reused", "mismatch")
 	duplicates("/b", 1) // and the one that would have been the first
 	duplicates("/d", 2)
 	b.await(`document.querySelector("#duplicates").textContent === "24"`)
 	wants("after the refresh", paths(), "/b14")
+	wants("what needs a look now", b.eval(`document.querySelector(".tile").className + " " + document.querySelector("#needs").textContent`), "tile warn 1")
+	wants("the part for that now", b.eval(`document.querySelector("#problems .count").textContent + document.querySelector("#problems .name").textContent`), "1Mismatch")
+	wants("the problem in the charts", b.eval(`document.querySelectorAll(".plot rect.trouble").length`), "2")
+	wants("the table that was opened", b.eval(`document.querySelector("#hours-table").open`), "true")
+	wants("the focus", b.eval(`document.activeElement.id`), "minutes")
+	wants("the bar that was chosen", b.eval(`document.querySelector("#minutes-value").textContent.startsWith("0 duplicates, 0 problems · ")`), "true")
 	b.run(chromedp.Evaluate(`document.querySelector("#filter input").value = ""`, nil), chromedp.SendKeys("#filter input", "/", chromedp.ByQuery))
 	wants("unfiltered after the refresh", paths(), "/d2 /a3 /c5 /b14")
+	click("troubles")
+	wants("by problems", b.eval(`document.querySelector("#rows tr").textContent.includes("1 mismatch")`), "true")
+	long := "/" + strings.Repeat("long-path/", 40)
+	duplicates(long, 1)
+	b.await(`document.querySelectorAll("#rows tr").length === 5`)
+	wants("lines of a long path", b.eval(`(() => { const path = document.querySelector('#rows .two[title^="/long-path"]'); return Math.round(path.getBoundingClientRect().height / parseFloat(getComputedStyle(path).lineHeight)) })()`), "2")
 
-	b.run(chromedp.Evaluate(`document.querySelector("details").open = true`, nil))
+	b.run(chromedp.Evaluate(`for (const d of document.querySelectorAll("details")) d.open = true`, nil))
+	wants("settings", b.eval(`[...document.querySelectorAll(".settings dt")].filter((dt) => ["maxTTL", "redis.tls.ca", "stats.admins"].includes(dt.textContent)).length`), "3")
 	b.accessible(axe, "the page")
 	b.theme("dark", 1180, 900, false)
 	b.accessible(axe, "the dark page")
@@ -319,6 +358,7 @@ func TestThePageInABrowser(t *testing.T) {
 
 	// Without a script everything is there but sorting, filtering and refreshing.
 	b.run(emulation.SetScriptExecutionDisabled(true), page)
-	wants("table without a script", paths(), "/b14 /c5 /a3 /d2")
+	wants("table without a script", paths(), "/b14 /c5 /a3 /d2 "+long+"1")
+	wants("days without a script", b.eval(`document.querySelectorAll(".ticks")[1].querySelectorAll("line").length`), "7")
 	wants("filter without a script", b.eval(`document.querySelector("#filter").checkVisibility()`), "false")
 }
