@@ -52,6 +52,7 @@ type handler struct {
 	shared   *redisclient.Keys // behind it, in Redis; nil: there is none
 	stats    *stats.Collector
 	counter  *stats.Counter // of stats
+	notebook *notebook
 	log      *logger
 	detached func(context.Context) context.Context // what the call of the backend outlives of its request
 
@@ -127,10 +128,12 @@ func (h *handler) openShared(ctx context.Context) {
 	if h.localCacheBytes > 0 || h.redis.Address == "" {
 		memory.SetLimit(limit)
 	}
-	terms := store.Terms{TTL: h.ttl, Lease: h.lease, Remember: h.localCacheBytes > 0}
+	terms := store.Terms{TTL: h.ttl, Lease: h.lease, Remember: h.localCacheBytes > 0, Long: longRun}
 	if h.detach {
 		terms.DetachTimeout = h.detachTimeout
 	}
+	openNotebook := func() resource { return newNotebook(memory) }
+	h.notebook, _ = shared.get(ctx, "notebook "+place, openNotebook).(*notebook)
 	newCollector := func() resource { return stats.New(stats.NewProcess(memory), h.statsLimits, memory) }
 	var trouble *atomic.Int32
 	if h.redis.Address != "" {
@@ -176,6 +179,7 @@ func (h *handler) openRedis(ctx context.Context, memory *store.Memory) func() re
 			return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits, memory)
 		}
 	}
+	h.notebook.use(h.shared, h.keyPrefix)
 	hook := &hook{remove: redisclient.WhenBack(h.shared, memory.RenewAll)}
 	context.AfterFunc(ctx, hook.end)
 	return newCollector

@@ -41,7 +41,7 @@ func heldElsewhere(h *handler, l *store.Run, held *store.Held, err error) *store
 		return unreached(h, l, err)
 	}
 	if h.localCacheBytes > 0 && held.State != store.Running && held.Left > 0 {
-		store.Remember(h.keys.Memory, l.Key, held)
+		store.Remember(h.keys.Memory, l.Lease, held)
 	}
 	return held
 }
@@ -256,7 +256,7 @@ func finishLocal(h *handler, l *store.Run, record string, kept bool, err error) 
 	default:
 		store.Release(h.keys.Memory, l.Lease)
 		if !kept {
-			h.leaseLost()
+			leaseLost(h, l)
 		}
 	}
 }
@@ -286,7 +286,7 @@ func release(h *handler, l *store.Run) bool {
 		redisclient.Later(h.shared, l.Lease, "", longestLease)
 		h.storeFailed("the end of a request could not be stored", err)
 	case !free:
-		h.leaseLost()
+		leaseLost(h, l)
 	}
 	return free
 }
@@ -299,9 +299,14 @@ func forgo(h *handler, l *store.Run, err error) {
 }
 
 // leaseLost says that somebody else has taken a key whose request ran.
-func (h *handler) leaseLost() {
-	h.log.printLimited(levelWarn, "a lease was lost before its request ended; raise lease if Redis was reachable", nil)
+func leaseLost(h *handler, l *store.Run) {
+	if h.log.due(lostLease) {
+		sight(h, noteOther, l.Key, "", store.Free)
+		h.log.write(levelWarn, lostLease, keyName(l.Key))
+	}
 }
+
+const lostLease = "a lease was lost before its request ended; raise lease if Redis was reachable"
 
 // storeFailed counts and logs a step that the store did not take. Of an outage each handler tells once.
 func (h *handler) storeFailed(step string, cause error) {

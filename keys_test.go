@@ -26,6 +26,8 @@ func newDoor(t *testing.T, memory *store.Memory, address string) *handler {
 	h.stats = stats.New(stats.NewProcess(memory), h.statsLimits, memory)
 	t.Cleanup(h.stats.Close)
 	h.log = newLogger("idem", "error")
+	h.notebook = newNotebook(memory)
+	h.notebook.Close() // it exchanges nothing by itself
 	h.keys = store.NewKeys(memory, h.shared.Trouble, store.Terms{TTL: h.ttl, Lease: time.Hour, Remember: true})
 	return h
 }

@@ -83,18 +83,21 @@ func (l *logger) printLimited(level int, msg string, cause error) {
 	}
 }
 
-// printLimitedAbout is printLimited for each method and path, which it adds to msg. It leaves out the query string, which may
-// hold secrets.
-func (l *logger) printLimitedAbout(level int, msg string, r *http.Request) {
+// printLimitedAbout is printLimited for each method and path, which it adds to msg with the key's public id. It leaves out the
+// query string, which may hold secrets.
+func (l *logger) printLimitedAbout(level int, msg string, r *http.Request, identity string) {
 	path := r.URL.Path
 	if len(path) > longestPath {
 		path = path[:longestPath] + "…"
 	}
 	about := fmt.Sprintf(" method=%q path=%q", r.Method, path)
 	if l.due(msg + about) {
-		l.write(level, msg, about)
+		l.write(level, msg, about+keyName(identity))
 	}
 }
+
+// keyName is a key as it stands in a line of the log.
+func keyName(identity string) string { return " key=" + publicID(identity) }
 
 // longestPath is how many bytes of a path are written at most.
 const longestPath = 512

@@ -153,6 +153,9 @@ func note(h, claims *handler, l *store.Run, r *http.Request) {
 		stats.Count(h.counter, stats.Mismatches, r)
 	default:
 		stats.Count(h.counter, stats.Observed, r)
-		h.log.print(levelDebug, "duplicate observed", nil)
+		if h.log.level >= levelDebug {
+			sight(h, noteOther, l.Key, r.Host, store.Free)
+			h.log.write(levelDebug, "duplicate observed", keyName(l.Key))
+		}
 	}
 }

@@ -69,6 +69,7 @@ func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, iden
 	p := problem{Type: h.problemType + f.slug, Title: http.StatusText(f.status), Status: f.status, Detail: f.detail}
 	if identity != "" {
 		p.Instance = "urn:traefik-idem:key:" + publicID(identity)
+		sight(h, noteOther, identity, r.Host, store.Free)
 	}
 	retryAfter := f.retryAfter
 	switch f {

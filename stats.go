@@ -50,10 +50,14 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 	case strings.HasPrefix(page, "/keys/") && !looks && !mayChange(h, w, r, who):
 		return true
 	}
+	if isKeysPage(page) {
+		serveKeys(h, w, r, page, who.name)
+		return true
+	}
 	switch page {
 	case "", "/", "/stats.json", "/metrics":
 	default:
-		h.answer(w, http.StatusNotFound, "There is no such page. There are: "+h.statsPath+"/, /stats.json and /metrics below it.\n")
+		h.answer(w, http.StatusNotFound, "There is no such page. There are: "+h.statsPath+"/, /stats.json, /metrics and /keys below it.\n")
 		return true
 	}
 	if !looks {

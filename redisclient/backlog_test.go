@@ -47,7 +47,7 @@ func TestAnotherClientWritesWhatIsPending(t *testing.T) {
 	for !heir.Idle() { // what is never told ends in the test's time-out
 		time.Sleep(time.Millisecond)
 	}
-	value, _ := server.Get(redisKey(k, &store.Lease{Key: "k"}))
+	value, _ := server.Get(wire(k, &store.Lease{Key: "k"})[k.start:k.end])
 	if value != record {
 		t.Errorf("the server has %q, want %q", value, record)
 	}

@@ -21,16 +21,16 @@ import (
 // refuses to write.
 var (
 	// claim: ARGV = the running record, the lease in ms. Nil if the key is ours now, else the ms until its record expires, a
-	// space, and the record.
+	// space, and the record. A key that was freed by hand is free.
 	claimScript = newScript('$', 2, `
 local v = redis.call('GET', KEYS[1])
-if not v or v == ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return false end
+if not v or v == ARGV[1] or string.sub(v, 1, `+strconv.Itoa(len(store.FreedHead))+`) == '`+store.FreedHead+`' then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return false end
 return redis.call('PTTL', KEYS[1]) .. ' ' .. v`)
 
 	// finish: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody else has
 	// the key. It is also kept if nobody has the key: the request ran. If Redis has no room for it, the claim is extended to
 	// the time to live instead, so that nobody runs the request again.
-	finishScript = newScript(':', 3, `
+	finishScript = awaited(newScript(':', 3, `
 local v = redis.call('GET', KEYS[1])
 if not v or v == ARGV[1] then
   local r = redis.pcall('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
@@ -38,7 +38,7 @@ if not v or v == ARGV[1] then
   return 1
 end
 if v == ARGV[2] then return redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
-return 0`)
+return 0`))
 
 	// renew: ARGV = the running record, the lease in ms. 1 if the lease is renewed, or claimed again because it was gone; 0 if
 	// somebody else has the key. PEXPIRE works without free memory.
@@ -60,6 +60,13 @@ type script struct {
 	source, sha1     string
 	reply            byte   // the type of its reply in Redis' protocol
 	bySHA1, bySource string // the command in Redis' protocol up to the key
+	awaited          bool   // its write waits for replicas, if any does
+}
+
+// awaited returns s after it was made to wait for replicas.
+func awaited(s *script) *script {
+	s.awaited = true
+	return s
 }
 
 func newScript(reply byte, args int, source string) *script {
@@ -96,6 +103,8 @@ type Keys struct {
 	plain   bool     // there is no cluster, and no replicas to wait for
 	prefix  string
 	format  string                   // of a lease's Wire
+	start   int                      // of the Redis key in a lease's Wire
+	end     int                      // likewise
 	times   map[time.Duration]string // usual durations as arguments in Redis' protocol
 }
 
@@ -104,7 +113,10 @@ type Keys struct {
 func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
 	client.health.setProbeKey(keyPrefix + ":probe")
 	k := &Keys{Trouble: &client.health.failing, client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
-	k.format = fmt.Sprintf(wireFormat, len(k.prefix)+2*sha256.Size, k.prefix) + store.RunningFormat + "\r\n"
+	length := len(k.prefix) + 2*sha256.Size
+	k.format = fmt.Sprintf(wireFormat, length, k.prefix) + store.RunningFormat + "\r\n"
+	k.start = len(fmt.Sprintf("$%d\r\n", length))
+	k.end = k.start + length
 	for _, d := range times {
 		k.times[d] = milliseconds(d)
 	}
@@ -298,7 +310,7 @@ func disableEVALSHA(c *Client) {
 
 // withSource returns a command with EVALSHA as one with EVAL and the script's source.
 func withSource(wire string) string {
-	for _, s := range []*script{claimScript, finishScript, renewScript, releaseScript, writeBackScript} {
+	for _, s := range []*script{claimScript, finishScript, renewScript, releaseScript, writeBackScript, lookScript, freeScript, answerScript} {
 		if strings.HasPrefix(wire, s.bySHA1) {
 			return s.bySource + wire[len(s.bySHA1):]
 		}
@@ -312,13 +324,8 @@ func route(k *Keys, s *script, l *store.Lease, cmd *command) {
 	if k.cluster == nil {
 		sendToReplicas(k.client, cmd)
 	} else {
-		sendToSlot(k.cluster, redisKey(k, l), cmd)
+		sendToSlot(k.cluster, l.Wire[k.start:k.end], cmd)
 	}
-}
-
-// redisKey is the key of l in Redis.
-func redisKey(k *Keys, l *store.Lease) string {
-	return fmt.Sprintf("%s%x", k.prefix, sha256.Sum256([]byte(l.Key)))
 }
 
 // decode reads the claim script's reply for a key that is held.

@@ -17,7 +17,7 @@ func sendToReplicas(c *Client, cmd *command) {
 	switch {
 	case c.confirmer == nil:
 		send(c, cmd)
-	case cmd.script == finishScript:
+	case cmd.script.awaited:
 		send(c.confirmer, cmd)
 	default:
 		send(c, cmd)

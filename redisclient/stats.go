@@ -151,10 +151,14 @@ func (s *Stats) Add(process string, sequence, now int64, numbers *stats.Numbers,
 
 // do sends one command about the hash of statistics; an error reply is returned as an error.
 func (s *Stats) do(name string, args []interface{}) (interface{}, error) {
-	command := Command{Name: name, Args: args}
-	client := usableClient(s.client)
+	return doAbout(s.client, s.prefix+"stats", Command{Name: name, Args: args})
+}
+
+// doAbout sends one command about a key of c's Redis; an error reply is returned as an error.
+func doAbout(c *Client, key string, command Command) (interface{}, error) {
+	client := usableClient(c)
 	if client.cluster != nil {
-		return client.cluster.do(s.prefix+"stats", command)
+		return client.cluster.do(key, command)
 	}
 	reply, err := client.do(command)
 	if err != nil && isReplica(err) {

@@ -29,6 +29,7 @@ func (c *Collector) Metrics(version string) string {
 	single(&b, "degraded_requests_total", "Requests decided by a Traefik's memory, since Redis was out of reach.", n.Totals[Degraded])
 	single(&b, "store_errors_total", "Steps against Redis that failed.", n.Totals[StoreErrors])
 	single(&b, "unknown_outcomes_total", "Requests that were sent to the backend and had no whole answer: nobody knows how they ended.", n.Totals[UnknownOutcomes])
+	single(&b, "settled_total", "Keys that were settled by hand.", n.Totals[Settled])
 
 	family(&b, "endpoint_duplicates_total", "counter", "Duplicates by endpoint. What is beyond stats.maxEndpoints has the path \"other\" and no method.")
 	for _, name := range s.Numbers.ranked() {

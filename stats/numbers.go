@@ -27,12 +27,13 @@ const (
 	StoreErrors // steps against Redis that failed
 
 	UnknownOutcomes // first runs that were sent and had no whole answer
+	Settled         // keys that were settled by hand
 	counters
 )
 
 // Names are the names of the totals in stats.json and in Redis.
 var Names = []string{"firstRuns", "replaysLocal", "replaysStore", "conflicts", "unknown", "unkept", "observed", "mismatches",
-	"invalid", "unobserved", "passed", "unavailable", "degraded", "storeErrors", "unknownOutcomes"}
+	"invalid", "unobserved", "passed", "unavailable", "degraded", "storeErrors", "unknownOutcomes", "settled"}
 
 // Apart are the totals that are counted for each endpoint, too. Records keep them in this order: new ones come last.
 var Apart = []int{ReplaysLocal, ReplaysStore, Conflicts, Unknown, Unkept, Observed, Mismatches, Unavailable, UnknownOutcomes}

@@ -24,6 +24,7 @@ type Terms struct {
 	Lease         time.Duration // how long a claim in Redis outlives its owner
 	DetachTimeout time.Duration // how long a backend call may outlive its client; 0 = without bound
 	Remember      bool          // finished records of Redis are also kept here, and answered from here
+	Long          time.Duration // a request that runs for longer is one of LongRuns
 
 	// Renew renews the lease in Redis. It returns false if that has to be tried again; failed says that the last try failed
 	// too. Nil: there is no Redis.

@@ -59,6 +59,7 @@ type Memory struct {
 	armed        bool          // the watchdog ticks
 	begun        []*Run        // claimed by ClaimKey since the last tick; nil: ClaimKey leaves all claims to ClaimLocal
 	watched      []*Run        // claimed before, or by ClaimLocal, and running at the last tick
+	long         []LongRun     // of these, those that ran for long; replaced as a whole
 
 	seen   []time.Duration  // when a tick first saw the runs at the beginning of watched, on the clock
 	lasted *stats.Histogram // of runs that have ended, as the ticks saw them
@@ -125,6 +126,9 @@ func NewMemoryClock(limit int64, since func(epoch time.Time) time.Duration) *Mem
 func newBuckets() *buckets {
 	return &buckets{bySecond: map[time.Duration][]*Lease{}, first: Endless}
 }
+
+// Token is what the owner tokens of all leases in m begin with, up to a hyphen.
+func Token(m *Memory) string { return m.token[:len(m.token)-1] }
 
 // SetLimit changes the bound on finished records, in bytes.
 func (m *Memory) SetLimit(limit int64) {
@@ -366,9 +370,10 @@ func Release(m *Memory, l *Lease) bool {
 	return true
 }
 
-// Remember keeps a finished record of another store until it expires there, unless the key has an entry already.
-func Remember(m *Memory, key string, held *Held) {
-	l := &Lease{Key: key, Fingerprint: held.Fingerprint}
+// Remember keeps a finished record of another store, which asked has found, until it expires there, unless the key has an entry
+// already.
+func Remember(m *Memory, asked *Lease, held *Held) {
+	l := &Lease{Key: asked.Key, Fingerprint: held.Fingerprint, Wire: asked.Wire}
 	if Claim(m, l, Endless) == nil {
 		Finish(m, l, held.Record, held.Left, false)
 	}

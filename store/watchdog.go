@@ -56,11 +56,20 @@ func arm(m *Memory) {
 func (m *Memory) watch() {
 	defer m.rest()
 	now := time.Now()
-	for _, r := range stillRunning(m) {
+	since := m.since(m.epoch)
+	var long []LongRun
+	for i, r := range stillRunning(m) {
 		k, _ := r.keys.(*Keys)
 		watchClient(k, r, now)
 		watchTerm(k, r, now)
+		age := since - m.seen[i] // which ticks alone change
+		if age >= k.Terms.Long && len(long) < MostLong {
+			long = append(long, LongRun{Key: r.Key, Age: age})
+		}
 	}
+	m.lock()
+	defer m.unlock()
+	m.long = long
 }
 
 // rest ends a panic of watch, and makes the watchdog tick again while anything runs.

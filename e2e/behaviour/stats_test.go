@@ -87,10 +87,10 @@ func TestStatsCount(t *testing.T) {
 		f := s.Stats()
 		for name, want := range map[string]int64{"protected": 12, "firstRuns": 4, "replays": 2, "replaysLocal": 2, "replaysStore": 0, "conflicts": 1,
 			"mismatches": 1, "invalid": 2, "unknown": 1, "unkept": 1, "observed": 0, "unobserved": 0, "passed": 0, "unavailable": 0,
-			"degraded": 0, "storeErrors": 0, "unknownOutcomes": 1, "duplicates": 5, "saved": 4} {
+			"degraded": 0, "storeErrors": 0, "unknownOutcomes": 1, "settled": 0, "duplicates": 5, "saved": 4} {
 			total(f, t, name, want)
 		}
-		if len(f.Totals) != 19 {
+		if len(f.Totals) != 20 {
 			t.Errorf("%d totals: %v", len(f.Totals), f.Totals)
 		}
 		want := "POST " + s.Name + " /pay 2, POST " + s.Name + " /broken 1, POST " + s.Name + " /large 1, POST " + s.Name + " /slow 1"

@@ -76,7 +76,7 @@ func TestGlossary(t *testing.T) {
 	}
 	page, _, _ := strings.Cut(rig.ReadRoot(t, "docs/dev/glossary.md"), "\n## Words\n")
 	columns := []string{"state", "outcome", "slug", "decision", "total", "metric"}
-	explained := map[string]map[string]bool{"state": {}, "outcome": {}, "slug": {}, "decision": {}, "total": {"degraded": true, "storeErrors": true}, "metric": {}}
+	explained := map[string]map[string]bool{"state": {}, "outcome": {}, "slug": {}, "decision": {}, "total": {"degraded": true, "storeErrors": true, "settled": true}, "metric": {}}
 	rows := map[string][]string{} // cells by slug
 	for line := range strings.Lines(page) {
 		cells := strings.Split(strings.Trim(line, "|\n "), "|")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -136,4 +137,104 @@ func (s *Site) AwaitSteps() {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
+}
+
+// Key is what the pages about keys say of one.
+type Key struct {
+	ID, State, Since, Until, Method, Host, Path, Traefik, Version string
+	Status, Bytes                                                 int
+}
+
+// Key looks a key up by its id.
+func (s *Site) Key(id string) Key {
+	s.T.Helper()
+	var k Key
+	s.read(Get("/_idem/keys/"+id), &k)
+	return k
+}
+
+// Keys lists keys of a state.
+func (s *Site) Keys(state string) []Key {
+	s.T.Helper()
+	var list struct{ Keys []Key }
+	s.read(Get("/_idem/keys?state="+state), &list)
+	return list.Keys
+}
+
+// read sends c, and reads the JSON in its answer into into.
+func (s *Site) read(c Call, into any) {
+	s.T.Helper()
+	a := s.Do(c)
+	if a.Status != 200 || a.Header.Get("Content-Type") != "application/json" {
+		s.T.Fatalf("%s %s: %d %s", c.Method, c.Path, a.Status, a.Body)
+	}
+	err := json.Unmarshal(a.Body, into)
+	if err != nil {
+		s.T.Fatalf("%s %s: %v\n%s", c.Method, c.Path, err, a.Body)
+	}
+}
+
+// AdminStats are the settings that show the statistics to everybody, and let boss settle keys.
+var AdminStats = hosts.Settings{"stats": map[string]any{"insecure": true, "admins": "boss:pass"}}
+
+// AsBoss is a request to a page about keys by somebody who may settle them, with a body of JSON.
+func AsBoss(method, page, body string, more ...string) Call {
+	request := &http.Request{Header: http.Header{"Content-Type": {"application/json"}}}
+	request.SetBasicAuth("boss", "pass")
+	return Call{Method: method, Path: "/_idem/keys/" + page, Body: body, Header: request.Header}.Headers(more...)
+}
+
+// Settle settles a key, which has to succeed.
+func (s *Site) Settle(method, page, body string, more ...string) Key {
+	s.T.Helper()
+	var settled struct {
+		Key          Key
+		EverywhereBy string
+	}
+	s.read(AsBoss(method, page, body, more...), &settled)
+	by, err := time.Parse(time.RFC3339, settled.EverywhereBy)
+	if err != nil || time.Until(by) > 2*time.Second {
+		s.T.Errorf("%s %s: everywhere by %q: %v", method, page, settled.EverywhereBy, err)
+	}
+	return settled.Key
+}
+
+// WantKeyProblem checks an answer about a key that says why nothing was done, and returns the key that it tells of.
+func (s *Site) WantKeyProblem(a Answer, status int, slug string) Key {
+	s.T.Helper()
+	var problem struct {
+		Type, Title, Detail string
+		Status              int
+		Key                 Key
+	}
+	err := json.Unmarshal(a.Body, &problem)
+	if err != nil || a.Status != status || problem.Status != status || problem.Type != "urn:traefik-idem:problem:"+slug || problem.Title == "" || problem.Detail == "" || a.Header.Get("Content-Type") != "application/problem+json" {
+		s.T.Errorf("answer %d %s, want %d %s (%v)", a.Status, a.Body, status, slug, err)
+	}
+	return problem.Key
+}
+
+// IDOf returns the public id of the key in an answer of the plugin's own.
+func (s *Site) IDOf(a Answer) string {
+	s.T.Helper()
+	var problem struct{ Instance string }
+	_ = json.Unmarshal(a.Body, &problem)
+	id, named := strings.CutPrefix(problem.Instance, "urn:traefik-idem:key:")
+	if !named {
+		s.T.Fatalf("no key is named in %d %s", a.Status, a.Body)
+	}
+	return id
+}
+
+// Find returns what is known of the key of a request with a key.
+func (s *Site) Find(c Call) Key {
+	s.T.Helper()
+	headers := map[string]string{}
+	if caller := c.Header.Get("Authorization"); caller != "" {
+		headers["Authorization"] = caller
+	}
+	query, _ := json.Marshal(map[string]any{"method": c.Method, "url": s.URL(c.Path), "key": c.Header.Get("X-Request-ID"), "headers": headers})
+	var k Key
+	s.read(AsBoss("POST", "find", string(query)), &k)
+	return k
 }

@@ -1,0 +1,423 @@
+package idem
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log"
+	"net/url"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/stats"
+	"github.com/example/traefik-idem/store"
+)
+
+// Kinds of notes about keys, and two more. Those of the first two kinds are listed.
+const (
+	noteUnknown = "unknown" // nobody knows how it ended
+	noteRunning = "running" // it has been running for longRun
+	noteUnkept  = "unkept"  // its answer is not kept
+	noteSettled = "settled" // it was settled by hand
+	noteOther   = "other"   // somebody was told its id
+	noteGone    = "gone"    // it is not any more what its text says
+	noteTraefik = "traefik" // that a process lives
+)
+
+// idDigits is the length of a public id, the beginning of a key's hash.
+const idDigits = 16
+
+const (
+	noteInterval = time.Second      // between two exchanges
+	longRun      = time.Minute      // a request that runs for longer is shown
+	runAgain     = 30 * time.Second // after so long, that it still runs is noted again
+	forgetAgain  = 5                // exchanges at which what was settled is forgotten once more
+	processLife  = 24 * time.Hour   // of the note that a process lives
+)
+
+// notebook is what is noted of keys that somebody may ask about: those with an unknown outcome, those that run for long, and those
+// whose id somebody was told. A public id cannot be turned back into a key, so only what was noted is found by it. Handlers
+// with the same keys share one. Requests do no more than to append a sighting. Once a second these become notes in Redis, where all
+// Traefiks find them, and Redis tells what was settled since; without Redis the notes stay here.
+type notebook struct {
+	memory *store.Memory
+	name   string // of this Traefik
+
+	mu        sync.Mutex            // guards everything down to the blank line
+	sightings map[string][]sighting // by kind, the newest last
+	shared    *redisclient.Notebook // nil: there is no Redis
+	place     int                   // of a key's hash in its lease's Wire
+	timer     *time.Timer
+	closed    bool
+
+	io      sync.Mutex // held while Redis is asked; guards everything below
+	notes   *notes     // to be sent to Redis, or all there are
+	settled []redisclient.Settled
+	known   *redisclient.News // of the last exchange
+	again   []settlement
+	running map[string]time.Time // long runs that are noted, and when that was, by their keys
+	beats   int
+	err     error // of the last exchange
+}
+
+// sighting is what a request tells of a key.
+type sighting struct {
+	identity, host string
+	state          store.State // Free: not known
+	at             time.Time
+	life           time.Duration // how long the note is wanted
+}
+
+// settlement is what was settled, and at how many exchanges it is still to be forgotten.
+type settlement struct {
+	what []redisclient.Settled
+	left int
+}
+
+func newNotebook(memory *store.Memory) *notebook {
+	host, _ := os.Hostname() // without it, the process is told by its number alone
+	host = regexp.MustCompile(`[^0-9A-Za-z._-]`).ReplaceAllString(host, "?")
+	n := &notebook{memory: memory, name: host + "/" + store.Token(memory)[:8], sightings: map[string][]sighting{}, notes: newNotes(), known: &redisclient.News{}, running: map[string]time.Time{}}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.timer = time.AfterFunc(noteInterval, n.tick)
+	return n
+}
+
+// Idle reports whether there is nothing in memory that could have to be forgotten, or be asked about.
+func (n *notebook) Idle() bool { return n.memory.Idle() }
+
+// Close ends the exchanges.
+func (n *notebook) Close() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closed = true
+	n.timer.Stop()
+}
+
+// use has notes sent to where keys are.
+func (n *notebook) use(keys *redisclient.Keys, keyPrefix string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.shared = redisclient.NewNotebook(keys, keyPrefix)
+	n.place = redisclient.HashPlace(keys)
+}
+
+func (n *notebook) redis() *redisclient.Notebook {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.shared
+}
+
+// sight notes a key of h that a request is told of. Of too many in a second, the oldest are left out.
+func sight(h *handler, kind, identity, host string, state store.State) {
+	n := h.notebook
+	seen := sighting{identity: identity, host: host, state: state, at: time.Now(), life: h.ttl}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := n.sightings[kind]
+	if len(all) >= 2*redisclient.MostNotes {
+		all = append([]sighting{}, all[redisclient.MostNotes:]...)
+	}
+	n.sightings[kind] = append(all, seen)
+}
+
+func (n *notebook) tick() {
+	defer n.next()
+	_ = exchange(n) // it is tried again
+}
+
+// next ends a panic of tick, and starts the next interval.
+func (n *notebook) next() {
+	if p := recover(); p != nil {
+		log.Printf("level=error msg=\"exchanging notes about keys failed\" cause=%q", p)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.closed {
+		n.timer.Reset(noteInterval)
+	}
+}
+
+// exchange sends what was noted, and forgets what was settled. It asks nothing while there is nothing to be forgotten.
+func exchange(n *notebook) error {
+	n.io.Lock()
+	defer n.io.Unlock()
+	now := time.Now()
+	takeSightings(n)
+	takeRuns(n, now)
+	redis := n.redis()
+	if redis == nil {
+		n.notes.prune(now.UnixMilli())
+		return nil
+	}
+	if len(n.notes.byID) == 0 && len(n.notes.gone) == 0 && len(n.settled) == 0 && n.memory.Idle() {
+		return nil
+	}
+	n.beats++
+	lines := append(n.notes.lines(), redisclient.Note{Kind: noteTraefik, Name: store.Token(n.memory), Until: now.Add(processLife).UnixMilli(), Text: strconv.Itoa(n.beats) + " " + n.name})
+	news, err := redis.Exchange(now.UnixMilli(), randomHex(8), n.known, n.settled, lines)
+	sayOnce(n, err)
+	if err != nil {
+		return err
+	}
+	n.notes = newNotes()
+	n.settled = nil
+	n.known = news
+	forget(n, news)
+	return nil
+}
+
+// sayOnce logs an error that was not there at the last exchange. Of an outage the log tells anyhow.
+func sayOnce(n *notebook, err error) {
+	if err != nil && n.err == nil {
+		log.Printf("level=warn msg=\"notes about keys could not be exchanged with Redis; that is tried again\" cause=%q", err)
+	}
+	n.err = err
+}
+
+// forget drops what memory has of keys that were settled. It does so again at the next exchanges, since a request may have read an
+// old record before it was settled, and remember it after. What memory alone has is dropped once: the same may happen again.
+func forget(n *notebook, news *redisclient.News) {
+	n.mu.Lock()
+	place := n.place
+	n.mu.Unlock()
+	if news.Missed {
+		store.Forget(n.memory, nil, place, false)
+	}
+	again := map[string]string{}
+	var left []settlement
+	for _, s := range n.again {
+		for _, one := range s.what {
+			again[one.Hash] = one.Version
+		}
+		if s.left > 1 {
+			left = append(left, settlement{s.what, s.left - 1})
+		}
+	}
+	if len(again) > 0 {
+		store.Forget(n.memory, again, place, false)
+	}
+	n.again = left
+	if len(news.Settled) == 0 {
+		return
+	}
+	fresh := map[string]string{}
+	for _, one := range news.Settled {
+		fresh[one.Hash] = one.Version
+	}
+	store.Forget(n.memory, fresh, place, true)
+	n.again = append(n.again, settlement{news.Settled, forgetAgain})
+}
+
+// takeSightings makes notes of what requests have told. The caller holds io.
+func takeSightings(n *notebook) {
+	n.mu.Lock()
+	all := n.sightings
+	n.sightings = map[string][]sighting{}
+	n.mu.Unlock()
+	for _, kind := range []string{noteOther, noteUnkept, noteUnknown} {
+		list := all[kind]
+		if len(list) > redisclient.MostNotes {
+			list = list[len(list)-redisclient.MostNotes:]
+		}
+		for i := range list {
+			s := list[i]
+			note := newNote(kind, s.identity, s.host)
+			note.state = s.state
+			note.until = s.at.Add(s.life).UnixMilli()
+			if s.state != store.Free {
+				note.since = s.at.UnixMilli()
+				note.traefik = n.name
+			}
+			n.notes.add(note)
+		}
+	}
+}
+
+// takeRuns notes what runs for long, and what does not any more. The caller holds io.
+func takeRuns(n *notebook, now time.Time) {
+	noted := map[string]time.Time{}
+	for _, run := range store.LongRuns(n.memory) {
+		at := n.running[run.Key]
+		if now.Sub(at) >= runAgain {
+			at = now
+			note := newNote(noteRunning, run.Key, "")
+			note.state = store.Running
+			note.since = now.Add(-run.Age).UnixMilli()
+			note.until = now.Add(processLife).UnixMilli()
+			note.traefik = n.name
+			n.notes.add(note)
+		}
+		noted[run.Key] = at
+	}
+	for identity := range n.running {
+		_, still := noted[identity]
+		if !still {
+			n.notes.end(publicID(identity), noteRunning)
+		}
+	}
+	n.running = noted
+}
+
+// keyNote is a note about a key.
+type keyNote struct {
+	kind, id, hash string
+	identity       string // empty in a note that comes from Redis, where nothing leads back to the key
+	state          store.State
+	since          int64 // Unix time in ms when it came to be in state; 0: not known
+	until          int64 // likewise, when the note is not wanted any more
+	traefik        string
+	where          string // method, host and path of its request
+}
+
+// newNote returns a note about the key with this identity. host is used if the identity has none.
+func newNote(kind, identity, host string) *keyNote {
+	sum := sha256.Sum256([]byte(identity))
+	hash := hex.EncodeToString(sum[:])
+	return &keyNote{kind: kind, id: hash[:idDigits], hash: hash, identity: identity, where: whereOf(identity, host)}
+}
+
+// whereOf reads method, host and path from an identity.
+func whereOf(identity, host string) string {
+	_, rest, _ := strings.Cut(identity, " ")
+	var fields []string
+	for len(fields) < 5 {
+		quoted, err := strconv.QuotedPrefix(rest)
+		if err != nil { // there is no host, which comes last
+			break
+		}
+		field, _ := strconv.Unquote(quoted)
+		fields = append(fields, field)
+		rest = rest[len(quoted):]
+	}
+	if len(fields) < 4 {
+		return ""
+	}
+	if len(fields) == 5 {
+		host = fields[4]
+	}
+	target := url.URL{Path: fields[1], RawPath: fields[2]}
+	return stats.Where(fields[0], host, target.EscapedPath())
+}
+
+// line is a note as it stands in Redis.
+func (k *keyNote) line() redisclient.Note {
+	return redisclient.Note{Kind: k.kind, Name: k.id, Until: k.until, Text: fmt.Sprintf("%s %d %d %s %s", k.hash, k.state, k.since, k.traefik, k.where)}
+}
+
+// noteFrom is the reverse of line; nil if it is none.
+func noteFrom(line redisclient.Note) *keyNote {
+	parts := strings.SplitN(line.Text, " ", 5)
+	if len(parts) != 5 || len(parts[0]) != 2*sha256.Size {
+		return nil
+	}
+	state, _ := strconv.Atoi(parts[1])
+	since, _ := strconv.ParseInt(parts[2], 10, 64)
+	return &keyNote{kind: line.Kind, id: line.Name, hash: parts[0], state: store.State(state), since: since, until: line.Until, traefik: parts[3], where: parts[4]}
+}
+
+// notes are notes about keys, at most redisclient.MostNotes of each kind: the same as redisclient.Notebook, in this process.
+type notes struct {
+	byID  map[string]*keyNote
+	order map[string][]*keyNote // by kind, the newest last; a note that was replaced or dropped may still be there
+	gone  map[string]string     // kinds of notes that have ended, by id
+}
+
+func newNotes() *notes {
+	return &notes{byID: map[string]*keyNote{}, order: map[string][]*keyNote{}, gone: map[string]string{}}
+}
+
+// lines are all notes as they are sent to Redis. What has ended comes first, since it may have begun again.
+func (n *notes) lines() []redisclient.Note {
+	var lines []redisclient.Note
+	for id, kind := range n.gone {
+		lines = append(lines, redisclient.Note{Kind: noteGone, Name: id, Text: kind})
+	}
+	for _, order := range n.order {
+		for _, note := range n.shorten(order) {
+			lines = append(lines, note.line())
+		}
+	}
+	return lines
+}
+
+// prune drops notes that are not wanted any more.
+func (n *notes) prune(now int64) {
+	n.gone = map[string]string{}
+	for id, note := range n.byID {
+		if note.until <= now {
+			delete(n.byID, id)
+		}
+	}
+}
+
+// add adds a note. One of kind noteOther does not replace one of another kind.
+func (n *notes) add(note *keyNote) {
+	old := n.byID[note.id]
+	if note.kind == noteOther && old != nil && old.kind != noteOther {
+		return
+	}
+	n.byID[note.id] = note
+	order := append(n.order[note.kind], note)
+	for len(order) > 2*redisclient.MostNotes {
+		order = n.shorten(order)
+	}
+	n.order[note.kind] = order
+}
+
+// shorten returns the newest notes of order that are still there, at most redisclient.MostNotes.
+func (n *notes) shorten(order []*keyNote) []*keyNote {
+	var kept []*keyNote
+	for i := len(order) - 1; i >= 0; i-- {
+		note := order[i]
+		switch {
+		case n.byID[note.id] != note:
+		case len(kept) < redisclient.MostNotes:
+			kept = append(kept, note)
+		default:
+			delete(n.byID, note.id)
+		}
+	}
+	for i := 0; i < len(kept)/2; i++ {
+		kept[i], kept[len(kept)-1-i] = kept[len(kept)-1-i], kept[i]
+	}
+	return kept
+}
+
+// end drops the note of a key if it is of this kind.
+func (n *notes) end(id, kind string) {
+	n.gone[id] = kind
+	note := n.byID[id]
+	if note != nil && note.kind == kind {
+		delete(n.byID, id)
+	}
+}
+
+// newest returns the newest notes of a kind, at most so many, the newest first.
+func (n *notes) newest(kind string, most int) []*keyNote {
+	var all []*keyNote
+	order := n.order[kind]
+	for i := len(order) - 1; i >= 0 && len(all) < most; i-- {
+		if n.byID[order[i].id] == order[i] {
+			all = append(all, order[i])
+		}
+	}
+	return all
+}
+
+// randomHex returns so many random bytes in hex.
+func randomHex(bytes int) string {
+	random := make([]byte, bytes)
+	_, err := rand.Read(random)
+	if err != nil { // two that must differ could be the same
+		panic("traefik-idem: no random numbers to be had: " + err.Error())
+	}
+	return hex.EncodeToString(random)
+}

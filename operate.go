@@ -1,0 +1,453 @@
+package idem
+
+import (
+	"fmt"
+	"mime"
+	"net/http"
+	"net/url"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/stats"
+	"github.com/example/traefik-idem/store"
+)
+
+// This file is what an operator does: look keys up, and settle them by hand. A step compares the record with what it has looked
+// at, in Redis or in memory, so that it never undoes what a request or another operator has done meanwhile.
+
+// keysAnswer is the answer to an operator. Status is 200, or Problem says why not.
+type keysAnswer struct {
+	Status  int
+	Problem string // the end of its type
+	Detail  string
+	Key     *stats.Key   // nil: nothing is known
+	Keys    []*stats.Key // of listKeys
+	By      time.Time    // when every Traefik knows what was settled; zero: nothing was, or nobody can say
+}
+
+// mostListed is how many keys are listed of each kind, and together.
+const mostListed = 200
+
+// settleTime is within what time all Traefiks that reach Redis know what was settled.
+const settleTime = 2 * time.Second
+
+// silence is how long a Traefik must not be heard of before a lease is taken from it. It is heard of once a second.
+const silence = 3 * time.Second
+
+var stateNames = map[store.State]string{store.Free: "free", store.Running: "running", store.Done: "done", store.Unknown: "unknown", store.Unkept: "unkept"}
+
+// refused is the answer to what cannot be done. problem is the end of its type.
+func refused(status int, problem, detail string) *keysAnswer {
+	return &keysAnswer{Status: status, Problem: problem, Detail: detail}
+}
+
+// unreachable is the answer when Redis could not be asked, for err.
+func unreachable(detail string, err error) *keysAnswer {
+	return refused(http.StatusServiceUnavailable, "store-unavailable", fmt.Sprintf("%s: %v", detail, err))
+}
+
+// badQuery is the answer to a request that is not as it must be.
+func badQuery(detail string) *keysAnswer {
+	return refused(http.StatusBadRequest, "invalid-query", detail)
+}
+
+// changed is the answer when the key has another record than a step needs: what it has now.
+func changed(h *handler, note *keyNote, seen *redisclient.Seen, detail string) *keysAnswer {
+	answer := refused(http.StatusConflict, "key-changed", detail)
+	answer.Key = describeKey(h, note, seen, map[string]string{})
+	return answer
+}
+
+// stillRuns is the answer when the lease of a running request must not be taken.
+func stillRuns(h *handler, note *keyNote, seen *redisclient.Seen, detail string) *keysAnswer {
+	answer := refused(http.StatusConflict, "key-running", detail)
+	answer.Key = describeKey(h, note, seen, map[string]string{})
+	return answer
+}
+
+// lookKey says what is known of the key with this public id.
+func lookKey(h *handler, id string) *keysAnswer {
+	note, failed := findNote(h, id)
+	if failed != nil {
+		return failed
+	}
+	seen, err := lookAt(h, note)
+	if err != nil {
+		return unreachable("what holds this key is not known", err)
+	}
+	return &keysAnswer{Status: http.StatusOK, Key: describeKey(h, note, seen, map[string]string{})}
+}
+
+// findNote returns the note about the key with this public id, or the answer if there is none.
+func findNote(h *handler, id string) (*keyNote, *keysAnswer) {
+	err := exchange(h.notebook)
+	if err != nil {
+		return nil, unreachable("what is known of keys is in Redis, which cannot be asked", err)
+	}
+	var note *keyNote
+	if h.shared == nil {
+		h.notebook.io.Lock()
+		note = h.notebook.notes.byID[id]
+		h.notebook.io.Unlock()
+	} else {
+		line, err := h.notebook.redis().Get(id)
+		if err != nil {
+			return nil, unreachable("what is known of keys is in Redis, which cannot be asked", err)
+		}
+		note = noteFrom(line)
+	}
+	if note == nil {
+		return nil, refused(http.StatusNotFound, "key-unknown", "no key of this id was noted lately; find it by its request")
+	}
+	return note, nil
+}
+
+// lookAt returns the record of the key that a note is about; nil if it has none.
+func lookAt(h *handler, note *keyNote) (*redisclient.Seen, error) {
+	if h.shared != nil {
+		return redisclient.Look(h.shared, note.hash)
+	}
+	held := store.Look(h.keys.Memory, note.identity)
+	if held == nil {
+		return nil, nil
+	}
+	return inMemory(held), nil
+}
+
+// inMemory is what memory holds as what Redis holds.
+func inMemory(held *store.Held) *redisclient.Seen {
+	seen := &redisclient.Seen{Held: *held, Version: store.Version(held.Record)}
+	if held.State == store.Running {
+		seen.Version = store.Version(held.Owner)
+	}
+	if held.State == store.Done {
+		seen.Body = len(held.Answer.Body)
+	}
+	return seen
+}
+
+// describeKey is what is shown of a key. names are those of Traefiks, by the beginning of their owner tokens, as far as they were
+// asked for.
+func describeKey(h *handler, note *keyNote, seen *redisclient.Seen, names map[string]string) *stats.Key {
+	k := &stats.Key{ID: note.id, State: stateNames[store.Free]}
+	k.SetWhere(note.where)
+	if seen == nil {
+		return k
+	}
+	k.State = stateNames[seen.State]
+	k.Version = seen.Version
+	k.Bytes = seen.Body
+	if seen.Answer != nil {
+		k.Status = seen.Answer.Status
+	}
+	if seen.Left > 0 {
+		k.Until = time.Now().Add(seen.Left).UTC().Format(time.RFC3339)
+	}
+	if note.state == seen.State {
+		k.Since = time.UnixMilli(note.since).UTC().Format(time.RFC3339)
+		k.Traefik = note.traefik
+	}
+	if seen.State == store.Running {
+		k.Traefik = traefikOf(h, seen.Owner, names)
+	}
+	return k
+}
+
+// traefikOf returns the name of the Traefik that has given out an owner token; empty if it is not known.
+func traefikOf(h *handler, owner string, names map[string]string) string {
+	token, _, _ := strings.Cut(owner, "-")
+	if token == store.Token(h.keys.Memory) {
+		return h.notebook.name
+	}
+	name, known := names[token]
+	if !known && h.shared != nil {
+		line, _ := h.notebook.redis().Get(token) // without it the name is not known
+		_, name, _ = strings.Cut(line.Text, " ")
+		names[token] = name
+	}
+	return name
+}
+
+// listKeys lists keys of the state unknown or running, or both if state is empty, the newest first. It leaves out notes of what is
+// not so any more, and drops them.
+func listKeys(h *handler, state string) *keysAnswer {
+	err := exchange(h.notebook)
+	if err != nil {
+		return unreachable("what is known of keys is in Redis, which cannot be asked", err)
+	}
+	answer := &keysAnswer{Status: http.StatusOK, Keys: []*stats.Key{}}
+	names := map[string]string{}
+	for _, kind := range []string{noteUnknown, noteRunning} {
+		if state != "" && state != kind {
+			continue
+		}
+		noted, all, err := listKind(h, kind)
+		if err != nil {
+			return unreachable("what is known of keys is in Redis, which cannot be asked", err)
+		}
+		for i, note := range noted {
+			if all[i] == nil || stateNames[all[i].State] != kind {
+				h.notebook.io.Lock()
+				h.notebook.notes.end(note.id, kind)
+				h.notebook.io.Unlock()
+				continue
+			}
+			answer.Keys = append(answer.Keys, describeKey(h, note, all[i], names))
+		}
+	}
+	sort.SliceStable(answer.Keys, func(i, j int) bool { return answer.Keys[i].Since > answer.Keys[j].Since })
+	if len(answer.Keys) > mostListed {
+		answer.Keys = answer.Keys[:mostListed]
+	}
+	return answer
+}
+
+// listKind returns the newest notes of a kind, and what the keys have that they are about.
+func listKind(h *handler, kind string) ([]*keyNote, []*redisclient.Seen, error) {
+	if h.shared == nil {
+		h.notebook.io.Lock()
+		noted := h.notebook.notes.newest(kind, mostListed)
+		h.notebook.io.Unlock()
+		all := make([]*redisclient.Seen, len(noted))
+		for i, note := range noted {
+			seen, _ := lookAt(h, note) // memory gives no error
+			all[i] = seen
+		}
+		return noted, all, nil
+	}
+	lines, err := h.notebook.redis().List(kind, mostListed)
+	if err != nil {
+		return nil, nil, err
+	}
+	var noted []*keyNote
+	var hashes []string
+	for _, line := range lines {
+		note := noteFrom(line)
+		if note != nil {
+			noted = append(noted, note)
+			hashes = append(hashes, note.hash)
+		}
+	}
+	all, err := redisclient.LookAll(h.shared, hashes)
+	return noted, all, err
+}
+
+// keyQuery is a request as its caller sent it, as far as that makes its key.
+type keyQuery struct {
+	Method  string            `json:"method"`
+	URL     string            `json:"url"`
+	Key     string            `json:"key"`     // may be left out if it stands in the rest
+	Headers map[string]string `json:"headers"` // those that scope names, and those that tell of a path that was changed
+	Body    string            `json:"body"`    // if a key or a caller stands in it
+	Address string            `json:"address"` // of the client, if that is the key or the caller
+}
+
+// findByRequest says what is known of the key of a request, and makes it known by its id.
+func findByRequest(h *handler, q *keyQuery) *keysAnswer {
+	target, err := url.Parse(q.URL)
+	switch {
+	case err != nil:
+		return badQuery("url is none")
+	case target.Host == "" || target.Path == "":
+		return badQuery("url must be whole, as https://shop.example/api/pay")
+	case q.Method == "":
+		return badQuery("method is missing")
+	}
+	r := &http.Request{Method: q.Method, URL: target, Host: target.Host, Header: http.Header{}, RemoteAddr: q.Address, ContentLength: int64(len(q.Body))}
+	for name, value := range q.Headers {
+		if value != "" {
+			r.Header.Set(name, value)
+		}
+	}
+	first := h.keySources[0]
+	isHeader := first.places[0].kind == kindHeader
+	if q.Key != "" && isHeader {
+		r.Header.Set(first.places[0].name, q.Key)
+	}
+	k := findKey(h, r, []byte(q.Body), true)
+	if q.Key != "" && !isHeader {
+		k = &keyed{key: q.Key, from: first, state: present}
+	}
+	if k.state != present {
+		return badQuery("the request has no valid idempotency key")
+	}
+	l := newLease(h, r, k, []byte(q.Body))
+	if l == nil {
+		return badQuery("the request does not tell its caller, whom scope sets apart")
+	}
+	sight(h, noteOther, l.Key, r.Host, store.Free)
+	return lookKey(h, publicID(l.Key))
+}
+
+// freeKey frees a key by hand for user: the next request with it runs. version is that of the record that the user has seen; empty: of
+// any. force frees also a key whose request runs, if its Traefik does not renew the lease.
+func freeKey(h *handler, user, id, version string, force bool) *keysAnswer {
+	note, seen, failed := toSettle(h, id, version)
+	if failed != nil {
+		return failed
+	}
+	if seen == nil {
+		return changed(h, note, nil, "the key is free already; nothing was changed")
+	}
+	if seen.State == store.Running {
+		failed = takeable(h, note, seen, force)
+		if failed != nil {
+			return failed
+		}
+	}
+	return settleKey(h, user, note, seen, "", "a key was freed by hand")
+}
+
+// handAnswer is an answer that an operator gives for the backend.
+type handAnswer struct {
+	Status      int
+	Body        string
+	ContentType string // empty: none
+}
+
+// answerKey settles an unknown outcome by hand for user: duplicates get the answer a. version is as in freeKey.
+func answerKey(h *handler, user, id, version string, a *handAnswer) *keysAnswer {
+	note, seen, failed := toSettle(h, id, version)
+	wrong := wrongIn(h, a)
+	switch {
+	case failed != nil:
+		return failed
+	case wrong != "":
+		return badQuery(wrong)
+	case seen == nil || seen.State != store.Unknown:
+		return changed(h, note, seen, "only a key whose outcome is unknown can be answered by hand; nothing was changed")
+	}
+	header := ""
+	if a.ContentType != "" {
+		header = "Content-Type: " + a.ContentType + "\r\n"
+	}
+	record := store.DoneHead + seen.Fingerprint + store.StatusLines[a.Status] + header + "\r\n" + a.Body
+	return settleKey(h, user, note, seen, record, "a key was answered by hand")
+}
+
+// wrongIn returns what is wrong with an answer; empty if nothing is.
+func wrongIn(h *handler, a *handAnswer) string {
+	_, _, err := mime.ParseMediaType(a.ContentType)
+	switch {
+	case a.Status < 200 || a.Status > 599:
+		return fmt.Sprintf("status %d: want 200 to 599", a.Status)
+	case a.Body != "" && bodiless(a.Status):
+		return fmt.Sprintf("status %d has no body", a.Status)
+	case len(a.Body) > h.maxResponseBody:
+		return fmt.Sprintf("body is longer than maxResponseBodyBytes: %d, allowed are %d", len(a.Body), h.maxResponseBody)
+	case a.ContentType == "":
+	case err != nil || strings.ContainsAny(a.ContentType, store.Unreadable+"\r\n"):
+		return fmt.Sprintf("contentType %q: want a media type, as application/json", a.ContentType)
+	}
+	return ""
+}
+
+// toSettle returns the note about a key that is to be settled, and what the key has; or the answer if it is not what the user has
+// seen.
+func toSettle(h *handler, id, version string) (*keyNote, *redisclient.Seen, *keysAnswer) {
+	note, failed := findNote(h, id)
+	if failed != nil {
+		return nil, nil, failed
+	}
+	seen, err := lookAt(h, note)
+	if err != nil {
+		return nil, nil, unreachable("what holds this key is not known, and nothing was changed", err)
+	}
+	if version != "" && (seen == nil || seen.Version != version) {
+		return nil, nil, changed(h, note, seen, "the key is not any more what you have seen; nothing was changed")
+	}
+	return note, seen, nil
+}
+
+// takeable returns the answer if the lease of a running request must not be taken: unless that is forced, and its Traefik is not heard
+// of. It takes the time of silence.
+func takeable(h *handler, note *keyNote, seen *redisclient.Seen, force bool) *keysAnswer {
+	token, _, _ := strings.Cut(seen.Owner, "-")
+	switch {
+	case !force:
+		return stillRuns(h, note, seen, "its request runs; nothing was changed")
+	case h.shared == nil || token == store.Token(h.keys.Memory):
+		return stillRuns(h, note, seen, "its request runs in this Traefik; nothing was changed")
+	}
+	before, err := h.notebook.redis().Get(token)
+	if err == nil && before.Text != "" {
+		time.Sleep(silence)
+	}
+	after, failed := h.notebook.redis().Get(token)
+	switch {
+	case err != nil:
+		return unreachable("whether its Traefik lives is not known, and nothing was changed", err)
+	case failed != nil:
+		return unreachable("whether its Traefik lives is not known, and nothing was changed", failed)
+	case before.Text == "":
+		return stillRuns(h, note, seen, "its request runs in a Traefik that was never heard of; if it is dead, the key is free when the lease ends; nothing was changed")
+	case before.Text != after.Text:
+		return stillRuns(h, note, seen, "its request runs in a Traefik that lives; nothing was changed")
+	}
+	seen.Left -= silence / 2 // a lease that was renewed has more left
+	return nil
+}
+
+// settleKey replaces the record that seen was read from by another one, or frees its key if record is empty. Other Traefiks are told
+// before and after: whoever remembers the old record between the two forgets it.
+func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, record, msg string) *keysAnswer {
+	what := redisclient.Settled{Hash: note.hash, Version: seen.Version}
+	err := tell(h, what, nil)
+	if err != nil {
+		return unreachable("nothing was changed", err)
+	}
+	done := false
+	switch {
+	case h.shared == nil:
+		done = store.Settle(h.keys.Memory, note.identity, seen.Version, record, longer(h.ttl, seen.Left))
+	case record == "":
+		done, err = redisclient.Free(h.shared, note.hash, seen, randomHex(16))
+	default:
+		done, err = redisclient.Answer(h.shared, note.hash, seen, record, h.ttl)
+	}
+	if err != nil {
+		return unreachable("whether the key was settled is not known; look at it again when Redis is back", err)
+	}
+	settled := *note
+	settled.kind = noteSettled
+	settled.state = store.Free
+	if record != "" {
+		settled.state = store.Done
+	}
+	settled.since = time.Now().UnixMilli()
+	settled.until = time.Now().Add(longer(h.ttl, seen.Left)).UnixMilli()
+	settled.traefik = h.notebook.name
+	if done {
+		h.stats.Counts[stats.Settled].Add(1)
+		h.log.write(levelInfo, msg, fmt.Sprintf(" user=%q state=%s key=%s", user, stateNames[seen.State], note.id))
+		err = tell(h, what, &settled)
+	}
+	now, failed := lookAt(h, note)
+	switch {
+	case !done && failed != nil:
+		return unreachable("the key was changed meanwhile, and what it has now is not known; nothing was changed", failed)
+	case !done:
+		return changed(h, note, now, "the key was changed meanwhile; nothing was changed by this")
+	case err != nil || failed != nil:
+		answer := refused(http.StatusOK, "", "the key is settled in Redis; Traefiks that remember it otherwise are told as soon as Redis is back")
+		answer.Key = describeKey(h, &settled, now, map[string]string{})
+		return answer
+	}
+	return &keysAnswer{Status: http.StatusOK, Key: describeKey(h, &settled, now, map[string]string{}), By: time.Now().Add(settleTime)}
+}
+
+// tell has all Traefiks forget what they remember of a key, and notes that it was settled. What cannot be told now is told later.
+func tell(h *handler, what redisclient.Settled, note *keyNote) error {
+	n := h.notebook
+	n.io.Lock()
+	if h.shared != nil {
+		n.settled = append(n.settled, what)
+	}
+	if note != nil {
+		n.notes.add(note)
+	}
+	n.io.Unlock()
+	return exchange(n)
+}

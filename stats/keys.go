@@ -1,0 +1,26 @@
+package stats
+
+// Key is what may be shown of a key. What is not known is empty. It has no unexported fields, since Yaegi would marshal those too.
+type Key struct {
+	ID      string `json:"id"`
+	State   string `json:"state"` // running, done, unknown, unkept or free
+	Since   string `json:"since,omitempty"`
+	Until   string `json:"until,omitempty"`  // end of the lease, or of the record
+	Status  int    `json:"status,omitempty"` // of the answer that the backend gave
+	Bytes   int    `json:"bytes,omitempty"`  // of the kept answer's body
+	Method  string `json:"method"`
+	Host    string `json:"host,omitempty"`
+	Path    string `json:"path"`
+	Traefik string `json:"traefik,omitempty"` // that runs it, or ran it
+	Version string `json:"version,omitempty"` // tells its record from any other
+}
+
+// Where returns where a request went to, as it is shown: like the name of an endpoint, but with the path as it is, ids too.
+func Where(method, host, escaped string) string {
+	return endpoint(method, host, decoded(kept.Replace(escaped)))
+}
+
+// SetWhere sets where the request of k went to.
+func (k *Key) SetWhere(name string) {
+	k.Method, k.Host, k.Path = parts(name)
+}

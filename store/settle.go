@@ -1,0 +1,112 @@
+package store
+
+import (
+	"crypto/sha1" //nolint:gosec // as Redis' scripts do: it tells records apart, and guards nothing
+	"encoding/hex"
+	"time"
+)
+
+// This file is what an operator does with a key by hand, in this process's memory.
+
+// FreedHead begins the record, in Redis, of a key that was freed by hand. The key counts as Free, but whoever had it before finds
+// the record of somebody else, and changes nothing any more. What follows makes the record the only one of its kind.
+const FreedHead = magic + "F"
+
+// MostLong is how many long runs are told of.
+const MostLong = 2000
+
+// LongRun is a request that has been running for long.
+type LongRun struct {
+	Key string
+	Age time.Duration
+}
+
+// LongRuns returns the requests that run for longer than Terms.Long as of the watchdog's last tick, at most MostLong, the
+// oldest first.
+func LongRuns(m *Memory) []LongRun {
+	m.lock()
+	defer m.unlock()
+	return m.long
+}
+
+// Version tells one record from another.
+func Version(record string) string {
+	sum := sha1.Sum([]byte(record)) //nolint:gosec // see above
+	return hex.EncodeToString(sum[:])
+}
+
+// Look returns what holds key; nil if it is free.
+func Look(m *Memory, key string) *Held {
+	return describe(m, &Lease{Key: key})
+}
+
+// Settle replaces the finished record of key by another one for ttl, or frees the key if record is empty. It returns false, and
+// changes nothing, if the key does not have the record of this version any more.
+func Settle(m *Memory, key, version, record string, ttl time.Duration) bool {
+	now := m.since(m.epoch)
+	m.lock()
+	defer m.unlock()
+	e := m.entries[key]
+	if e == nil || e.record == "" || (e.expires > 0 && now >= e.expires) || Version(e.record) != version {
+		return false
+	}
+	delete(m.entries, key) // e stays in its bucket until it is swept
+	if record != "" {
+		l := &Lease{Key: key, Fingerprint: e.Fingerprint, record: record, expires: now + ttl}
+		m.entries[key] = l
+		keepFinished(m, l)
+	}
+	return true
+}
+
+// Forget drops the finished records of keys that were settled in Redis, so that Redis is asked again: settled has the version
+// of the record that was settled by the key's SHA-256 in hex, which stands at place in a lease's Wire. A record that no other
+// store has is dropped only if it is that very one, and only if copies is set. With a nil map all that Redis has too are
+// dropped.
+func Forget(m *Memory, settled map[string]string, place int, copies bool) {
+	var lists [][]*Lease
+	m.lock()
+	bucketFinished(m)
+	for _, b := range []*buckets{m.answers, m.keyOnly} {
+		for _, list := range b.bySecond {
+			lists = append(lists, list)
+		}
+	}
+	m.unlock()
+	for _, list := range lists {
+		for first := 0; first < len(list); first += sweepChunk {
+			forgetSome(m, list, first, settled, place, copies)
+		}
+	}
+}
+
+// hashDigits is the length of a SHA-256 in hex.
+const hashDigits = 64
+
+// forgetSome is Forget for the chunk of list that begins at first.
+func forgetSome(m *Memory, list []*Lease, first int, settled map[string]string, place int, copies bool) {
+	end := first + sweepChunk
+	if end > len(list) {
+		end = len(list)
+	}
+	m.lock()
+	defer m.unlock()
+	for _, e := range list[first:end] {
+		if e == nil || m.entries[e.Key] != e {
+			continue
+		}
+		drop := settled == nil && e.elsewhere
+		if settled != nil && len(e.Wire) >= place+hashDigits {
+			version, is := settled[e.Wire[place:place+hashDigits]]
+			drop = is && (e.elsewhere || (copies && isVersion(e.record, version)))
+		}
+		if drop {
+			delete(m.entries, e.Key) // e stays in its bucket until it is swept
+		}
+	}
+}
+
+// isVersion reports whether a record has this version, or what is left of it without its answer has.
+func isVersion(record, version string) bool {
+	return Version(record) == version || (record[len(magic)] == byte(Done) && Version(Bare(record)) == version)
+}
