@@ -94,7 +94,7 @@ $(LINT):
 	@mv .build/golangci-lint $@
 
 tools: ## what the tests need beyond Go; in CI nothing may be missing
-	@for tool in redis-server curl wrk chromium npm java=default-jdk-headless $(if $(CI),dockerd=docker.io docker-compose); do \
+	@for tool in redis-server curl wrk chromium npm prometheus promtool=prometheus java=default-jdk-headless $(if $(CI),dockerd=docker.io docker-compose); do \
 		command -v $${tool%=*} >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 			apt-get update -q && apt-get install -y -q $${tool#*=}; } || \
 			echo "$${tool%=*} is missing and cannot be installed here: the tests that need it are skipped"; \

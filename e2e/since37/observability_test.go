@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -99,21 +100,26 @@ func TestObservabilitySince37(t *testing.T) {
 		traces.Store(r.Header.Get("Traceparent"), true)
 		rig.Created(w, r)
 	})
-	dynamic := hosts.Dynamic("shop.test", b.URL, hosts.Settings{"statusHeader": "Decision"})
-	static := map[string]any{
-		"entryPoints": map[string]any{"web": map[string]any{"address": addr}, "traefik": map[string]any{"address": api}},
-		"accessLog":   map[string]any{"filePath": "access.log", "format": "json", "fields": map[string]any{"headers": map[string]any{"names": map[string]any{"Decision": "keep"}}}},
-		"metrics":     map[string]any{"prometheus": map[string]any{"addRoutersLabels": true, "headerLabels": map[string]any{"decision": "Decision"}}},
-		"tracing":     map[string]any{"capturedResponseHeaders": []string{"Decision"}, "otlp": map[string]any{"http": map[string]any{"endpoint": spans.URL + "/v1/traces"}}},
+	dynamic := hosts.Dynamic("shop.test", b.URL, hosts.Settings{"statusHeader": "Idempotency-Status"})
+	_, page, _ := strings.Cut(rig.ReadRoot(t, "docs/watching.md"), "\n## The access log\n")
+	_, snippet, _ := strings.Cut(page, "\n```yaml\n")
+	snippet, _, _ = strings.Cut(snippet, "```")
+	var static map[string]any
+	err := yaml.Unmarshal([]byte(snippet), &static)
+	if err != nil {
+		t.Fatal(err)
 	}
+	static["entryPoints"] = map[string]any{"web": map[string]any{"address": addr}, "traefik": map[string]any{"address": api}}
+	static["accessLog"].(map[string]any)["filePath"] = "access.log"
+	static["metrics"] = map[string]any{"prometheus": map[string]any{"addRoutersLabels": true, "headerLabels": map[string]any{"decision": "Idempotency-Status"}}}
+	static["tracing"].(map[string]any)["otlp"] = map[string]any{"http": map[string]any{"endpoint": spans.URL + "/v1/traces"}}
 	site, dir := runTraefik(t, static, dynamic, addr, "shop.test")
 	s := rig.SiteOf(t, site, b)
 	trace := "4bf92f3577b34da6a3ce929d0e0e4736"
 	c := rig.Post("/pay", "k", "Traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
-	first := s.Do(c)
-	s.Want(first, 201, "first")
-	s.WantReplay(first, s.Do(c))
-	s.WantProblem(s.Do(c.With(func(c *rig.Call) { c.Body = "other" })), 422, "key-reused", "mismatch")
+	s.WantExample(s.Do(c), 201, "first")
+	s.WantExample(s.Do(c), 201, "replayed")
+	s.WantExample(s.Do(c.With(func(c *rig.Call) { c.Body = "other" })), 422, "mismatch")
 	s.Calls(1)
 
 	t.Run("access log", func(t *testing.T) {
@@ -133,14 +139,20 @@ func TestObservabilitySince37(t *testing.T) {
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
-		for i, want := range []struct {
-			decision           string
-			status, originally any
-		}{{"first", 201.0, 201.0}, {"replayed", 201.0, 0.0}, {"mismatch", 422.0, 0.0}} {
-			line := lines[i]
-			if line["downstream_Decision"] != want.decision || line["DownstreamStatus"] != want.status || line["OriginStatus"] != want.originally {
-				t.Errorf("%v, want %v", line, want)
+		var shown strings.Builder
+		for _, line := range lines {
+			part := map[string]any{}
+			for _, field := range []string{"DownstreamStatus", "OriginStatus", "RequestMethod", "RequestPath", "downstream_Idempotency-Status"} {
+				part[field] = line[field]
 			}
+			data, err := json.Marshal(part)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(&shown, "%s\n", data)
+		}
+		if !strings.Contains(page, "\n```json\n"+shown.String()+"```\n") {
+			t.Errorf("docs/watching.md does not show what Traefik logs:\n%s", shown.String())
 		}
 	})
 	t.Run("metrics", func(t *testing.T) {
@@ -172,9 +184,12 @@ func TestObservabilitySince37(t *testing.T) {
 			t.Errorf("%v requests of the router and %v of the service, want 3 and 1", all, sent)
 		}
 	})
-	t.Run("spans", func(*testing.T) {
+	t.Run("spans", func(t *testing.T) {
 		for _, decision := range []string{"first", "replayed", "mismatch"} {
-			spans.await("http.response.header.decision", decision)
+			spans.await("http.response.header.idempotency-status", decision)
+			if !strings.Contains(page, fmt.Sprintf("\nhttp.response.header.idempotency-status = [%q]\n", decision)) {
+				t.Errorf("docs/watching.md does not show the span of %s", decision)
+			}
 		}
 	})
 	t.Run("trace", func(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 )
 
-// CopyExample puts the files of an example, with each text in changes replaced, into a new folder. A text that stands
+// CopyExample puts the files of an example, without its folders and with each text in changes replaced, into a new folder. A text that stands
 // in none of them fails the test: it would check something else than the example.
 func CopyExample(t *testing.T, name string, changes map[string]string) string {
 	t.Helper()
@@ -23,6 +23,9 @@ func CopyExample(t *testing.T, name string, changes map[string]string) string {
 	}
 	unused := maps.Clone(changes)
 	for _, entry := range entries {
+		if entry.IsDir() {
+			continue
+		}
 		text := ReadRoot(t, filepath.Join("examples", name, entry.Name()))
 		for old, changed := range changes {
 			if strings.Contains(text, old) {
