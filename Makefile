@@ -1,7 +1,7 @@
 # Three commands do everything: make demo, make quick, make test. CONTRIBUTING.md tells more.
 TRAEFIK_VERSION ?= 3.7.12
 GOLANGCI_VERSION := v2.12.2
-TRAEFIK := .build/traefik-$(TRAEFIK_VERSION)
+BUILT := .build/traefik-$(TRAEFIK_VERSION)
 OLDEST := .build/traefik-3.0.0
 NEW_REDIS := $(CURDIR)/.build/redis-of-debian
 # What the plugin does wherever it runs: also tested under the race detector, and in the oldest Traefik.
@@ -9,24 +9,25 @@ EVERYWHERE := ./behaviour ./faults ./outages ./redis ./clients
 FUZZTIME ?= 30s
 SOAK ?= 10m
 MODULE := $(shell sed -n 's/^module //p' go.mod)
-LINT := .build/golangci-lint-$(GOLANGCI_VERSION)
+LINT := $(CURDIR)/.build/golangci-lint-$(GOLANGCI_VERSION)
 # Its cache names files by the path of the checkout that filled it: one cache for each.
 export GOLANGCI_LINT_CACHE := $(CURDIR)/.build/lint-cache
 
-.PHONY: demo quick test fuzz soak traefik redis vendor module lint bench bench-quick screenshots tools
+.PHONY: demo quick test fuzz soak traefik redis vendor module lint elsewhere bench bench-quick screenshots tools
 
-demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis
-	@cd e2e && go build -o ../.build/demo ./cmd/demo && ../.build/demo -redis "$(REDIS)"
+demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis, TRAEFIK=path is run
+	@cd e2e && go build -o ../.build/demo ./cmd/demo
+	@.build/demo -redis "$(REDIS)"
 
 quick: ## for whoever edits: what needs neither Traefik nor Docker, in less than two minutes
 	go test ./...
 	cd e2e && HOSTS=compiled,yaegi go test -p 1 ./internal/... ./behaviour ./faults ./bench
 
 # Test binaries run one after the other: each has a Traefik of its own, and all cores.
-test: tools traefik $(OLDEST) $(if $(CI),$(NEW_REDIS)/redis-server) lint ## all tests, but for fuzzing and the soak
+test: tools traefik $(OLDEST) $(if $(CI),$(NEW_REDIS)/redis-server) lint elsewhere ## all tests, but for fuzzing and the soak
 	go test -race ./...
 	cd e2e && HOSTS=compiled go test -race -p 1 -timeout 20m $(EVERYWHERE)
-	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -p 1 -timeout 40m $$(go list ./... | grep -v /soak)
+	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -p 1 -timeout 40m $$(go list ./... | grep -v /soak)
 	cd e2e && PATH=$(NEW_REDIS):$$PATH TRAEFIK_BIN=$(CURDIR)/$(OLDEST) HOSTS=traefik go test -p 1 -timeout 20m $(EVERYWHERE)
 
 fuzz: ## every fuzz target for FUZZTIME
@@ -41,19 +42,13 @@ fuzz: ## every fuzz target for FUZZTIME
 	done
 
 soak: tools traefik ## mixed traffic, reloads, restarts of Redis for SOAK; what is left at the end
-	cd e2e && SOAK=$(SOAK) TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -v -count 1 -timeout 0 ./soak
+	cd e2e && SOAK=$(SOAK) TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -v -count 1 -timeout 0 ./soak
 
-traefik: $(TRAEFIK) ## Traefik from its module, about 8 minutes the first time
+traefik: $(BUILT) ## Traefik from its module, about 8 minutes the first time
 
-# It is built where e2e/traefik/go.mod says what it needs, or, another version, where Go keeps its module.
 .build/traefik-%:
-	@echo "building Traefik $* from its module: about 8 minutes the first time"
 	@mkdir -p .build
-	@dir=e2e/traefik; grep -qF 'traefik/v3 v$* ' $$dir/go.mod || \
-		dir=$$(go mod download -json github.com/traefik/traefik/v3@v$* | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p'); \
-	cd "$$dir" && go build -v -trimpath -ldflags "-s -w -X github.com/traefik/traefik/v3/pkg/version.Version=$*" \
-		-o "$(CURDIR)/$@" github.com/traefik/traefik/v3/cmd/traefik 2>&1 | awk '{ printf "\r%5d packages built", NR; fflush() } END { print "" }'
-	@test -x $@
+	@cd e2e && go run ./cmd/traefik -version $* -o $(CURDIR)/$@
 
 redis: $(NEW_REDIS)/redis-server ## the newest Redis of Debian, with the libraries that it needs
 
@@ -67,8 +62,8 @@ $(NEW_REDIS)/redis-server:
 	cd $(NEW_REDIS) && apt-get $(APT) -q -o APT::Sandbox::User=root download redis-server redis-tools libc6 libatomic1 libgcc-s1 libjemalloc2 \
 		liblzf1 libssl3t64 libstdc++6 libsystemd0 libcap2 libzstd1 zlib1g
 	cd $(NEW_REDIS) && for deb in *.deb; do dpkg -x $$deb unpacked; done
-	@printf '#!/bin/sh\nexec %s --library-path %s %s "$$@"\n' $(NEW_REDIS)/unpacked/usr/lib64/ld-linux-x86-64.so.2 \
-		$(NEW_REDIS)/unpacked/usr/lib/x86_64-linux-gnu $(NEW_REDIS)/unpacked/usr/bin/redis-server >$@
+	@printf '#!/bin/sh\nexec %s --library-path %s %s "$$@"\n' $(NEW_REDIS)/unpacked/usr/lib*/ld-linux-*.so.* \
+		$(NEW_REDIS)/unpacked/usr/lib/*-linux-gnu $(NEW_REDIS)/unpacked/usr/bin/redis-server >$@
 	@chmod +x $@ && $@ --version
 
 vendor: ## vendor/ = go mod vendor + patches/redigo.patch
@@ -77,7 +72,10 @@ vendor: ## vendor/ = go mod vendor + patches/redigo.patch
 
 module: ## moves the module to the path of whoever publishes it: make module NEW=github.com/you/traefik-idem
 	@test -n "$(NEW)" || { echo "make module NEW=github.com/you/traefik-idem"; exit 1; }
-	git ls-files -z ':!vendor' | xargs -0 grep -lZF $(MODULE) | xargs -0 sed -i 's|$(MODULE)|$(NEW)|g'
+	@mkdir -p .build
+	for file in $$(git grep -lF $(MODULE) -- ':!vendor'); do \
+		sed 's|$(MODULE)|$(NEW)|g' "$$file" >.build/moved && cat .build/moved >"$$file" || exit 1; \
+	done
 	gofmt -w $$(git ls-files '*.go' ':!vendor')
 
 lint: $(LINT)
@@ -85,7 +83,13 @@ lint: $(LINT)
 	go vet ./...
 	cd e2e && go vet ./...
 	$(LINT) run
-	cd e2e && ../$(LINT) run
+	cd e2e && $(LINT) run
+
+elsewhere: ## compiles for macOS and for arm64 what can only be tested there
+	GOOS=darwin GOARCH=arm64 go vet ./...
+	cd e2e && GOOS=darwin GOARCH=arm64 go vet ./...
+	GOOS=linux GOARCH=arm64 go vet ./...
+	cd e2e && GOOS=linux GOARCH=arm64 go vet ./...
 
 $(LINT):
 	@echo "building golangci-lint $(GOLANGCI_VERSION)"
@@ -101,10 +105,10 @@ tools: ## what the tests need beyond Go; in CI nothing may be missing
 	done
 
 screenshots: tools traefik ## pictures of the statistics page for the README
-	cd e2e && SCREENSHOTS=$(CURDIR)/docs/images TRAEFIK_BIN=$(CURDIR)/$(TRAEFIK) go test -count 1 -run Screenshots ./clients
+	cd e2e && SCREENSHOTS=$(CURDIR)/docs/images TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -count 1 -run Screenshots ./clients
 
 bench: tools traefik ## all of docs/dev/benchmarks.md, which it writes: about an hour; AGAINST=revision only compares the load with it
-	cd e2e && go build -o ../.build/bench ./cmd/bench && ../.build/bench -traefik ../$(TRAEFIK) \
+	cd e2e && go build -o ../.build/bench ./cmd/bench && ../.build/bench -traefik ../$(BUILT) \
 		$(if $(AGAINST),-against $(AGAINST) -skip ': [0-9]+$$',-markdown ../docs/dev/benchmarks.md)
 
 bench-quick: tools ## speed and allocations of the handler, compiled and interpreted

@@ -3,6 +3,7 @@ package launch
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,27 +46,34 @@ func Root() (string, error) {
 	}
 }
 
-var version3 = regexp.MustCompile(`(?m)^Version:\s+v?3\.`)
+// usable is what a Traefik 3 says of its version. One that was built without a version says dev.
+var usable = regexp.MustCompile(`(?m)^Version:\s+(v?3\.|dev\s)`)
 
-// Traefik returns the path of a Traefik 3: the one on the PATH, or the one that `make traefik` builds.
+// Traefik returns the path of a Traefik 3: the one that TRAEFIK names in the environment, the one on the PATH, or the one that
+// `make traefik` builds.
 func Traefik(ctx context.Context, root string) (string, error) {
-	path, err := exec.LookPath("traefik")
+	wanted := os.Getenv("TRAEFIK")
+	path, err := exec.LookPath(cmp.Or(wanted, "traefik"))
 	if err == nil {
-		output, err := exec.CommandContext(ctx, path, "version").Output()
-		if err == nil && version3.Match(output) {
-			return path, nil
+		var output []byte
+		output, err = exec.CommandContext(ctx, path, "version").Output()
+		if err == nil && usable.Match(output) {
+			return filepath.Abs(path)
+		}
+		if err == nil {
+			err = fmt.Errorf("it says %q", output)
 		}
 		fmt.Println(path, "is not a Traefik 3 and not used")
+	}
+	if wanted != "" {
+		return "", fmt.Errorf("TRAEFIK=%s is not a Traefik 3: %w", wanted, err)
 	}
 	path = filepath.Join(root, ".build", "traefik-"+TraefikVersion)
 	_, err = os.Stat(path)
 	if err == nil {
 		return path, nil
 	}
-	build := exec.CommandContext(ctx, "make", "-C", root, "traefik", "TRAEFIK_VERSION="+TraefikVersion)
-	build.Cancel = func() error { return build.Process.Signal(syscall.SIGTERM) }
-	build.Stdout, build.Stderr = os.Stdout, os.Stderr
-	err = build.Run()
+	err = BuildTraefik(ctx, root, TraefikVersion, path, os.Stdout)
 	if err != nil {
 		return "", fmt.Errorf("building Traefik: %w", err)
 	}
