@@ -303,8 +303,12 @@ func serveSlow(h *handler, w http.ResponseWriter, r *http.Request) {
 		h.next.ServeHTTP(w, r)
 		return
 	}
-	converses := handsOver(r) || isGRPC(r) // its body is not read in advance
-	k := findKey(h, r, nil, converses)
+	converses := handsOver(r) || isGRPC(r)
+	body := unread
+	if converses { // nobody but the backend reads its body
+		body = absent
+	}
+	k := findKey(h, r, nil, body)
 	objection := objectionTo(h, k, converses)
 	switch {
 	case objection != nil && h.observe:
@@ -347,7 +351,7 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 		return
 	}
 	if k.state == unread {
-		k = findKey(h, r, body.compared, true)
+		k = findKey(h, r, body.compared, present)
 		objection := objectionTo(h, k, false)
 		if objection != nil {
 			refuse(h, w, r, objection, "", nil)

@@ -107,7 +107,7 @@ func noteEnd(o *observedBody) {
 	h := o.h
 	k := o.key
 	if k.state == unread {
-		k = findKey(h, o.seen, body, true)
+		k = findKey(h, o.seen, body, present)
 	}
 	var l *store.Run
 	if k.state == present {

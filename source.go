@@ -436,11 +436,15 @@ type keyed struct {
 	state int
 }
 
-// findKey looks for the key of r: the first source that has a value has it. If read is false, the body was not read yet.
-func findKey(h *handler, r *http.Request, body []byte, read bool) *keyed {
+// findKey looks for the key of r: the first source that has a value has it. bodyIs says whether body is there: present, unread
+// for not yet, or absent for never.
+func findKey(h *handler, r *http.Request, body []byte, bodyIs int) *keyed {
 	for _, s := range h.keySources {
-		if s.inBody && !read {
+		if s.inBody && bodyIs == unread {
 			return &keyed{state: unread}
+		}
+		if s.inBody && bodyIs == absent {
+			continue
 		}
 		key, state := keyAt(h, s, r, body)
 		if state == unusable && h.ignoreInvalid {

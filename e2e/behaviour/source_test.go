@@ -2,12 +2,15 @@ package behaviour
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 	"github.com/example/traefik-idem/e2e/internal/rig"
@@ -350,5 +353,148 @@ func TestAQuotedKeyIsUnescaped(t *testing.T) {
 		s.Want(first, 201, "first")
 		s.WantReplay(first, s.Do(rig.Post("/", `a"b\c\`)))
 		s.Calls(1)
+	})
+}
+
+// TestBodiesOfConversations are not read in advance: gRPC and upgrades pass without a key, or are refused where one is required.
+func TestBodiesOfConversations(t *testing.T) {
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		s := e.Serve(t, hosts.Settings{"key": "X-Key, json:/id, content"}, rig.Created)
+		required := e.Serve(t, hosts.Settings{"key": "X-Key, json:/id, content", "required": true}, rig.Created)
+		for _, c := range []rig.Call{
+			post("/", "application/grpc+json", `{"id":1}`),
+			jsonPost(`{"id":1}`, "Connection", "Upgrade", "Upgrade", "websocket"),
+			jsonPost(`{"id":1,"id":1}`, "Connection", "Upgrade", "Upgrade", "websocket"),
+		} {
+			for range 2 {
+				s.Want(s.Do(c), 201, "")
+				required.WantProblem(required.Do(c), 400, "missing-key", "missing")
+			}
+		}
+		s.Calls(6)
+		required.Calls(0)
+	})
+}
+
+// TestRequestsWithoutAKeyPassWhole after their bodies were read in search of one.
+func TestRequestsWithoutAKeyPassWhole(t *testing.T) {
+	type seen struct {
+		body, encoding, trailer, expect string
+		length                          int64
+	}
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		got := make(chan seen, 1)
+		s := e.Serve(t, hosts.Settings{"key": "json:/id, form:id", "maxRequestBodyBytes": 100_000}, func(w http.ResponseWriter, r *http.Request) {
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			w.WriteHeader(http.StatusCreated)
+			got <- seen{string(body), strings.Join(r.TransferEncoding, ","), r.Trailer.Get("X-Sum"), r.Header.Get("Expect"), r.ContentLength}
+		})
+		for _, body := range []string{"{}", strings.Repeat("[1]  ", 1000), strings.Repeat("text ", 10_000), strings.Repeat("more than is read ", 10_000)} {
+			contentType := "application/json"
+			if body[0] != '{' {
+				contentType = "text/plain"
+			}
+			for _, chunked := range []bool{false, true} {
+				request := s.Request(post("/", contentType, body))
+				want := seen{body: body, length: int64(len(body)), expect: "100-continue"}
+				request.Header.Set("Expect", "100-continue")
+				if chunked {
+					request = s.Request(post("/", contentType, body).With(func(c *rig.Call) { c.Reader = io.MultiReader(strings.NewReader(body)) }))
+					request.Trailer = http.Header{"X-Sum": {"17"}}
+					want = seen{body: body, encoding: "chunked", trailer: "17", length: -1}
+				if len(body) > 100_000 { // a proxy does not know the trailer of a body that streams
+					want.trailer = ""
+				}
+				}
+				response, err := s.HTTP.Do(request)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = response.Body.Close()
+				if g := <-got; response.StatusCode != 201 || g != want {
+					t.Errorf("%d bytes, chunked %t: status %d; the backend got %.100v, want %.100v", len(body), chunked, response.StatusCode, g, want)
+				}
+			}
+		}
+	})
+}
+
+// TestRetryOfARequestWithoutAKey has Traefik's retry above the plugin, which has read the body in search of a key. Of two
+// servers one is dead.
+func TestRetryOfARequestWithoutAKey(t *testing.T) {
+	for _, chain := range []string{"[retry, idem]", "[idem, retry]"} {
+		b := rig.NewBackend(t, digest)
+		s := among(t, b, chain, `key: ["json:/id"], maxRequestBodyBytes: 100000`, []string{dead(t), b.URL}, b.URL)
+		for name, payload := range payloads {
+			for range 4 {
+				c := rig.Post("/whole", "")
+				want := fmt.Sprintf("%xdone", sha256.Sum256(payload(&c)))
+				c.Header.Set("Content-Type", "text/plain")
+				a := s.Do(c)
+				s.Want(a, 201, "")
+				if string(a.Body) != want {
+					t.Errorf("%s: %q, want %q", name, a.Body, want)
+				}
+			}
+		}
+	}
+}
+
+// TestEqualRequestsAreOne for as long as contentTTL says, if their clients send no key.
+func TestEqualRequestsAreOne(t *testing.T) {
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		s := e.Serve(t, hosts.Settings{"key": "X-Request-ID, content", "maxRequestBodyBytes": 100, "keyFormat": "uuid", "contentTTL": "60s"}, rig.Created)
+		differ := []rig.Call{
+			rig.Post("/", ""), rig.Post("/x", ""), rig.Post("/?q", ""), rig.Post("/", "", "Authorization", "Basic YTpi"), rig.Post("/", "", "If-Match", "1"),
+			post("/", "text/plain", `{"amount":10}`), jsonPost(`{"amount":11}`), jsonPost(""), rig.Post("/", "").With(func(c *rig.Call) { c.Method = "PUT" }),
+		}
+		for _, c := range differ {
+			s.Want(s.Do(c), 201, "first")
+		}
+		for _, c := range differ {
+			s.Want(s.Do(c), 201, "replayed")
+		}
+		long := jsonPost(strings.Repeat("1", 101)) // of which the end is not read
+		s.Want(s.Do(long), 201, "")
+		s.Want(s.Do(long), 201, "")
+		s.Calls(int64(len(differ) + 2))
+
+		short := e.Serve(t, hosts.Settings{"key": "X-Request-ID, content", "contentTTL": "50ms"}, rig.Created)
+		keyed := short.Do(rig.Post("/", "k"))
+		short.Want(keyed, 201, "first")
+		short.Want(short.Do(rig.Post("/", "")), 201, "first")
+		rig.Until(t, "the end of contentTTL", time.Minute, func() bool { return short.Do(rig.Post("/", "")).Header.Get("Decision") == "first" })
+		short.WantReplay(keyed, short.Do(rig.Post("/", "k")))
+	})
+}
+
+// TestObservedSources counts duplicates by keys that are known only once the backend has read the body.
+func TestObservedSources(t *testing.T) {
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		s := e.Serve(t, hosts.Settings{"key": "X-Key, json:/id, cookie:id, content", "scope": "cookie:session", "mode": "observe", "stats": rig.OpenStats["stats"]}, echo)
+		for _, c := range []rig.Call{
+			jsonPost(`{"id":1}`), jsonPost(`{"id":2}`), jsonPost(`{"id":1}`, "Cookie", "session=a"), jsonPost(`{}`, "Cookie", "id=1"), jsonPost(`{"a":1}`), jsonPost(`{"a":2}`),
+		} {
+			for range 3 {
+				a := s.Do(c)
+				s.Want(a, 201, "observed")
+				if string(a.Body) != c.Body {
+					t.Errorf("the backend got %q, want %q", a.Body, c.Body)
+				}
+			}
+		}
+		for _, c := range []rig.Call{jsonPost(`{"id":1`), jsonPost(`{"id":1}`, "Cookie", "session=a; session=b")} {
+			s.Want(s.Do(c), 201, "observed")
+		}
+		f := s.Counted(func(f rig.Figures) bool {
+			return fmt.Sprint(f.Totals["invalid"]) == "2" && fmt.Sprint(f.Totals["observed"]) == "12"
+		})
+		for name, want := range map[string]int64{"firstRuns": 6, "mismatches": 0} {
+			total(f, t, name, want)
+		}
+		s.Calls(20)
 	})
 }
