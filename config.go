@@ -37,6 +37,8 @@ type Config struct {
 	Scope         []string `json:"scope,omitempty"`         // sources that set callers apart; default Host, Authorization; "none" alone = none
 	RequireCaller bool     `json:"requireCaller,omitempty"` // a request with a key, but without a value of Scope other than Host, is refused
 	OnInvalidKey  string   `json:"onInvalidKey,omitempty"`  // a key that cannot be used: reject, ignore
+	Same          []string `json:"same,omitempty"`          // what makes two requests with a key the same: default query, type, body, conditions; json for body
+	Ignore        []string `json:"ignore,omitempty"`        // sources that do not count for that: query, form, json
 	OnMismatch    string   `json:"onMismatch,omitempty"`    // same key, other request: reject, replay
 
 	InFlight        string `json:"inFlight,omitempty"`        // duplicate of a running request: wait, reject
@@ -212,7 +214,9 @@ type settings struct {
 	scope           []string     // headers in it, canonical, without Host
 	callers         []*source    // what else is in scope
 	requireCaller   bool
-	scopeFirst      string // first element of scope; empty if there is none
+	scopeFirst      string      // first element of scope; empty if there is none
+	comparison      *comparison // nil: query string, media type, body and conditions
+	same, ignore    []string
 	rejectMismatch  bool
 	wait            bool
 	inFlightTimeout time.Duration
@@ -323,7 +327,8 @@ func (c *Config) settings() (*settings, string, error) {
 	}
 	c.checkKey(k, s)
 	c.checkScope(k, s)
-	plain := !s.observe && s.detach && len(s.scope) < 2 && len(s.callers) == 0 && !s.requireCaller && (s.keyFormat == tokenKey || s.keyFormat == visibleKey)
+	c.checkSame(k, s)
+	plain := !s.observe && s.detach && len(s.scope) < 2 && len(s.callers) == 0 && !s.requireCaller && s.comparison == nil && (s.keyFormat == tokenKey || s.keyFormat == visibleKey)
 	s.plainLengths = map[int]bool{}
 	for length := 1; length <= s.maxKeyLength; length++ {
 		s.plainLengths[length] = plain
@@ -483,6 +488,35 @@ func (c *Config) checkScope(k *check, s *settings) {
 		k.fail("requireCaller", "true", "a scope with another source than Host in it")
 	}
 }
+
+// checkSame sets what makes two requests with one key the same.
+func (c *Config) checkSame(k *check, s *settings) {
+	s.same = list(c.Same, "query", "type", "body", "conditions")
+	counts := map[string]bool{}
+	for _, what := range s.same {
+		counts[k.oneOf("same", what, "query", "type", "body", "json", "conditions")] = true
+	}
+	if len(counts) == 0 || (counts["body"] && counts["json"]) {
+		k.fail("same", strings.Join(s.same, ","), "some of query, type, conditions, and of body and json one at the most")
+	}
+	compared := &comparison{query: counts["query"], mediaType: counts["type"], conditions: counts["conditions"], body: counts["body"] || counts["json"], asJSON: counts["json"]}
+	for _, text := range list(c.Ignore) {
+		from := parseSource(text)
+		if from == nil || len(from.places) > 1 || !ignorable[from.places[0].kind] {
+			k.fail("ignore", text, "query:_, form:csrf or json:/sentAt")
+			continue
+		}
+		s.ignore = append(s.ignore, from.text)
+		compared.ignored = append(compared.ignored, from.places[0])
+		compared.asJSON = compared.asJSON || from.places[0].kind == kindJSON
+	}
+	if len(s.ignore) > 0 || counts["json"] || len(counts) < 4 {
+		s.comparison = compared
+	}
+}
+
+// ignorable are the kinds of sources that ignore may have.
+var ignorable = map[string]bool{kindQuery: true, kindForm: true, kindJSON: true}
 
 func (c *RedisConfig) check(k *check, s *settings) {
 	s.redis = redisclient.Options{
@@ -865,6 +899,7 @@ func (h *handler) effective() []stats.Setting {
 		{Name: "required", Value: strconv.FormatBool(s.required)},
 		{Name: "scope", Value: strings.Join(scope, ", ")},
 		{Name: "requireCaller", Value: strconv.FormatBool(s.requireCaller)},
+		{Name: "same", Value: strings.Join(s.same, ", ")},
 		{Name: "inFlightTimeout", Value: s.inFlightTimeout.String()},
 		{Name: "lease", Value: s.lease.String()},
 		{Name: "retryableStatuses", Value: strings.Join(retryable, ", ")},
@@ -883,6 +918,9 @@ func (h *handler) effective() []stats.Setting {
 	}
 	if s.exposed != nil {
 		settings = append(settings, stats.Setting{Name: "exposeHeaders", Value: "true"})
+	}
+	if len(s.ignore) > 0 {
+		settings = append(settings, stats.Setting{Name: "ignore", Value: strings.Join(s.ignore, ", ")})
 	}
 	if s.contentTTL > 0 {
 		settings = append(settings, stats.Setting{Name: "contentTTL", Value: s.contentTTL.String()})

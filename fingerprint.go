@@ -26,8 +26,11 @@ var usualTypes = map[string]bool{
 }
 
 // fingerprint returns the SHA-256 of what two requests must have in common to be the same: identity, query string, media type,
-// conditions, range, and body.
+// conditions, range, and body, unless same and ignore say otherwise.
 func fingerprint(h *handler, r *http.Request, identity string, body []byte) string {
+	if h.comparison != nil {
+		return fingerprintAs(h, h.comparison, r, identity, body)
+	}
 	head, boundary := fingerprintHead(r, identity)
 	return sumBody(h, head, boundary, body)
 }

@@ -266,7 +266,7 @@ func findByRequest(h *handler, q *keyQuery) *keysAnswer {
 	if q.Key != "" && isHeader {
 		r.Header.Set(first.places[0].name, q.Key)
 	}
-	k := findKey(h, r, []byte(q.Body), true)
+	k := findKey(h, r, []byte(q.Body), present)
 	if q.Key != "" && !isHeader {
 		k = &keyed{key: q.Key, from: first, state: present}
 	}

@@ -39,7 +39,7 @@ func TestLabelSettings(t *testing.T) {
 	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
 		settings := hosts.Settings{
 			"key": "X-Key, cookie:pay, json:/a/0/id", "keyFormat": "/[a-z0-9]+/", "contentTTL": "2", "requireCaller": "true", "ttl": "30", "maxTTL": "2m", "methods": "POST, PUT", "endpoints": "POST /pay/, /order/*/x",
-			"required": "true", "mode": "enforce", "maxKeyLength": "10", "scope": "Host, X-Tenant, query:user", "onMismatch": "reject",
+			"required": "true", "mode": "enforce", "maxKeyLength": "10", "scope": "Host, X-Tenant, query:user", "same": "query, json", "ignore": "json:/at, query:_", "onMismatch": "reject",
 			"inFlight": "reject", "inFlightTimeout": "1s", "lease": "60", "detach": "false", "detachTimeout": "3s",
 			"retryableStatuses": "429, 500-504", "onUnknown": "release", "replayHeader": "X-Replay", "statusHeader": "Decision",
 			"expiresHeader": "X-Expires", "exposeHeaders": "true", "problemBase": "https://example.com/errors",
@@ -62,6 +62,7 @@ func TestLabelSettings(t *testing.T) {
 		if again.Header["X-Expires"] == nil {
 			t.Errorf("a replay without its end: %v", again.Header)
 		}
+		s.Want(s.Do(post("/order/1/x?user=u&_=1", "text/plain", `{"at":1,"amount":1e1}`, "X-Key", "k")), 201, "replayed")
 		s.Want(s.Do(rig.Post("/order/1/x", "", "X-Key", "k", "X-Tenant", "t")), 201, "first")
 		s.Want(s.Do(rig.Post("/pay/", "", "Cookie", "pay=k", "X-Tenant", "t")), 201, "first")
 		s.Want(s.Do(jsonPost(`{"a":[{"id":"k"}]}`, "X-Tenant", "t").With(func(c *rig.Call) { c.Path = "/pay/" })), 201, "first")
@@ -97,6 +98,8 @@ func TestTOML(t *testing.T) {
   keyFormat = "visible"
   scope = ["Host", "cookie:session"]
   requireCaller = true
+  same = ["query", "json"]
+  ignore = ["json:/at"]
   contentTTL = "1s"
   ttl = "30s"
   methods = ["POST"]
@@ -120,6 +123,7 @@ func TestTOML(t *testing.T) {
 	}
 	s.WantReplay(first, s.Do(rig.Post("/", "", "Idempotency-Key", `a"c`, "Cookie", "session=1")))
 	s.Want(s.Do(rig.Post("/", "", "Idempotency-Key", `a"c`, "Cookie", "session=2")), 201, "first")
-	s.Want(s.Do(jsonPost(`{"id":1}`, "X-A", "a", "Cookie", "session=2")), 201, "first")
+	s.Want(s.Do(jsonPost(`{"id":1,"at":1}`, "X-A", "a", "Cookie", "session=2")), 201, "first")
+	s.Want(s.Do(jsonPost(`{"at":2,"id":1}`, "X-A", "a", "Cookie", "session=2")), 201, "replayed")
 	s.Want(s.Do(rig.Post("/", "", "Idempotency-Key", "abc")), 400, "missing")
 }
