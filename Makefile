@@ -5,7 +5,11 @@ BUILT := .build/traefik-$(TRAEFIK_VERSION)
 OLDEST := .build/traefik-3.0.0
 NEW_REDIS := $(CURDIR)/.build/redis-of-debian
 # What the plugin does wherever it runs: also tested under the race detector, and in the oldest Traefik.
-EVERYWHERE := ./behaviour ./faults ./outages ./redis ./clients
+EVERYWHERE := ./outages ./behaviour ./redis ./faults ./clients
+# What measures time or memory.
+ALONE := ./bench ./load
+# All else that is tested, but for the soak.
+REST = $(filter-out $(addprefix %/,$(notdir $(EVERYWHERE) $(ALONE)) soak),$(shell cd e2e && go list ./...))
 FUZZTIME ?= 30s
 SOAK ?= 10m
 MODULE := $(shell sed -n 's/^module //p' go.mod)
@@ -23,12 +27,14 @@ quick: ## for whoever edits: what needs neither Traefik nor Docker, in less than
 	go test ./...
 	cd e2e && HOSTS=compiled,yaegi go test -p 1 ./internal/... ./behaviour ./faults ./bench
 
-# Test binaries run one after the other: each has a Traefik of its own, and all cores.
+# What waits more than it computes runs two test binaries at a time. What measures has the machine to itself.
 test: tools traefik $(OLDEST) $(if $(CI),$(NEW_REDIS)/redis-server) lint elsewhere ## all tests, but for fuzzing and the soak
 	go test -race ./...
-	cd e2e && HOSTS=compiled go test -race -p 1 -timeout 20m $(EVERYWHERE)
-	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -p 1 -timeout 40m $$(go list ./... | grep -v /soak)
-	cd e2e && PATH=$(NEW_REDIS):$$PATH TRAEFIK_BIN=$(CURDIR)/$(OLDEST) HOSTS=traefik go test -p 1 -timeout 20m $(EVERYWHERE)
+	cd e2e && HOSTS=compiled go test -race -p 2 -timeout 20m $(EVERYWHERE)
+	cd e2e && HOSTS=yaegi,traefik TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -p 2 -timeout 30m $(EVERYWHERE)
+	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -p 2 -timeout 30m $(REST)
+	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -p 1 -timeout 30m $(ALONE)
+	cd e2e && PATH=$(NEW_REDIS):$$PATH TRAEFIK_BIN=$(CURDIR)/$(OLDEST) HOSTS=traefik go test -p 2 -timeout 20m $(EVERYWHERE)
 
 fuzz: ## every fuzz target for FUZZTIME
 	@for module in . e2e; do \
