@@ -3,6 +3,7 @@ package idem
 import (
 	"context"
 	"errors"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +29,7 @@ func newDoor(t *testing.T, memory *store.Memory, address string) *handler {
 	h.log = newLogger("idem", "error")
 	h.notebook = newNotebook(memory)
 	h.notebook.Close() // it exchanges nothing by itself
+	h.notebook.use(h.shared, "idem")
 	h.keys = store.NewKeys(memory, h.shared.Trouble, store.Terms{TTL: h.ttl, Lease: time.Hour, Remember: true})
 	return h
 }
@@ -38,11 +40,21 @@ func TestLifeBehindTheDoor(t *testing.T) {
 	clock := storetest.NewClock()
 	storetest.Life(t, 400, func() storetest.World {
 		server.FlushAll()
+		var doors []*handler
+		tellAll := func() {
+			for _, h := range doors {
+				err := exchange(h.notebook)
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		}
 		return storetest.World{
 			Start: func() storetest.Subject {
 				memory := store.NewMemoryClock(1<<20, clock.Since)
 				t.Cleanup(memory.Close)
-				return doorSubject(newDoor(t, memory, server.Addr()))
+				doors = append(doors, newDoor(t, memory, server.Addr()))
+				return doorSubject(doors[len(doors)-1], tellAll)
 			},
 			Pass: func(d time.Duration) {
 				clock.Pass(d)
@@ -53,7 +65,8 @@ func TestLifeBehindTheDoor(t *testing.T) {
 	})
 }
 
-func doorSubject(h *handler) storetest.Subject {
+// doorSubject is h as a subject. tellAll has every process hear at once of what was settled.
+func doorSubject(h *handler, tellAll func()) storetest.Subject {
 	runs := map[*store.Lease]*store.Run{}
 	run := func(l *store.Lease) *store.Run {
 		if runs[l] == nil {
@@ -85,6 +98,18 @@ func doorSubject(h *handler) storetest.Subject {
 			return kept, nil
 		},
 		Release: func(l *store.Lease) (bool, error) { return release(h, run(l)), nil },
+		Look: func(key string) (*redisclient.Seen, error) {
+			return lookAt(h, newNote(noteOther, key, ""))
+		},
+		Settle: func(key string, seen *redisclient.Seen, record string, ttl time.Duration) (bool, error) {
+			h.ttl = ttl
+			answer := settleKey(h, "", newNote(noteOther, key, ""), seen, record, "settled")
+			tellAll()
+			if answer.Status != http.StatusOK && answer.Status != http.StatusConflict {
+				return false, errors.New(answer.Detail)
+			}
+			return answer.Status == http.StatusOK, nil
+		},
 	}
 }
 

@@ -18,9 +18,8 @@ var (
 	lookScript = newScript('$', 0, `
 local v = redis.call('GET', KEYS[1])
 if not v or string.sub(v, 1, `+strconv.Itoa(len(store.FreedHead))+`) == '`+store.FreedHead+`' then return false end
-local header = string.find(v, '\r\n\r\n', 42, true)
 local head, body = v, 0
-if string.sub(v, 6, 6) == 'D' and header then head, body = string.sub(v, 1, 43), #v - header - 3 end
+if string.sub(v, 6, 6) == 'D' then head, body = string.sub(v, 1, 43), #v - 3 - (string.find(v, '\r\n\r\n', 42, true) or #v - 3) end
 return redis.call('PTTL', KEYS[1]) .. ' ' .. redis.sha1hex(v) .. ' ' .. body .. ' ' .. head`)
 
 	// free: ARGV = the version of the record, the record of a freed key, or nothing for a lease that is not renewed, and then how

@@ -86,6 +86,14 @@ func repeated(s storetest.Subject, times int) storetest.Subject {
 		}
 		return kept, err
 	}
+	again.Settle = func(key string, seen *redisclient.Seen, record string, ttl time.Duration) (kept bool, err error) {
+		for i := 0; i < times && err == nil; i++ {
+			var now bool
+			now, err = s.Settle(key, seen, record, ttl)
+			kept = kept || now
+		}
+		return kept, err
+	}
 	again.Release = func(l *store.Lease) (kept bool, err error) {
 		for i := 0; i < times && err == nil; i++ {
 			var now bool

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/example/traefik-idem/redisclient"
 	"github.com/example/traefik-idem/store"
 )
 
@@ -93,6 +94,7 @@ type life struct {
 	shared    map[string]*fact // by key
 	processes [processes]*process
 	requests  []*request
+	looks     []*looked
 	bodies    int
 
 	granted, refused int // claims
@@ -104,8 +106,17 @@ type life struct {
 // fact is what is known about a key until some time.
 type fact struct {
 	holder *request   // whose lease it is, nil for a finished record
-	rec    store.Held // what a claim is told of it
+	rec    store.Held // what a claim is told of it; Free if the key was freed by hand
+	record string     // of a finished one
 	until  time.Duration
+}
+
+// looked is what an operator has seen of a key.
+type looked struct {
+	key  string
+	seen *redisclient.Seen
+	fact *fact // then
+	left time.Duration
 }
 
 type process struct {
@@ -126,7 +137,7 @@ func (l *life) start(i int) {
 }
 
 func (l *life) step() {
-	switch l.random.Intn(12) {
+	switch l.random.Intn(14) {
 	case 0, 1, 2, 3:
 		p := l.processes[l.random.Intn(processes)]
 		r := &request{process: p, Lease: store.Lease{Key: "k" + strconv.Itoa(l.random.Intn(lifeKeys)), Owner: "owner" + strconv.Itoa(len(l.requests)), Fingerprint: fingerprint}}
@@ -146,6 +157,8 @@ func (l *life) step() {
 			l.tell("%s dies", l.processes[i].name)
 			l.start(i)
 		}
+	case 7, 8:
+		l.operate(l.processes[l.random.Intn(processes)])
 	default:
 		if len(l.requests) == 0 {
 			return
@@ -212,7 +225,7 @@ func (l *life) claim(r *request) {
 		f = l.current(l.shared, r.Key)
 	}
 	switch {
-	case f == nil:
+	case f == nil || f.freed():
 		l.expect(held.State == store.Free, "rule 1: the key is free")
 		l.shared[r.Key] = &fact{holder: r, rec: store.Held{State: store.Running, Fingerprint: r.Fingerprint}, until: l.now + d}
 		p.runs[r.Key] = r
@@ -299,7 +312,7 @@ func (l *life) finish(r *request) {
 	f := l.current(l.shared, r.Key)
 	same := f != nil && f.holder == nil && rec.State == store.Unknown && f.rec.State == rec.State && f.rec.Fingerprint == rec.Fingerprint
 	l.expect(kept == may || same, "rule 3: it may hold the key: %t", may)
-	known := &fact{rec: *rec, until: l.now + ttl}
+	known := &fact{rec: *rec, record: record, until: l.now + ttl}
 	if may || kept {
 		l.shared[r.Key] = known
 	}
@@ -308,5 +321,59 @@ func (l *life) finish(r *request) {
 		if kept {
 			r.process.known[r.Key] = known
 		}
+	}
+}
+
+// freed reports whether the key was freed by hand, and had by nobody since.
+func (f *fact) freed() bool { return f.holder == nil && f.rec.State == store.Free }
+
+// operate is what an operator does at p: to look at a key, or to settle one that was looked at, perhaps long ago.
+func (l *life) operate(p *process) {
+	if len(l.looks) == 0 || l.random.Intn(2) == 0 {
+		key := "k" + strconv.Itoa(l.random.Intn(lifeKeys))
+		seen, err := p.Look(key)
+		l.expect(err == nil, "look: %v", err)
+		f := l.current(l.shared, key)
+		if f == nil || f.freed() {
+			l.expect(seen == nil, "rule 9: the key is free")
+			return
+		}
+		l.tell("%s: an operator looks at %s: %+v", p.name, key, seen)
+		l.expect(seen != nil && seen.State == f.rec.State && seen.Fingerprint == f.rec.Fingerprint, "rule 9: the key has %q", f.rec.State)
+		l.looks = append(l.looks, &looked{key: key, seen: seen, fact: f, left: f.until - l.now})
+		return
+	}
+	saw := l.looks[l.random.Intn(len(l.looks))]
+	f := l.current(l.shared, saw.key)
+	same := f != nil && f.holder == saw.fact.holder && f.record == saw.fact.record && f.rec.State == saw.fact.rec.State && l.wrong == ""
+	if same && f.holder != nil { // what runs keeps its key, unless its lease is not renewed
+		same = p.Renew != nil && f.until-l.now <= saw.left
+	}
+	record, ttl := "", l.duration()
+	answer := &store.Answer{Status: 200, Body: fmt.Sprintf("by hand %d", len(l.trace))}
+	if saw.fact.rec.State == store.Unknown && l.random.Intn(2) == 0 {
+		record = Record(saw.fact.rec.Fingerprint, answer)
+	}
+	settled, err := p.Settle(saw.key, saw.seen, record, ttl)
+	l.tell("%s: an operator settles %s that was %q, with %q for %s: %t", p.name, saw.key, saw.fact.rec.State, record, ttl, settled)
+	l.expect(err == nil, "settle: %v", err)
+	l.expect(settled == same, "rule 9: it has what was seen: %t", same)
+	if !settled {
+		return
+	}
+	for _, other := range l.processes {
+		delete(other.known, saw.key)
+	}
+	switch {
+	case record != "":
+		until := l.now + ttl
+		if p.Renew != nil && f.until > until {
+			until = f.until
+		}
+		l.shared[saw.key] = &fact{rec: store.Held{State: store.Done, Fingerprint: f.rec.Fingerprint, Answer: answer}, record: record, until: until}
+	case f.holder != nil || p.Renew == nil:
+		delete(l.shared, saw.key)
+	default:
+		l.shared[saw.key] = &fact{record: fmt.Sprint("freed ", len(l.trace)), until: f.until}
 	}
 }

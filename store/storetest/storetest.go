@@ -4,12 +4,14 @@ package storetest
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"net/http"
 	"reflect"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +27,11 @@ type Subject struct {
 	Release func(l *store.Lease) (bool, error)
 	Wait    func(ctx context.Context, key string, attempt int) // returns when it is worth while to claim again
 	Pass    func(d time.Duration)                              // lets so much of the store's time pass
+
+	// What an operator does. Look tells what has a key, nil if it is free. Settle replaces that by record for ttl, or frees the key if
+	// record is empty; it returns false, and changes nothing, if the key has something else by now.
+	Look   func(key string) (*redisclient.Seen, error)
+	Settle func(key string, seen *redisclient.Seen, record string, ttl time.Duration) (bool, error)
 }
 
 // Memory is m as a subject.
@@ -37,6 +44,16 @@ func Memory(m *store.Memory, pass func(d time.Duration)) Subject {
 		Release: func(l *store.Lease) (bool, error) { return store.Release(m, l), nil },
 		Wait:    func(ctx context.Context, key string, _ int) { store.Wait(ctx, m, key) },
 		Pass:    pass,
+		Look: func(key string) (*redisclient.Seen, error) {
+			held := store.Look(m, key)
+			if held == nil {
+				return nil, nil
+			}
+			return &redisclient.Seen{Held: *held, Version: store.Version(held.Record)}, nil
+		},
+		Settle: func(key string, seen *redisclient.Seen, record string, ttl time.Duration) (bool, error) {
+			return store.Settle(m, key, seen.Version, record, ttl), nil
+		},
 	}
 }
 
@@ -51,8 +68,21 @@ func Redis(k *redisclient.Keys, pass func(d time.Duration)) Subject {
 		Release: func(l *store.Lease) (bool, error) { return redisclient.Release(k, l) },
 		Wait:    func(ctx context.Context, _ string, attempt int) { store.Poll(ctx, attempt) },
 		Pass:    pass,
+		Look:    func(key string) (*redisclient.Seen, error) { return redisclient.Look(k, Hash(key)) },
+		Settle: func(key string, seen *redisclient.Seen, record string, ttl time.Duration) (bool, error) {
+			if record == "" {
+				return redisclient.Free(k, Hash(key), seen, strconv.FormatInt(nonces.Add(1), 10))
+			}
+			return redisclient.Answer(k, Hash(key), seen, record, ttl)
+		},
 	}
 }
+
+// nonces makes records of freed keys that are the only ones of their kind.
+var nonces atomic.Int64
+
+// Hash is what Redis knows of a key.
+func Hash(key string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(key))) }
 
 // long is a time that does not pass in a test, short one that Pass is asked for.
 const (
@@ -262,6 +292,101 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 				t.Errorf("the waiter found %q, want %q", state, store.Done)
 			}
 		}},
+		{"a key is freed by hand, and its owner changes nothing", func(t *testing.T, s Subject) {
+			for i, record := range []string{done("yes"), fmt.Sprintf(store.UnknownFormat, fingerprint), fmt.Sprintf(store.UnkeptFormat, fingerprint, 201)} {
+				key := "k" + strconv.Itoa(i)
+				claim(t, s, lease(key, "a"), long)
+				finish(t, s, lease(key, "a"), record, true)
+				seen := look(t, s, key)
+				want(t, "freeing", true, func() (bool, error) { return s.Settle(key, seen, "", long) })
+				fenced(t, s, lease(key, "a"))
+				if after := look(t, s, key); after != nil {
+					t.Errorf("a freed key is %q", after.State)
+				}
+				claimed(t, claim(t, s, lease(key, "b"), long))
+				want(t, "freeing what was seen before", false, func() (bool, error) { return s.Settle(key, seen, "", long) })
+				finish(t, s, lease(key, "b"), done("again"), true)
+				wantState(t, claim(t, s, lease(key, "c"), long), store.Done)
+			}
+		}},
+		{"a freed key is like any other when its record would have ended", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			want(t, "finish", true, func() (bool, error) { return s.Finish(lease("k", "a"), done("yes"), short) })
+			seen := look(t, s, "k")
+			want(t, "freeing", true, func() (bool, error) { return s.Settle("k", seen, "", long) })
+			s.Pass(short)
+			claimed(t, claim(t, s, lease("k", "b"), long))
+			finish(t, s, lease("k", "b"), done("again"), true)
+		}},
+		{"an unknown outcome is answered by hand", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			want(t, "finish", true, func() (bool, error) {
+				return s.Finish(lease("k", "a"), fmt.Sprintf(store.UnknownFormat, fingerprint), short)
+			})
+			seen := look(t, s, "k")
+			want(t, "answering", true, func() (bool, error) { return s.Settle("k", seen, done("by hand"), long) })
+			fenced(t, s, lease("k", "a"))
+			s.Pass(short)
+			held := claim(t, s, lease("k", "b"), long)
+			wantState(t, held, store.Done)
+			if held.Answer.Body != "by hand" || held.Fingerprint != fingerprint {
+				t.Errorf("the answer is %q for %q", held.Answer.Body, held.Fingerprint)
+			}
+		}},
+		{"what has ended is not settled", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), long)
+			want(t, "finish", true, func() (bool, error) { return s.Finish(lease("k", "a"), done("yes"), short) })
+			seen := look(t, s, "k")
+			s.Pass(short)
+			for _, record := range []string{"", done("by hand")} {
+				want(t, "settling", false, func() (bool, error) { return s.Settle("k", seen, record, long) })
+			}
+			claimed(t, claim(t, s, lease("k", "b"), long))
+		}},
+		{"a lease that is renewed is not taken", func(t *testing.T, s Subject) {
+			claim(t, s, lease("k", "a"), short)
+			seen := look(t, s, "k")
+			if s.Renew != nil {
+				want(t, "renew", true, func() (bool, error) { return s.Renew(lease("k", "a"), long) })
+			}
+			want(t, "taking", false, func() (bool, error) { return s.Settle("k", seen, "", long) })
+			if s.Renew != nil {
+				seen = look(t, s, "k")
+				want(t, "taking", true, func() (bool, error) { return s.Settle("k", seen, "", long) })
+				claimed(t, claim(t, s, lease("k", "b"), long))
+				fenced(t, s, lease("k", "a"))
+			}
+		}},
+		{"of many operators at once one settles", func(t *testing.T, s Subject) {
+			for round := 0; round < 20; round++ {
+				key := "k" + strconv.Itoa(round)
+				claim(t, s, lease(key, "a"), long)
+				finish(t, s, lease(key, "a"), fmt.Sprintf(store.UnknownFormat, fingerprint), true)
+				seen := look(t, s, key)
+				settled := make([]bool, 16)
+				var wg sync.WaitGroup
+				for i := range settled {
+					wg.Add(1)
+					go func(i int) {
+						defer wg.Done()
+						settled[i], _ = s.Settle(key, seen, done("by hand "+strconv.Itoa(i)), long)
+					}(i)
+				}
+				wg.Wait()
+				n, held := 0, claim(t, s, lease(key, "b"), long)
+				for i, is := range settled {
+					if is {
+						n++
+						if held.Answer.Body != "by hand "+strconv.Itoa(i) {
+							t.Errorf("operator %d has settled it, and the answer is %q", i, held.Answer.Body)
+						}
+					}
+				}
+				if n != 1 {
+					t.Fatalf("%d operators have settled one key", n)
+				}
+			}
+		}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) { test.run(t, newSubject(t)) })
@@ -304,6 +429,15 @@ func claim(t *testing.T, s Subject, l *store.Lease, d time.Duration) *store.Held
 		t.Fatalf("claim of %s by %s: %v", l.Key, l.Owner, err)
 	}
 	return held
+}
+
+func look(t *testing.T, s Subject, key string) *redisclient.Seen {
+	t.Helper()
+	seen, err := s.Look(key)
+	if err != nil {
+		t.Fatalf("look at %s: %v", key, err)
+	}
+	return seen
 }
 
 func finish(t *testing.T, s Subject, l *store.Lease, record string, kept bool) {
