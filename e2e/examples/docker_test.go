@@ -146,16 +146,15 @@ func override(t *testing.T, swarm bool, labels map[string]string) string {
 	return file
 }
 
-// TestExampleDocker starts the very file of the example, and changes labels while the rest runs on.
-func TestExampleDocker(t *testing.T) {
-	engine(t)
-	exampleImages(t)
-	file := filepath.Join(hosts.Root(), "examples", "docker", "compose.yml")
+// composed starts the very file of an example, with others laid over it, and returns its site and a way to give Compose more
+// commands.
+func composed(t *testing.T, example string, more ...string) (s *rig.Site, compose func(args ...string)) {
+	t.Helper()
+	file := filepath.Join(hosts.Root(), "examples", example, "compose.yml")
 	addr := rig.FreeAddress(t)
 	_, port, _ := strings.Cut(addr, ":")
 	name := "idem-test-" + port // a project of its own
-	patient := override(t, false, nil)
-	compose := func(args ...string) {
+	compose = func(args ...string) {
 		t.Helper()
 		cmd := exec.Command("docker", append([]string{"compose", "--project-name", name, "--file", file}, args...)...)
 		if exec.Command("docker", "compose", "version").Run() != nil {
@@ -177,10 +176,17 @@ func TestExampleDocker(t *testing.T) {
 		}
 		compose("down", "--volumes", "--timeout", "1")
 	})
-	compose("--file", patient, "up", "--detach", "--no-build")
+	compose(append(more, "up", "--detach", "--no-build")...)
 	site := hosts.At(addr, "shop.example", logs)
 	rig.Until(t, "the shop is served", time.Minute, site.Served)
-	s := rig.SiteOf(t, site, nil)
+	return rig.SiteOf(t, site, nil), compose
+}
+
+// TestExampleDocker starts the example, and changes labels while the rest runs on.
+func TestExampleDocker(t *testing.T) {
+	engine(t)
+	exampleImages(t)
+	s, compose := composed(t, "docker", "--file", override(t, false, nil))
 	paysOnce(s)
 	s.Want(s.Do(rig.Call{Method: http.MethodGet, Path: "/_idem/stats.json"}), 401, "")
 	ops := http.Header{"Authorization": {"Basic b3BzOnN0YXRpc3RpY3M="}} // ops:statistics
@@ -202,6 +208,21 @@ func TestExampleDocker(t *testing.T) {
 	first := s.Do(rig.Pay("not looked at", "X-Payment", "order-4714"))
 	s.WantExample(first, 201, "first")
 	wantPaid(s, 1)
+}
+
+// TestExampleImage builds the image with the plugin in it from what a release has, on top of a Traefik of this machine.
+func TestExampleImage(t *testing.T) {
+	engine(t)
+	exampleImages(t)
+	build := exec.Command("docker", "build", "--tag", "traefik-idem", "--file", filepath.Join(hosts.Root(), "examples", "image", "Dockerfile"), rig.Release(t))
+	build.Env = append(os.Environ(), "DOCKER_HOST="+dockerSocket, "DOCKER_BUILDKIT=0") // what it builds on is here, and in no registry
+	out, err := build.CombinedOutput()
+	if err != nil {
+		t.Fatalf("docker build: %v\n%s", err, out)
+	}
+	t.Cleanup(func() { mustDocker(t, "image", "rm", "traefik-idem") })
+	s, _ := composed(t, "image")
+	paysOnce(s)
 }
 
 // TestExampleSwarm makes the engine a swarm of one node.

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,27 +62,54 @@ func strict(schema map[string]any) {
 	}
 }
 
-// traefikCRDs returns the definitions of Traefik's own kinds, from its module.
-func traefikCRDs(t *testing.T) []map[string]any {
+// definitions returns the CRDs of Traefik's own kinds, from its module, and those of the Gateway API that it is built with.
+func definitions(t *testing.T) []map[string]any {
 	t.Helper()
-	var module struct{ Dir string }
-	out := rig.Run(t, t.TempDir(), "go", "mod", "download", "-json", "github.com/traefik/traefik/v3@v"+launch.TraefikVersion)
-	err := json.Unmarshal([]byte(out), &module)
+	traefik := moduleDir(t, "github.com/traefik/traefik/v3@v"+launch.TraefikVersion)
+	all := crds(t, filepath.Join(traefik, "docs", "content", "reference", "dynamic-configuration", "kubernetes-crd-definition-v1.yml"))
+	required, err := os.ReadFile(filepath.Join(traefik, "go.mod"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(filepath.Join(module.Dir, "docs", "content", "reference", "dynamic-configuration", "kubernetes-crd-definition-v1.yml"))
-	if err != nil {
-		t.Fatal(err)
+	version := regexp.MustCompile(`sigs\.k8s\.io/gateway-api (v\S+)`).FindSubmatch(required)
+	if version == nil {
+		t.Fatal("Traefik does not require the Gateway API")
 	}
-	return documents(t, string(text))
+	dir := moduleDir(t, "sigs.k8s.io/gateway-api@"+string(version[1]))
+	paths, _ := filepath.Glob(filepath.Join(dir, "config", "crd", "standard", "*.yaml"))
+	for _, path := range paths {
+		all = append(all, crds(t, path)...)
+	}
+	return all
 }
 
-// traefikSchemas returns the schema of each of Traefik's kinds.
-func traefikSchemas(t *testing.T) map[string]*jsonschema.Schema {
+// moduleDir returns the folder with a module's files.
+func moduleDir(t *testing.T, module string) string {
 	t.Helper()
-	schemas := map[string]*jsonschema.Schema{}
-	for _, crd := range traefikCRDs(t) {
+	var found struct{ Dir string }
+	out := rig.Run(t, t.TempDir(), "go", "mod", "download", "-json", module)
+	err := json.Unmarshal([]byte(out), &found)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found.Dir
+}
+
+// crds returns the definitions of kinds in a file.
+func crds(t *testing.T, path string) []map[string]any {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(documents(t, string(text)), func(object map[string]any) bool { return object["kind"] != "CustomResourceDefinition" })
+}
+
+// schemas returns the schema of each kind, without surprises: names that it does not have are mistakes.
+func schemas(t *testing.T) map[string]*jsonschema.Schema {
+	t.Helper()
+	compiled := map[string]*jsonschema.Schema{}
+	for _, crd := range definitions(t) {
 		spec := crd["spec"].(map[string]any)
 		kind := spec["names"].(map[string]any)["kind"].(string)
 		schema := spec["versions"].([]any)[0].(map[string]any)["schema"].(map[string]any)["openAPIV3Schema"].(map[string]any)
@@ -91,57 +120,92 @@ func traefikSchemas(t *testing.T) map[string]*jsonschema.Schema {
 		if err != nil {
 			t.Fatal(err)
 		}
-		schemas[kind], err = compiler.Compile(kind)
+		compiled[kind], err = compiler.Compile(kind)
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	return schemas
+	return compiled
 }
 
-// TestExampleKubernetesFitsTheCRDs checks the example against Traefik's schema, and that the check finds mistakes.
+// kubernetesExample are the objects of the middleware and of a route to it.
+func kubernetesExample(t *testing.T, route string) string {
+	t.Helper()
+	return rig.ReadRoot(t, "examples/kubernetes/idem.yml") + "\n---\n" + rig.ReadRoot(t, "examples/kubernetes/"+route)
+}
+
+// TestExampleKubernetesFitsTheCRDs checks the examples against the schemas of their kinds, and that the check finds mistakes.
 func TestExampleKubernetesFitsTheCRDs(t *testing.T) {
-	schemas := traefikSchemas(t)
-	text := rig.ReadRoot(t, "examples/kubernetes/idem.yml")
-	checked := 0
-	for _, object := range documents(t, text) {
-		if schema := schemas[object["kind"].(string)]; schema != nil {
-			checked++
-			err := schema.Validate(object)
-			if err != nil {
-				t.Errorf("%s: %v", object["kind"], err)
+	schemas := schemas(t)
+	for route, example := range map[string]struct {
+		kinds    []string
+		mistakes [][2]string
+	}{
+		"ingressroute.yml": {[]string{"Middleware", "IngressRoute"}, [][2]string{
+			{"kind: Rule", "kind: Ruler"}, {"match:", "matches:"}, {"plugin:", "plugins:"}, {"port: 8000", "port: [8000]"},
+		}},
+		"gateway.yml": {[]string{"Middleware", "GatewayClass", "Gateway", "HTTPRoute"}, [][2]string{
+			{"type: ExtensionRef", "type: Extension"}, {"extensionRef:", "extension:"}, {"protocol: HTTP", "protocol: [HTTP]"}, {"matches:", "match:"},
+			{"type: PathPrefix", "type: Prefix"}, {"controllerName:", "controller:"},
+		}},
+	} {
+		text := kubernetesExample(t, route)
+		var checked []string
+		for _, object := range documents(t, text) {
+			kind := object["kind"].(string)
+			if schema := schemas[kind]; schema != nil {
+				checked = append(checked, kind)
+				err := schema.Validate(object)
+				if err != nil {
+					t.Errorf("%s of %s: %v", kind, route, err)
+				}
 			}
 		}
-	}
-	if checked != 2 {
-		t.Errorf("%d objects have a schema of Traefik's, want the Middleware and the IngressRoute", checked)
-	}
-	for _, mistake := range [][2]string{{"kind: Rule", "kind: Ruler"}, {"match:", "matches:"}, {"plugin:", "plugins:"}, {"port: 8000", "port: [8000]"}} {
-		failed := false
-		for _, object := range documents(t, strings.Replace(text, mistake[0], mistake[1], 1)) {
-			if schema := schemas[object["kind"].(string)]; schema != nil && schema.Validate(object) != nil {
-				failed = true
-			}
+		if !slices.Equal(checked, example.kinds) {
+			t.Errorf("%s has schemas for %q, want %q", route, checked, example.kinds)
 		}
-		if !failed {
-			t.Errorf("%q instead of %q fits the schema", mistake[1], mistake[0])
+		for _, mistake := range example.mistakes {
+			failed := false
+			for _, object := range documents(t, strings.Replace(text, mistake[0], mistake[1], 1)) {
+				if schema := schemas[object["kind"].(string)]; schema != nil && schema.Validate(object) != nil {
+					failed = true
+				}
+			}
+			if !failed {
+				t.Errorf("%s: %q instead of %q fits the schema", route, mistake[1], mistake[0])
+			}
 		}
 	}
 }
 
-// cluster is as much of a Kubernetes API server as Traefik's CRD provider asks for: lists of objects, which never change.
-func cluster(t *testing.T, objects []map[string]any) *httptest.Server {
+// apiServer is as much of a Kubernetes API server as Traefik's providers ask for: lists of objects, which never change, and
+// a place for the status of each.
+type apiServer struct {
+	*httptest.Server
+	statuses chan string // of HTTPRoutes, as Traefik writes them
+}
+
+func cluster(t *testing.T, objects []map[string]any) *apiServer {
 	t.Helper()
 	kinds := map[string]string{"configmaps": "ConfigMap", "endpointslices": "EndpointSlice", "namespaces": "Namespace",
 		"nodes": "Node", "secrets": "Secret", "services": "Service"}
-	for _, crd := range traefikCRDs(t) {
+	for _, crd := range definitions(t) {
 		names := crd["spec"].(map[string]any)["names"].(map[string]any)
 		kinds[names["plural"].(string)] = names["kind"].(string)
 	}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	api := &apiServer{statuses: make(chan string, 100)}
+	api.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		if r.URL.Path == "/version" {
 			_, _ = io.WriteString(w, `{"major":"1","minor":"34","gitVersion":"v1.34.0"}`)
+			return
+		}
+		if r.Method == http.MethodPut && path.Base(r.URL.Path) == "status" {
+			body, _ := io.ReadAll(r.Body) // it is compared with what is wanted
+			if strings.Contains(r.URL.Path, "/httproutes/") {
+				api.statuses <- string(body)
+			}
+			_, _ = w.Write(body)
 			return
 		}
 		if r.URL.Query().Get("watch") != "" {
@@ -171,16 +235,54 @@ func cluster(t *testing.T, objects []map[string]any) *httptest.Server {
 		_ = json.NewEncoder(w).Encode(map[string]any{"kind": kind + "List", "apiVersion": version,
 			"metadata": map[string]any{"resourceVersion": "1"}, "items": items})
 	}))
-	t.Cleanup(server.Close)
-	return server
+	t.Cleanup(api.Close)
+	return api
 }
 
 // TestExampleKubernetes has a real Traefik read the example from an API server, with the secrets.
 func TestExampleKubernetes(t *testing.T) {
+	s, _ := serveKubernetes(t, "ingressroute.yml", "")
+	paysOnce(s)
+	ops := http.Header{"Authorization": {"Basic b3BzOnN0YXRpc3RpY3M="}} // ops:statistics
+	s.Want(s.Do(rig.Call{Method: http.MethodGet, Path: "/_idem/stats.json", Header: ops}), 200, "")
+	s.Want(s.Do(rig.Call{Method: http.MethodGet, Path: "/_idem/stats.json"}), 401, "")
+}
+
+// TestExampleGatewayAPI has a real Traefik read the same middleware through a route of the Gateway API, and tell that route's
+// status.
+func TestExampleGatewayAPI(t *testing.T) {
+	s, api := serveKubernetes(t, "gateway.yml", ", kubernetesGateway: {endpoint: %q, token: none}")
+	paysOnce(s)
+	var route struct {
+		Status struct {
+			Parents []struct {
+				Conditions []struct{ Type, Status string }
+			}
+		}
+	}
+	err := json.Unmarshal([]byte(<-api.statuses), &route)
+	if err != nil || len(route.Status.Parents) != 1 {
+		t.Fatalf("%v, status of the route: %+v", err, route)
+	}
+	states := map[string]string{}
+	for _, condition := range route.Status.Parents[0].Conditions {
+		states[condition.Type] = condition.Status
+	}
+	if states["Accepted"] != "True" || states["ResolvedRefs"] != "True" {
+		t.Errorf("the route is %v, want it accepted, with all that it names", states)
+	}
+}
+
+// serveKubernetes starts a real Traefik that reads the example from an API server, with this route and a further provider.
+func serveKubernetes(t *testing.T, route, provider string) (*rig.Site, *apiServer) {
+	t.Helper()
 	redis := redistest.Start(t, "--requirepass", "change-me")
-	text := rig.ReadRoot(t, "examples/kubernetes/idem.yml")
+	addr, dir := rig.FreeAddress(t), t.TempDir()
+	_, entry, _ := strings.Cut(addr, ":")
+	text := kubernetesExample(t, route)
 	text = strings.Replace(text, "redis.shop.svc:6379", redis.Addr, 1)
 	text = strings.Replace(text, "        password: urn", "        dialTimeout: 10s\n        readTimeout: 10s\n        password: urn", 1)
+	text = strings.Replace(text, "port: 8000 # that of an entry point", "port: "+entry+" #", 1)
 	objects := documents(t, text)
 	for _, object := range objects {
 		if values, isSecret := object["stringData"].(map[string]any); isSecret { // an API server does this
@@ -194,10 +296,13 @@ func TestExampleKubernetes(t *testing.T) {
 	}
 	host, port, _ := strings.Cut(strings.TrimPrefix(paymentsServer(t).URL, "http://"), ":")
 	for _, text := range []string{`
+kind: Namespace
+apiVersion: v1
+metadata: {name: shop}`, `
 kind: Service
 apiVersion: v1
 metadata: {name: payments, namespace: shop}
-spec: {ports: [{port: 8000, targetPort: ` + port + `}]}`, `
+spec: {ports: [{port: 8000, targetPort: ` + port + `, protocol: TCP}]}`, `
 kind: EndpointSlice
 apiVersion: discovery.k8s.io/v1
 metadata: {name: payments-1, namespace: shop, labels: {kubernetes.io/service-name: payments}}
@@ -206,20 +311,16 @@ ports: [{name: "", port: ` + port + `, protocol: TCP}]
 endpoints: [{addresses: [` + host + `], conditions: {ready: true, serving: true}}]`} {
 		objects = append(objects, documents(t, text)...)
 	}
-	addr, dir := rig.FreeAddress(t), t.TempDir()
+	api := cluster(t, objects)
+	if provider != "" {
+		provider = fmt.Sprintf(provider, api.URL)
+	}
 	static := fmt.Sprintf(`
 log: {level: DEBUG}
 entryPoints: {web: {address: %q}}
-providers: {kubernetesCRD: {endpoint: %q, token: none}}
+providers: {kubernetesCRD: {endpoint: %q, token: none}%s}
 experimental: {localPlugins: {idem: {moduleName: github.com/example/traefik-idem}}}
-`, addr, cluster(t, objects).URL)
-	err := os.WriteFile(filepath.Join(dir, "traefik.yml"), []byte(static), 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := rig.SiteOf(t, hosts.Run(t, dir, "traefik.yml", addr, "shop.example"), nil)
-	paysOnce(s)
-	ops := http.Header{"Authorization": {"Basic b3BzOnN0YXRpc3RpY3M="}} // ops:statistics
-	s.Want(s.Do(rig.Call{Method: http.MethodGet, Path: "/_idem/stats.json", Header: ops}), 200, "")
-	s.Want(s.Do(rig.Call{Method: http.MethodGet, Path: "/_idem/stats.json"}), 401, "")
+`, addr, api.URL, provider)
+	rig.WriteFile(t, filepath.Join(dir, "traefik.yml"), static)
+	return rig.SiteOf(t, hosts.Run(t, dir, "traefik.yml", addr, "shop.example"), nil), api
 }

@@ -306,7 +306,13 @@ func Run(t testing.TB, dir, file, addr, name string) *Site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	process, err := launch.Start(context.Background(), dir, "traefik", Binary(t), "--configFile="+file)
+	return RunIn(t, dir, addr, name, "--configFile="+file)
+}
+
+// RunIn starts a Traefik in dir, where the plugin is already, with flags. It returns the site as Run does.
+func RunIn(t testing.TB, dir, addr, name string, flags ...string) *Site {
+	t.Helper()
+	process, err := launch.Start(context.Background(), dir, "traefik", Binary(t), flags...)
 	if err != nil {
 		t.Fatal(err)
 	}

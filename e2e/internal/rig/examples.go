@@ -44,6 +44,14 @@ func CopyExample(t *testing.T, name string, changes map[string]string) string {
 	return to
 }
 
+// Release unpacks the archive that a release is into a new folder.
+func Release(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	Run(t, hosts.Root(), "bash", "-o", "pipefail", "-c", `git archive HEAD | tar -x -C "$0"`, dir)
+	return dir
+}
+
 // Pay is a payment as the examples protect it.
 func Pay(key string, more ...string) Call {
 	return Post("/api/payments/", "", append([]string{"Idempotency-Key", key}, more...)...)

@@ -47,7 +47,13 @@ func NeedCurl(t *testing.T) {
 // ReadRoot returns a file of the repository.
 func ReadRoot(t *testing.T, name string) string {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(hosts.Root(), name))
+	return ReadFile(t, filepath.Join(hosts.Root(), name))
+}
+
+// ReadFile returns what is in a file.
+func ReadFile(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
