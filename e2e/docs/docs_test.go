@@ -35,6 +35,7 @@ func TestREADMESnippets(t *testing.T) {
 		"docs/drf-idem.md":      1,
 		"docs/install.md":       7,
 		"docs/production.md":    1,
+		"docs/recipes.md":       5,
 		"docs/redis.md":         8,
 	} {
 		found := 0
