@@ -113,6 +113,21 @@ func TestWhenAKeptAnswerEnds(t *testing.T) {
 	})
 }
 
+// TestWhenABriefAnswerEnds checks that expiresHeader knows of contentTTL.
+func TestWhenABriefAnswerEnds(t *testing.T) {
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		s := e.Serve(t, hosts.Settings{"key": "content", "contentTTL": "20s", "expiresHeader": "Idempotency-Expires"}, rig.Created)
+		for range 3 {
+			a := s.Do(rig.Post("/", ""))
+			ends, err := http.ParseTime(a.Header.Get("Idempotency-Expires"))
+			if left := time.Until(ends); err != nil || a.Status != 201 || left < 0 || left > 21*time.Second {
+				t.Errorf("%d %q is kept for %s (%v)", a.Status, a.Header.Get("Decision"), left, err)
+			}
+		}
+		s.Calls(1)
+	})
+}
+
 // TestScriptsOfOtherOriginsMayReadWhatThePluginSays checks exposeHeaders where a backend allows other origins, and where a
 // middleware above is going to allow the one that asks, as Traefik's headers does.
 func TestScriptsOfOtherOriginsMayReadWhatThePluginSays(t *testing.T) {

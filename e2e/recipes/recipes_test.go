@@ -140,6 +140,23 @@ func TestWebhooks(t *testing.T) {
 	})
 }
 
+// TestStripeWithoutItsCounter has ignore in the place of onMismatch.
+func TestStripeWithoutItsCounter(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		settings := recipe(t, "Webhooks")
+		delete(settings, "redis")
+		delete(settings, "onMismatch")
+		settings["ignore"] = "json:/pending_webhooks"
+		s := rig.Serve(t, host, rig.Created, settings)
+		first := s.Do(senders[0].deliver("One", 1))
+		s.Want(first, 201, "first")
+		again := senders[0].deliver("One", 2)
+		s.WantReplay(first, s.Do(again))
+		again.Body = strings.Replace(again.Body, "2000", "3000", 1)
+		s.WantProblem(s.Do(again), 422, "key-reused", "mismatch")
+	})
+}
+
 // TestExampleWebhooks starts examples/webhooks, which has all senders.
 func TestExampleWebhooks(t *testing.T) {
 	down := &atomic.Bool{}
