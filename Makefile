@@ -3,9 +3,10 @@ TRAEFIK_VERSION ?= 3.7.12
 GOLANGCI_VERSION := v2.12.2
 BUILT := .build/traefik-$(TRAEFIK_VERSION)
 OLDEST := .build/traefik-3.0.0
-NEW_REDIS := $(CURDIR)/.build/redis-of-debian
-# What the plugin does wherever it runs: also tested under the race detector, and in the oldest Traefik.
-EVERYWHERE := ./outages ./behaviour ./redis ./faults ./clients
+NEW_REDIS := $(CURDIR)/.build/redis-of-debian/redis-server
+NEW_VALKEY := $(CURDIR)/.build/valkey-of-debian/valkey-server
+# What the plugin does wherever it runs, and with every Redis: also tested under the race detector, and in the oldest Traefik.
+EVERYWHERE := ./outages ./behaviour ./redis ./faults ./clients ./store
 # What measures time or memory.
 ALONE := ./bench ./load
 # All else that is tested, but for the soak.
@@ -17,7 +18,7 @@ LINT := $(CURDIR)/.build/golangci-lint-$(GOLANGCI_VERSION)
 # Its cache names files by the path of the checkout that filled it: one cache for each.
 export GOLANGCI_LINT_CACHE := $(CURDIR)/.build/lint-cache
 
-.PHONY: demo quick test fuzz soak traefik redis vendor module lint elsewhere bench bench-quick screenshots tools
+.PHONY: demo quick test fuzz soak traefik redis valkey vendor module lint elsewhere bench bench-quick screenshots tools
 
 demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis, TRAEFIK=path is run
 	@cd e2e && go build -o ../.build/demo ./cmd/demo
@@ -27,14 +28,15 @@ quick: ## for whoever edits: what needs neither Traefik nor Docker, in less than
 	go test ./...
 	cd e2e && HOSTS=compiled,yaegi go test -p 1 ./internal/... ./behaviour ./faults ./bench
 
+# In CI the tests of all hosts run with Valkey, the system's Redis, and the newest one.
 # What waits more than it computes runs two test binaries at a time. What measures has the machine to itself.
-test: tools traefik $(OLDEST) $(if $(CI),$(NEW_REDIS)/redis-server) lint elsewhere ## all tests, but for fuzzing and the soak
+test: tools traefik $(OLDEST) $(if $(CI),$(NEW_REDIS) $(NEW_VALKEY)) lint elsewhere ## all tests, but for fuzzing and the soak
 	go test -race ./...
-	cd e2e && HOSTS=compiled go test -race -p 2 -timeout 20m $(EVERYWHERE)
+	cd e2e && REDIS_SERVER=$(if $(CI),$(NEW_VALKEY)) HOSTS=compiled go test -race -p 2 -timeout 20m $(EVERYWHERE)
 	cd e2e && HOSTS=yaegi,traefik TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -p 2 -timeout 30m $(EVERYWHERE)
 	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -p 2 -timeout 30m $(REST)
 	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -p 1 -timeout 30m $(ALONE)
-	cd e2e && PATH=$(NEW_REDIS):$$PATH TRAEFIK_BIN=$(CURDIR)/$(OLDEST) HOSTS=traefik go test -p 2 -timeout 20m $(EVERYWHERE)
+	cd e2e && REDIS_SERVER=$(if $(CI),$(NEW_REDIS)) TRAEFIK_BIN=$(CURDIR)/$(OLDEST) HOSTS=traefik go test -p 2 -timeout 20m $(EVERYWHERE)
 
 fuzz: ## every fuzz target for FUZZTIME
 	@for module in . e2e; do \
@@ -56,20 +58,22 @@ traefik: $(BUILT) ## Traefik from its module, about 8 minutes the first time
 	@mkdir -p .build
 	@cd e2e && go run ./cmd/traefik -version $* -o $(CURDIR)/$@
 
-redis: $(NEW_REDIS)/redis-server ## the newest Redis of Debian, with the libraries that it needs
+redis: $(NEW_REDIS) ## the newest Redis of Debian, with the libraries that it needs
 
-# It runs beside an older system: with a loader and a C library of its own. Needs a Debian with apt.
-$(NEW_REDIS)/redis-server: APT = -o Dir::Etc::sourcelist=$(NEW_REDIS)/sources.list -o Dir::Etc::sourceparts=- \
-	-o Dir::State::lists=$(NEW_REDIS)/lists -o Dir::Cache=$(NEW_REDIS)/cache
-$(NEW_REDIS)/redis-server:
-	@mkdir -p $(NEW_REDIS)/lists/partial $(NEW_REDIS)/cache/archives/partial
-	@echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian sid main' >$(NEW_REDIS)/sources.list
+valkey: $(NEW_VALKEY) ## the newest Valkey of Debian, likewise
+
+# They run beside an older system: with a loader and a C library of their own. Needs a Debian with apt.
+$(NEW_REDIS) $(NEW_VALKEY): APT = -o Dir::Etc::sourcelist=$(@D)/sources.list -o Dir::Etc::sourceparts=- \
+	-o Dir::State::lists=$(@D)/lists -o Dir::Cache=$(@D)/cache
+$(NEW_REDIS) $(NEW_VALKEY):
+	@mkdir -p $(@D)/lists/partial $(@D)/cache/archives/partial
+	@echo 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian sid main' >$(@D)/sources.list
 	apt-get $(APT) -q update
-	cd $(NEW_REDIS) && apt-get $(APT) -q -o APT::Sandbox::User=root download redis-server redis-tools libc6 libatomic1 libgcc-s1 libjemalloc2 \
+	cd $(@D) && apt-get $(APT) -q -o APT::Sandbox::User=root download $(@F) $(@F:server=tools) libc6 libatomic1 libgcc-s1 libjemalloc2 \
 		liblzf1 libssl3t64 libstdc++6 libsystemd0 libcap2 libzstd1 zlib1g
-	cd $(NEW_REDIS) && for deb in *.deb; do dpkg -x $$deb unpacked; done
-	@printf '#!/bin/sh\nexec %s --library-path %s %s "$$@"\n' $(NEW_REDIS)/unpacked/usr/lib*/ld-linux-*.so.* \
-		$(NEW_REDIS)/unpacked/usr/lib/*-linux-gnu $(NEW_REDIS)/unpacked/usr/bin/redis-server >$@
+	cd $(@D) && for deb in *.deb; do dpkg -x $$deb unpacked; done
+	@printf '#!/bin/sh\nexec %s --library-path %s %s "$$@"\n' $(@D)/unpacked/usr/lib*/ld-linux-*.so.* \
+		$(@D)/unpacked/usr/lib/*-linux-gnu $(@D)/unpacked/usr/bin/$(@F) >$@
 	@chmod +x $@ && $@ --version
 
 vendor: ## vendor/ = go mod vendor + patches/redigo.patch

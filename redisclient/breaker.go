@@ -33,16 +33,17 @@ var refusals = map[string]int32{
 	"CLUSTERDOWN ": refusing,
 	"BUSY ":        refusing,
 
-	"NOPERM ":                            refusing, // and what it is called in a script, by Redis 7 and before
-	"ACL failure in script":              refusing,
-	"The user executing the script":      refusing,
-	"unknown command":                    refusing,
-	"Unknown Redis command called from ": refusing,
-
 	"NOAUTH ":    down,
 	"WRONGPASS ": down,
 
 	"max number of clients reached": down,
+}
+
+// forbidden are the words in error replies about a command that the server lacks or the user may not use, and those when it
+// stands in a script: by Redis 7.0, by later ones, and by Valkey.
+var forbidden = []string{
+	"NOPERM ", "The user executing the script", "ACL failure in script",
+	"unknown command", "Unknown Redis command called from ", "Unknown command called from ",
 }
 
 // probePause is the time between two probes of a server that is not fine. It also comes before the first probe if the server
@@ -117,6 +118,9 @@ func notSent(c *Client) error {
 
 // stateFrom returns the state of the server that an error reply means.
 func stateFrom(reply error) int32 {
+	if isForbidden(reply) {
+		return refusing
+	}
 	for words, state := range refusals {
 		if strings.Contains(reply.Error(), words) {
 			return state
@@ -127,7 +131,7 @@ func stateFrom(reply error) int32 {
 
 // isForbidden reports whether an error reply says that the server lacks a command, or the user may not use it.
 func isForbidden(reply error) bool {
-	for _, words := range []string{"NOPERM ", "ACL failure in script", "The user executing the script", "unknown command", "Unknown Redis command called from "} {
+	for _, words := range forbidden {
 		if strings.Contains(reply.Error(), words) {
 			return true
 		}

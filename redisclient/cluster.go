@@ -10,7 +10,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/gomodule/redigo/redis"
 )
 
 const (
@@ -33,6 +36,8 @@ type Cluster struct {
 	opts  Options // of every node, but for its address
 	seeds []string
 	front *Client // stands for the cluster in messages; nothing is sent over it
+
+	usesShards atomic.Bool // CLUSTER SLOTS is forbidden
 
 	refreshing sync.Mutex // held while the map is fetched; guards refreshed
 	refreshed  time.Time
@@ -309,7 +314,18 @@ func (c *Cluster) fetch(address string) ([]slotRange, error) {
 		return nil, err
 	}
 	defer conn.Close()
+	if c.usesShards.Load() {
+		return shards(&opts, conn, address)
+	}
 	reply, err := conn.Do("CLUSTER", "SLOTS")
+	if err != nil && isForbidden(err) {
+		ranges, shardsErr := shards(&opts, conn, address)
+		if shardsErr == nil {
+			log.Printf("level=warn msg=\"Redis forbids CLUSTER SLOTS; the map of slots comes from CLUSTER SHARDS\" redis=%q", address)
+			c.usesShards.Store(true)
+			return ranges, nil
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("CLUSTER SLOTS of %s: %w", address, err)
 	}
@@ -322,6 +338,60 @@ func (c *Cluster) fetch(address string) ([]slotRange, error) {
 		ranges = append(ranges, r)
 	}
 	return ranges, nil
+}
+
+// shards is fetch for a user who may not ask for CLUSTER SLOTS. Redis has CLUSTER SHARDS since 7.0.
+func shards(opts *Options, conn redis.Conn, address string) ([]slotRange, error) {
+	reply, err := conn.Do("CLUSTER", "SHARDS")
+	if err != nil {
+		return nil, fmt.Errorf("CLUSTER SHARDS of %s: %w", address, err)
+	}
+	var ranges []slotRange
+	for _, element := range elements(reply) {
+		shard := pairs(element)
+		master := ""
+		for _, node := range elements(shard["nodes"]) {
+			n := pairs(node)
+			if text(n["role"]) == "master" && (master == "" || text(n["health"]) == "online") {
+				master = addressOf(n, opts.TLS.Enabled, hostOf(address))
+			}
+		}
+		slots := elements(shard["slots"])
+		for i := 0; i+1 < len(slots); i += 2 {
+			r := slotRange{first: integer(slots[i]), last: integer(slots[i+1]), address: master}
+			if master == "" || r.first < 0 || r.first > r.last || r.last >= slotCount {
+				return nil, unexpected("CLUSTER SHARDS", reply)
+			}
+			ranges = append(ranges, r)
+		}
+	}
+	return ranges, nil
+}
+
+// pairs returns an array of names and values as a map.
+func pairs(reply interface{}) map[string]interface{} {
+	m := map[string]interface{}{}
+	all := elements(reply)
+	for i := 0; i+1 < len(all); i += 2 {
+		m[text(all[i])] = all[i+1]
+	}
+	return m
+}
+
+// addressOf returns the address of a node in CLUSTER SHARDS; empty if it has none. host is that of the node that was asked.
+func addressOf(node map[string]interface{}, encrypted bool, host string) string {
+	port := integer(node["port"])
+	if encrypted && integer(node["tls-port"]) > 0 {
+		port = integer(node["tls-port"])
+	}
+	if port <= 0 {
+		return ""
+	}
+	name := text(node["endpoint"])
+	if name != "" && name != "?" {
+		host = name
+	}
+	return net.JoinHostPort(host, strconv.FormatInt(port, 10))
 }
 
 // rangeIn reads the first slot, the last slot, and the master. host is that of the node that was asked, which is used if the

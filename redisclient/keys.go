@@ -255,6 +255,7 @@ func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	case strings.Contains(cmd.err.Error(), "Protocol error: invalid bulk length"):
 		cmd.err = fmt.Errorf("%w: %w", ErrTooLarge, cmd.err)
 	case cmd.from == nil:
+	case errors.Is(cmd.err, ErrReplicas): // also where WAIT is forbidden
 	case isForbidden(cmd.err):
 		if cmd.from.state() == fine {
 			check(cmd.from) // it names the command

@@ -68,8 +68,11 @@ func failUnconfirmed(c *Client, all []*command) {
 	wait := all[len(all)-1]
 	err := wait.err
 	replicas, broken := strconv.Atoi(strings.Trim(wait.line, ":\r\n"))
-	if err == nil && (broken != nil || replicas < c.opts.WaitReplicas) {
+	switch {
+	case err == nil && (broken != nil || replicas < c.opts.WaitReplicas):
 		err = fmt.Errorf("%w: %d of %d", ErrReplicas, replicas, c.opts.WaitReplicas)
+	case err != nil && isForbidden(err):
+		err = fmt.Errorf("%w: %w", ErrReplicas, withoutArguments(err))
 	}
 	for _, cmd := range all {
 		if !cmd.waits && cmd.err == nil && (cmd.line == nilLine || cmd.line == oneLine) {

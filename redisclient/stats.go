@@ -358,6 +358,9 @@ func looked(cursor string) float64 {
 
 // text returns a bulk reply as a string; empty for any other reply.
 func text(reply interface{}) string {
+	if reply == nil { // Yaegi panics at the assertion
+		return ""
+	}
 	bytes, _ := reply.([]byte)
 	return string(bytes)
 }

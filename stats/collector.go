@@ -282,8 +282,12 @@ func (c *Collector) noteLoss(loaded *Numbers) {
 	}
 }
 
-// note keeps the result of asking the store. The caller holds io.
+// note keeps the result of asking the store. It is logged where requests can be decided with the store, so that nothing else
+// says that something is wrong. The caller holds io.
 func (c *Collector) note(err error) {
+	if err != nil && c.err == nil && c.store.Trouble() == nil {
+		log.Printf("level=error msg=\"Redis does not take the statistics; keys are not concerned\" cause=%q", err)
+	}
 	c.err = err
 	if err != nil {
 		c.failed = time.Now()
@@ -405,6 +409,10 @@ func (c *Collector) ask(now time.Time) {
 	if now.Sub(c.measured) < memoryLife {
 		return
 	}
+	before := c.unmeasured
 	c.memory, c.unmeasured = c.store.Memory() // Redis may forbid only this
 	c.measured = now
+	if c.unmeasured != nil && before == nil {
+		log.Printf("level=warn msg=\"the memory of keys cannot be measured; all else works\" cause=%q", c.unmeasured)
+	}
 }

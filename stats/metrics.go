@@ -48,7 +48,9 @@ func (c *Collector) Metrics(version string) string {
 	family(&b, "last_duplicate_timestamp_seconds", "gauge", "When the last duplicate came; 0 if none has.")
 	fmt.Fprintf(&b, "traefik_idem_last_duplicate_timestamp_seconds %d\n", n.Last())
 	family(&b, "memory_bytes", "gauge", "Memory that the plugin's keys take; an estimate on a large keyspace.")
-	fmt.Fprintf(&b, "traefik_idem_memory_bytes %d\n", s.Memory.likely())
+	if s.Unmeasured == nil {
+		fmt.Fprintf(&b, "traefik_idem_memory_bytes %d\n", s.Memory.likely())
+	}
 	healthy := 1
 	if s.Err != nil {
 		healthy = 0

@@ -93,6 +93,133 @@ func TestForbiddenCommandsAreNamed(t *testing.T) {
 	})
 }
 
+// TestOnlyWhatNeedsACommandDoesWithoutIt has commands forbidden that keys do not need: one line says what is missing for it.
+func TestOnlyWhatNeedsACommandDoesWithoutIt(t *testing.T) {
+	const memory, statistics = "the memory of keys cannot be measured", "Redis does not take the statistics"
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		for _, c := range []struct{ rules, line, command string }{
+			{"-scan", memory, "scan"},
+			{"-memory", memory, "memory"},
+			{"-hget", statistics, ""}, // a script needs it, whose error need not name it
+			{"-hgetall", statistics, ""},
+			{"-client -info -config -role -hello -command -wait -cluster -select -keys -flushall -script -multi -ping", "", ""},
+		} {
+			t.Run(c.rules, func(t *testing.T) {
+				server := redistest.Start(t)
+				s := asUser(t, host, server, server.Addr, rig.NewBackend(t, rig.Created), strings.Fields(c.rules)...)
+				s.WantRun("k")
+				f := s.Counted(func(f rig.Figures) bool {
+					return f.Totals["duplicates"] > 0 && f.Store.Healthy == (c.line != statistics)
+				})
+				if measured := f.Memory.MeasuredAt != ""; measured != (c.line == "") {
+					t.Errorf("memory: %+v", f.Memory)
+				}
+				s.WantRun("after")
+				for range 3 {
+					s.Stats()
+				}
+				for _, line := range []string{memory, statistics, "Redis forbids"} {
+					want := 0
+					if line == c.line {
+						want = 1
+					}
+					if n := s.Lines(line); n != want {
+						t.Errorf("%d lines that say %q, want %d", n, line, want)
+					}
+				}
+				if c.line == "" {
+					if refused := server.Do("ACL", "LOG"); refused != "" {
+						t.Errorf("what nobody needs was sent: %s", refused)
+					}
+					return
+				}
+				s.WantLine(c.line, c.command)
+				server.Do("ACL", "SETUSER", "shop", "+@all")
+				s.Counted(func(f rig.Figures) bool { return f.Store.Healthy })
+			})
+		}
+	})
+}
+
+// TestWAITIsForbidden has claims wait for replicas, by a user who may not.
+func TestWAITIsForbidden(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		master, _ := pair(t)
+		master.Do("ACL", "SETUSER", "shop", "on", ">secret", "~*", "+@all", "-wait")
+		on := func(onStoreError, dialTimeout string) *rig.Site {
+			return rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "onStoreError": onStoreError, "localCacheBytes": 0, "scope": []any{"Authorization"},
+				"redis": map[string]any{"endpoints": master.Addr, "username": "shop", "password": "secret", "waitReplicas": "1", "dialTimeout": dialTimeout, "keyPrefix": onStoreError}})
+		}
+		reject, degrade, another := on("reject", "9s"), on("degrade", "9s"), on("degrade", "8s")
+		wantUnavailable(reject, "k", "too few replicas have it: NOPERM")
+		reject.WantProblem(reject.Do(rig.Post("/", "k")), 503, "store-unavailable", "unavailable;degraded")
+		first := degrade.Do(rig.Post("/", "k"))
+		degrade.Want(first, 201, "first")
+		another.WantReplay(first, another.Do(rig.Post("/", "k"))) // the master has it
+		another.Calls(0)
+		if n := reject.Lines("the store failed", "'wait'"); n == 0 {
+			t.Error("no line names WAIT")
+		}
+		master.Do("ACL", "SETUSER", "shop", "+wait")
+		reject.WantRun("k") // nothing was left behind
+		reject.Calls(1)
+	})
+}
+
+// TestCLUSTERSLOTSIsForbidden has a user who may ask for the shards of a cluster, and then one who may ask for neither.
+func TestCLUSTERSLOTSIsForbidden(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		c := redistest.StartCluster(t, 2)
+		asUser := func(user string, rules ...string) *rig.Site {
+			for _, node := range c.Nodes() {
+				node.Do(append([]string{"ACL", "SETUSER", user, "on", ">secret", "~*", "+@all"}, rules...)...)
+			}
+			redis := inCluster(c)
+			redis["username"], redis["password"] = user, "secret"
+			return overRedis(t, host, redis)
+		}
+		s := asUser("shards", "-cluster|slots")
+		for range 20 {
+			s.WantRun(rig.UnusedKey())
+		}
+		for _, master := range c.Masters {
+			if rig.KeysIn(master) == 0 {
+				t.Errorf("no key at %s", master.Addr)
+			}
+			if n := rig.InfoField(master, "errorstats", "errorstat_MOVED"); n != "" {
+				t.Errorf("%s was sent what is not its own: %s", master.Addr, n)
+			}
+		}
+		s.WantLine("Redis forbids CLUSTER SLOTS")
+		record := recordOf(t, c, "*")
+		moveKeys, end := c.Migrate(record, c.Owner(record), other(c, c.Owner(record)))
+		moveKeys()
+		end()
+		for range 20 {
+			s.WantRun(rig.UnusedKey())
+		}
+		s.NoneTwice()
+
+		neither := asUser("neither", "-cluster")
+		wantUnavailable(neither, "k", "CLUSTER SLOTS of ")
+		for _, node := range c.Nodes() {
+			node.Do("ACL", "SETUSER", "neither", "+cluster|shards")
+		}
+		neither.AwaitStore()
+		neither.WantRun("k")
+	})
+}
+
+// other returns a master other than this one.
+func other(c *redistest.Cluster, this *redistest.Server) *redistest.Server {
+	for _, master := range c.Masters {
+		if master != this {
+			return master
+		}
+	}
+	return nil
+}
+
 // TestTheDocumentedUserMayDoAllThatIsNeeded takes the rules for the user of docs/redis.md.
 func TestTheDocumentedUserMayDoAllThatIsNeeded(t *testing.T) {
 	_, rules, _ := strings.Cut(rig.ReadRoot(t, "docs/redis.md"), "ACL SETUSER traefik on >password ")

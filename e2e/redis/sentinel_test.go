@@ -77,15 +77,9 @@ func TestADemotedMasterIsLeft(t *testing.T) {
 // pair is a server with one replica, both of this test alone.
 func pair(t *testing.T) (master, replica *redistest.Server) {
 	t.Helper()
-	return pairOf(t, redistest.Path(t))
-}
-
-// pairOf is pair with the redis-server at path.
-func pairOf(t *testing.T, path string) (master, replica *redistest.Server) {
-	t.Helper()
-	master = redistest.StartBinary(t, path, "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+	master = redistest.Start(t, "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 	host, port, _ := strings.Cut(master.Addr, ":")
-	replica = redistest.StartBinary(t, path, "--replicaof", host, port)
+	replica = redistest.Start(t, "--replicaof", host, port)
 	master.AwaitReplicas(1)
 	return master, replica
 }

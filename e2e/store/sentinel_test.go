@@ -13,11 +13,11 @@ import (
 func TestStoreInARealRedisBehindSentinelsConforms(t *testing.T) {
 	g := redistest.StartGroup(t, 1)
 	storetest.Run(t, func(t *testing.T) storetest.Subject {
-		g.Servers[0].Do("FLUSHDB")
+		prefix := emptyStore(t)
 		client := redisclient.New(redisclient.Options{
 			Address: strings.Join(g.Endpoints(), ","), Password: redistest.GroupPassword, DialTimeout: rig.Never, ReadTimeout: rig.Never, WriteTimeout: rig.Never,
 			Sentinel: redisclient.Sentinel{MasterName: redistest.MasterName, Password: redistest.SentinelPassword}})
 		t.Cleanup(client.Close)
-		return storetest.Redis(redisclient.NewKeys(client, "idem"), g.Servers[0].Pass)
+		return storetest.Redis(redisclient.NewKeys(client, prefix), g.Servers[0].Pass)
 	})
 }

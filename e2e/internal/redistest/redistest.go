@@ -53,15 +53,20 @@ type Server struct {
 	exited chan struct{} // closed when Cmd is gone
 }
 
-// Path returns where redis-server is. Without one the test is skipped, except in CI, where nothing may be skipped.
+// Path returns where redis-server is, or what REDIS_SERVER names instead, such as Valkey's. Without one the test is skipped,
+// except in CI, where nothing may be skipped.
 func Path(t T) string {
 	t.Helper()
-	path, err := exec.LookPath("redis-server")
+	name := os.Getenv("REDIS_SERVER")
+	if name == "" {
+		name = "redis-server"
+	}
+	path, err := exec.LookPath(name)
 	if err != nil {
 		if os.Getenv("CI") != "" {
-			t.Fatalf("this test needs redis-server, and in CI it must be there: %v", err)
+			t.Fatalf("this test needs a Redis, and in CI it must be there: %v", err)
 		}
-		t.Skip("this test needs redis-server, which is not installed")
+		t.Skip("this test needs " + name + ", which is not installed")
 	}
 	return path
 }
@@ -70,13 +75,7 @@ func Path(t T) string {
 // It ends with the test, or with the process of the test if that comes first.
 func Start(t T, args ...string) *Server {
 	t.Helper()
-	return StartBinary(t, Path(t), args...)
-}
-
-// StartBinary is Start for the redis-server at path.
-func StartBinary(t T, path string, args ...string) *Server {
-	t.Helper()
-	s := &Server{t: t, path: path, dir: t.TempDir(), args: args}
+	s := &Server{t: t, path: Path(t), dir: t.TempDir(), args: args}
 	t.Cleanup(s.Kill)
 	s.start(func() { s.Addr = freeAddr(t) })
 	return s
