@@ -72,20 +72,16 @@ func identify(r *http.Request, users, admins logins) *visitor {
 // mayChange reports whether who may settle and find keys, and whether r was sent on purpose: not by a page of somebody else,
 // to which a browser adds the login on its own. It answers those that are refused.
 func mayChange(h *handler, w http.ResponseWriter, r *http.Request, who *visitor) bool {
-	_, admins := h.readUsers()
+	if !sameOrigin(r) {
+		h.answer(w, http.StatusForbidden, "A page of another site has sent this. Nothing was done.\n")
+		return false
+	}
+	if !mayAct(h, w, r, who) {
+		return false
+	}
 	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	kind = strings.ToLower(strings.TrimSpace(kind))
 	switch {
-	case !sameOrigin(r):
-		h.answer(w, http.StatusForbidden, "A page of another site has sent this. Nothing was done.\n")
-	case len(admins) == 0:
-		h.answer(w, http.StatusForbidden, "Nobody may settle or find keys. Set stats.admins or stats.adminsFile to let some.\n")
-	case who.slowed:
-		answerSlowed(h, w)
-	case who.name == "":
-		askForLogin(h, w, "To settle or find keys needs the name and the password of an admin.\n")
-	case !who.admin:
-		h.answer(w, http.StatusForbidden, "To settle or find keys needs a login of stats.admins or stats.adminsFile. This one may only look.\n")
 	case kind == "application/json":
 		return true
 	case kind != "application/x-www-form-urlencoded":
@@ -94,6 +90,26 @@ func mayChange(h *handler, w http.ResponseWriter, r *http.Request, who *visitor)
 		h.answer(w, http.StatusForbidden, "The page was loaded too long ago, or with another login. Load it again. Nothing was done.\n")
 	default:
 		return true
+	}
+	return false
+}
+
+// mayAct reports whether who may settle and find keys. It answers those that are refused; a viewer who asks for the page that
+// logs in is asked for another login.
+func mayAct(h *handler, w http.ResponseWriter, r *http.Request, who *visitor) bool {
+	_, admins := h.readUsers()
+	looks := r.Method == http.MethodGet || r.Method == http.MethodHead
+	switch {
+	case who.admin:
+		return true
+	case len(admins) == 0:
+		h.answer(w, http.StatusForbidden, "Nobody may settle or find keys. Set stats.admins or stats.adminsFile to let some.\n")
+	case who.slowed:
+		answerSlowed(h, w)
+	case who.name == "" || looks:
+		askForLogin(h, w, "To settle or find keys needs the name and the password of an admin.\n")
+	default:
+		h.answer(w, http.StatusForbidden, "To settle or find keys needs a login of stats.admins or stats.adminsFile. This one may only look.\n")
 	}
 	return false
 }

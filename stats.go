@@ -47,22 +47,29 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 	switch {
 	case who == nil:
 		return true
-	case strings.HasPrefix(page, "/keys/") && !looks && !mayChange(h, w, r, who):
+	case (strings.HasPrefix(page, "/keys/") || isForm(page)) && !looks && !mayChange(h, w, r, who):
 		return true
 	}
-	if isKeysPage(page) {
+	allowed := "GET, HEAD"
+	switch {
+	case isKeysPage(page):
 		serveKeys(h, w, r, page, who.name)
 		return true
+	case isForm(page) && r.Method == http.MethodPost:
+		serveForm(h, w, r, page, who)
+		return true
+	case isForm(page):
+		allowed, looks = "POST", false
 	}
 	switch page {
-	case "", "/", "/stats.json", "/metrics":
+	case "", "/", "/stats.json", "/metrics", loginPage, settlePage, findPage:
 	default:
 		h.answer(w, http.StatusNotFound, "There is no such page. There are: "+h.statsPath+"/, /stats.json, /metrics and /keys below it.\n")
 		return true
 	}
 	if !looks {
-		header.Set("Allow", "GET, HEAD")
-		h.answer(w, http.StatusMethodNotAllowed, "Only GET and HEAD are possible here.\n")
+		header.Set("Allow", allowed)
+		h.answer(w, http.StatusMethodNotAllowed, "Not possible here. Possible are: "+allowed+".\n")
 		return true
 	}
 	switch page {
@@ -71,16 +78,18 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 		header.Set("Location", h.statsPath[strings.LastIndex(h.statsPath, "/")+1:]+"/")
 		h.answer(w, http.StatusPermanentRedirect, "")
 	case "/":
-		header.Set("Content-Type", "text/html; charset=utf-8")
-		header.Set("Content-Security-Policy", stats.Policy)
-		header.Set("Referrer-Policy", "same-origin") // of forms, no-referrer would have browsers hide the origin
-		h.answerShort(w, r, stats.Page(h.stats.Read(), h.name, version))
+		servePage(h, w, r, http.StatusOK, deskOf(h, r, who))
 	case "/stats.json":
 		header.Set("Content-Type", "application/json")
-		h.answerShort(w, r, stats.JSON(h.stats.Read(), h.inForce))
+		h.answerShort(w, r, http.StatusOK, stats.JSON(h.stats.Read(), h.inForce))
 	case "/metrics":
 		header.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		h.answerShort(w, r, h.stats.Metrics(version))
+		h.answerShort(w, r, http.StatusOK, h.stats.Metrics(version))
+	case loginPage:
+		if mayAct(h, w, r, who) {
+			header.Set("Location", "./")
+			h.answer(w, http.StatusSeeOther, "")
+		}
 	}
 	return true
 }
@@ -92,9 +101,9 @@ func (h *handler) answer(w http.ResponseWriter, status int, body string) {
 	_, _ = w.Write([]byte(body)) // a client that has gone needs no answer
 }
 
-// answerShort answers 200, with a body that is compressed if the client takes it so: with many endpoints it is hundreds of
+// answerShort is answer, with a body that is compressed if the client takes it so: with many endpoints it is hundreds of
 // kilobytes, mostly the same again and again.
-func (h *handler) answerShort(w http.ResponseWriter, r *http.Request, body string) {
+func (h *handler) answerShort(w http.ResponseWriter, r *http.Request, status int, body string) {
 	w.Header().Set("Vary", "Accept-Encoding")
 	if gzipAccepted.MatchString(strings.Join(r.Header["Accept-Encoding"], ",")) {
 		var short bytes.Buffer
@@ -105,7 +114,7 @@ func (h *handler) answerShort(w http.ResponseWriter, r *http.Request, body strin
 			body = short.String()
 		}
 	}
-	h.answer(w, http.StatusOK, body)
+	h.answer(w, status, body)
 }
 
 // gzipAccepted matches an Accept-Encoding that names gzip, with another weight than 0.

@@ -29,6 +29,9 @@ type view struct {
 	Warning                           bool
 	Middlewares                       []middleware
 	Version                           string
+	Desk                              *Desk
+	Keys, Found                       []keyRow // Found has the key that is looked up, if it is known
+	Release, Force, Settle            bool     // that is to be confirmed
 }
 
 // problem is a line of what needs a look.
@@ -93,7 +96,7 @@ func sourceHash(source string) string {
 }
 
 // Page returns the page. It begins with the settings of the middleware that shows it.
-func Page(s Snapshot, name, version string) string {
+func Page(s Snapshot, name, version string, d *Desk) string {
 	n := s.Numbers
 	now := s.Now.Unix()
 	v := &view{
@@ -118,6 +121,7 @@ func Page(s Snapshot, name, version string) string {
 		v.Last, v.LastAt, v.LastAgo = exact(last), iso(last), ago(now-last)
 	}
 	v.look(n, now)
+	v.desk(d, s.Now)
 	minutes, hours := map[int64]int64{}, map[int64]int64{}
 	for _, trouble := range n.Troubles {
 		addCounts(minutes, trouble.Minutes)
@@ -171,11 +175,14 @@ func (v *view) look(n *Numbers, now int64) {
 	}
 	switch {
 	case sum > 0:
-		v.Look, v.LookNote = grouped(sum), "in the last hour"
+		v.Look = grouped(sum)
+		v.LookNote = "in the last hour"
 	case last == 0:
-		v.Look, v.LookNote = "Nothing", "and nothing so far"
+		v.Look = "Nothing"
+		v.LookNote = "and nothing so far"
 	default:
-		v.Look, v.LookNote = "Nothing", "in the last hour. Last: "+strings.ToLower(latest)+", "+ago(now-last)
+		v.Look = "Nothing"
+		v.LookNote = "in the last hour. Last: " + strings.ToLower(latest) + ", " + ago(now-last)
 	}
 }
 

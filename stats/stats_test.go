@@ -188,7 +188,7 @@ func TestThePageSaysWhenMemoryWasMeasured(t *testing.T) {
 		{Snapshot{Measured: now, Unmeasured: errors.New("NOPERM")}, "It cannot be measured: NOPERM</span>"},
 	} {
 		c.snapshot.Now, c.snapshot.Numbers = now, NewNumbers()
-		page := Page(c.snapshot, "idem", "v1")
+		page := Page(c.snapshot, "idem", "v1", &Desk{})
 		if !strings.Contains(page, c.want) {
 			t.Errorf("no %s in\n%s", c.want, page)
 		}

@@ -57,7 +57,47 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 <ul>
 {{range .Problems}}<li class="{{.Class}}"><span class="count">{{.LastHour}}</span><span class="name">{{.Name}}</span><span class="means quiet">{{.Means}}</span><span class="quiet">last <time datetime="{{.LastAt}}">{{.LastAgo}}</time></span></li>
 {{end}}</ul>{{else}}<p class="calm"><span class="dot"></span>Nothing. <span class="quiet">Unknown outcomes, mismatches, and what happens while Redis is away would stand here.</span></p>{{end}}</div>
-</section>
+<div class="bar keys"><h3 id="keys-title">Keys that wait for a decision</h3>
+<form class="lookup" action="./#key" method="get"><label for="id">Look a key up</label> <input id="id" name="id" value="{{.Desk.ID}}" autocomplete="off" spellcheck="false" placeholder="id, from a 409 or a log line"> <button>Look up</button></form></div>
+<div id="keys" data-live>{{if .Keys}}<ul aria-labelledby="keys-title">
+{{range .Keys}}<li class="{{.Class}}"><a class="id" id="k{{.ID}}" href="./?id={{.ID}}#key"><code>{{.ID}}</code></a><span><strong class="name">{{.State}}</strong>{{if .SinceAt}} <time datetime="{{.SinceAt}}" title="{{.Since}}">{{.SinceAgo}}</time>{{end}}</span><span class="two where">{{.Where}}</span><span class="quiet">{{if .UntilAt}}{{.Held}} <time class="exact" datetime="{{.UntilAt}}">{{.Until}}</time>{{end}}{{if .Traefik}} at {{.Traefik}}{{end}}</span>{{if $.Desk.Admin}}<span class="acts">{{if .Running}}<a id="f{{.ID}}" href="./?id={{.ID}}&amp;do=force#key">Release<span class="unseen"> {{.ID}}</span></a>{{else}}<a id="r{{.ID}}" href="./?id={{.ID}}&amp;do=release#key">Release<span class="unseen"> {{.ID}}</span></a> <a id="s{{.ID}}" href="./?id={{.ID}}&amp;do=settle#key">Settle<span class="unseen"> {{.ID}}</span></a>{{end}}</span>{{end}}</li>
+{{end}}</ul>{{else if .Desk.Unlisted}}<p class="alert bad">They cannot be listed now. <code>{{.Desk.Unlisted}}</code></p>{{else}}<p class="calm"><span class="dot"></span>None. <span class="quiet">Keys with an unknown outcome, and requests that run for longer than a minute, would stand here.</span></p>{{end}}</div>
+<div id="key" tabindex="-1">{{if or .Desk.ID .Desk.Said}}<div class="panel">
+<h3>{{if .Desk.ID}}Key <code>{{.Desk.ID}}</code>{{else}}That was not possible{{end}}</h3>
+{{if .Desk.Said}}<p class="alert {{if .Desk.Good}}good{{else}}bad{{end}}" role="status">{{.Desk.Said}}</p>{{end}}
+{{range .Found}}<p><strong class="{{.Class}}">{{.State}}.</strong> {{.Means}}</p>
+<dl class="settings">
+<div><dt>Request</dt><dd>{{.Where}}</dd></div>
+{{if .SinceAt}}<div><dt>Since</dt><dd><time class="exact" datetime="{{.SinceAt}}">{{.Since}}</time> ({{.SinceAgo}})</dd></div>{{end}}
+{{if .UntilAt}}<div><dt>{{.Held}}</dt><dd><time class="exact" datetime="{{.UntilAt}}">{{.Until}}</time></dd></div>{{end}}
+{{if .Traefik}}<div><dt>Traefik</dt><dd>{{.Traefik}}</dd></div>{{end}}
+</dl>
+{{if $.Release}}<form class="confirm" action="./settle" method="post"><h4>Release this key?</h4>
+<p>The next request with it runs, and the backend is called again. Do this only if you have found out at the backend that nothing was done: otherwise it is done twice.</p>
+<input type="hidden" name="token" value="{{$.Desk.Token}}"><input type="hidden" name="id" value="{{.ID}}"><input type="hidden" name="seen" value="{{.Version}}"><input type="hidden" name="do" value="release">
+<p><button class="danger">Yes, release it</button> <a href="./?id={{.ID}}#key">Cancel</a></p></form>
+{{else if $.Force}}<form class="confirm" action="./settle" method="post"><h4>Take this key from a Traefik that is dead?</h4>
+<p>Its request has not ended as far as anybody knows. If its Traefik is not heard of for 3 seconds, the key is released: the next request with it runs, and the backend is called again. From a Traefik that lives it is not taken.</p>
+<input type="hidden" name="token" value="{{$.Desk.Token}}"><input type="hidden" name="id" value="{{.ID}}"><input type="hidden" name="seen" value="{{.Version}}"><input type="hidden" name="do" value="force">
+<p><button class="danger">Yes, take it</button> <a href="./?id={{.ID}}#key">Cancel</a></p></form>
+{{else if $.Settle}}<form class="confirm" action="./settle" method="post"><h4>Settle this key by hand?</h4>
+<p>You say that the request was carried out, and what its answer is. Duplicates get this answer from now on, and the backend is not called. Do this only if you have found out at the backend that it was done.</p>
+<input type="hidden" name="token" value="{{$.Desk.Token}}"><input type="hidden" name="id" value="{{.ID}}"><input type="hidden" name="seen" value="{{.Version}}"><input type="hidden" name="do" value="settle">
+<p class="fields"><label>Status <input name="status" inputmode="numeric" pattern="[2-5][0-9][0-9]" required value="201"></label>
+<label>Content-Type <input name="contentType" value="application/json"></label></p>
+<p><label>Body <textarea name="body" rows="4" spellcheck="false"></textarea></label></p>
+<p><button class="danger">Yes, settle it</button> <a href="./?id={{.ID}}#key">Cancel</a></p></form>
+{{else if $.Desk.Admin}}<p class="acts">{{if .Running}}<a href="./?id={{.ID}}&amp;do=force#key">Release…</a>{{else if .Free}}{{else}}<a href="./?id={{.ID}}&amp;do=release#key">Release…</a>{{end}}{{if .Unknown}} <a href="./?id={{.ID}}&amp;do=settle#key">Settle…</a>{{end}} <a href="./#look">Close</a></p>
+{{else}}<p class="quiet">{{if $.Desk.User}}You may look. An admin may settle this key.{{end}} <a href="./#look">Close</a></p>{{end}}
+{{end}}</div>{{end}}</div>
+{{if .Desk.Admin}}<details id="find"><summary>Find the key of a request</summary><form class="confirm" action="./find" method="post">
+<p class="quiet">As its client sent it. Nothing of this is kept or logged.</p>
+<input type="hidden" name="token" value="{{.Desk.Token}}">
+<p class="fields"><label>Method <input name="method" value="POST" required></label> <label>URL <input name="url" type="url" required placeholder="https://shop.example/api/pay"></label> <label>Key <input name="key" autocomplete="off" spellcheck="false"></label></p>
+<p><label>Headers that set callers apart, one a line <textarea name="headers" rows="2" spellcheck="false" placeholder="Authorization: Bearer …"></textarea></label></p>
+<p><button>Find</button></p></form></details>
+{{else if .Desk.MayLogIn}}<p class="quiet">{{if .Desk.User}}You may look.{{end}} <a href="./login">Log in as an admin</a> to settle keys.</p>
+{{end}}</section>
 <section id="endpoints" aria-labelledby="endpoints-title" tabindex="-1">
 <div class="bar"><h2 id="endpoints-title">Endpoints</h2><p class="quiet" id="shown" role="status">{{.Counted}}</p>
 <label id="filter" hidden>Filter <input type="search" autocomplete="off" spellcheck="false" placeholder="method, host or path"></label></div>
@@ -121,8 +161,7 @@ p,dl,dd,figure,ul{margin:0;padding:0}
 a{color:var(--accent)}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 button,input{font:inherit;color:inherit}
-#pause{font-size:.875rem;background:none;border:1px solid var(--line);border-radius:.4rem;padding:.15rem .6rem;margin-left:.35rem;cursor:pointer}
-#pause:hover{background:var(--hover)}
+#pause{border-color:var(--line);padding:.15rem .6rem;margin-left:.35rem}
 #figures{display:grid;grid-template-columns:minmax(15rem,1fr) 2fr;gap:1.5rem 3rem;align-items:end;padding:1.25rem 0 2.25rem}
 .huge{font-size:clamp(3.25rem,9vw,5.5rem);line-height:.95;font-weight:700;letter-spacing:-.04em;color:var(--accent)}
 .what{font-size:1.2rem;font-weight:600;margin-top:.6rem}
@@ -134,6 +173,29 @@ button,input{font:inherit;color:inherit}
 .tile.warn #needs{color:var(--warn)}
 .tile.bad #needs{color:var(--bad)}
 #look{padding-bottom:2.5rem}
+h3,h4{font-size:.95rem;font-weight:650;margin:0}
+.keys{margin:1.5rem 0 0}
+.lookup{margin-left:auto;font-size:.875rem;color:var(--quiet);display:flex;flex-wrap:wrap;gap:.4rem;align-items:baseline}
+.lookup input{margin-left:0}
+button{font-size:.875rem;background:none;border:1px solid var(--first);border-radius:.4rem;padding:.35rem .8rem;cursor:pointer}
+button:hover{background:var(--hover)}
+button.danger{border-color:var(--bad);color:var(--bad);font-weight:600}
+#keys ul{list-style:none;border-top:1px solid var(--line);max-height:26rem;overflow:auto}
+#keys li{display:grid;grid-template-columns:10.5rem 9rem 1fr 16rem 8.5rem;gap:0 1rem;align-items:baseline;padding:.45rem 0;border-bottom:1px solid var(--line)}
+#keys .name{display:block;font-weight:600}
+#keys .id{white-space:nowrap}
+#keys li time{font-size:.875rem;color:var(--quiet)}
+.panel dt::first-letter{text-transform:uppercase}
+#keys .bad .name,.panel .bad{color:var(--bad)}
+#keys .warn .name,.panel .warn{color:var(--warn)}
+.where{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.86rem;overflow-wrap:anywhere}
+.acts a{margin-right:.6rem;white-space:nowrap}
+.panel{background:var(--surface);border:1px solid var(--line);border-radius:.6rem;padding:1rem 1.25rem;margin-top:1rem;display:grid;gap:.6rem}
+.confirm{display:grid;gap:.6rem;border-top:1px solid var(--line);padding-top:.75rem;max-width:46rem}
+.confirm label{font-size:.875rem;color:var(--quiet)}
+.fields{display:flex;flex-wrap:wrap;gap:.6rem 1.25rem}
+textarea{display:block;width:100%;margin-top:.25rem;padding:.4rem .6rem;font:inherit;font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.86rem;color:var(--ink);background:var(--surface);border:1px solid var(--first);border-radius:.4rem}
+.alert.good{background:var(--hover);border-color:var(--good)}
 .calm{padding:.35rem 0}
 #problems ul{list-style:none;border-top:1px solid var(--line);margin-top:.35rem}
 #problems li{display:grid;grid-template-columns:3.5rem 11rem 1fr 9rem;gap:0 1rem;align-items:baseline;padding:.35rem 0;border-bottom:1px solid var(--line)}
@@ -245,6 +307,9 @@ header,main{padding-left:1rem;padding-right:1rem}
 .method,.host,.troubles{display:none}
 .small{display:block}
 #problems li{grid-template-columns:2.5rem 1fr auto}
+#keys li{grid-template-columns:auto 1fr}
+#keys .where,#keys li>.quiet,#keys .acts{grid-column:1/-1}
+.lookup,.lookup input,.fields label,.fields input{width:100%;margin-left:0}
 #problems .means{grid-column:2/-1;grid-row:2}
 #problems .none .means{display:none}
 th,td{padding:.55rem .6rem}
@@ -272,7 +337,7 @@ const pageScript = `
   const local = (iso) => new Date(iso).toLocaleString(undefined, {dateStyle: "medium", timeStyle: "medium"});
   const times = () => {
     for (const t of document.querySelectorAll("time")) t.title = local(t.dateTime);
-    for (const t of document.querySelectorAll("figure td time")) t.textContent = local(t.dateTime);
+    for (const t of document.querySelectorAll("figure td time, time.exact")) t.textContent = local(t.dateTime);
     const clock = document.querySelector("#clock time");
     clock.textContent = new Date(clock.dateTime).toLocaleTimeString();
   };

@@ -577,8 +577,8 @@ func TestHostileNames(t *testing.T) {
 					t.Errorf("endpoint %q %q %q", e.Method, e.Host, e.Path)
 				}
 			}
-			if got := len(metrics(s)); got != len(evil)+17 {
-				t.Errorf("%d counters, want %d", got, len(evil)+17)
+			if got := len(metrics(s)); got != len(evil)+18 {
+				t.Errorf("%d counters, want %d", got, len(evil)+18)
 			}
 			page := string(s.Do(rig.Get("/_idem/")).Body)
 			_, table, _ := strings.Cut(page, `<tbody id="rows">`)

@@ -1,0 +1,100 @@
+package stats
+
+import (
+	"fmt"
+	"time"
+)
+
+// Desk is what the page has for who looks at it, beside the numbers.
+type Desk struct {
+	User     string // logged in; empty without a login
+	Admin    bool   // may settle and find keys
+	MayLogIn bool   // there are admins
+	Token    string // of an admin's forms
+
+	Keys     []*Key // with unknown outcome, and running for long; newest first
+	Unlisted string // why there are none
+
+	ID   string // that is looked up; empty: none
+	Key  *Key   // what is known of it
+	Do   string // that is to be confirmed: release, force or settle
+	Said string // what came of it
+	Good bool   // that is good
+}
+
+// keyRow is a key in the list, or the one that is looked up.
+type keyRow struct {
+	ID, State, Class, Means       string
+	SinceAt, Since, SinceAgo      string
+	UntilAt, Until                string
+	Where, Traefik, Version, Held string
+	Unknown, Running, Free        bool
+}
+
+// desk fills what the page has of keys.
+func (v *view) desk(d *Desk, now time.Time) {
+	v.Desk = d
+	unknown, running := int64(0), int64(0)
+	for _, k := range d.Keys {
+		r := newKeyRow(k, now)
+		if r.Unknown {
+			unknown++
+		} else {
+			running++
+		}
+		v.Keys = append(v.Keys, r)
+	}
+	if d.Key != nil {
+		v.Found = []keyRow{newKeyRow(d.Key, now)}
+	}
+	v.Release = d.Admin && d.Key != nil && d.Do == "release" && d.Key.State != "free" && d.Key.State != "running"
+	v.Force = d.Admin && d.Key != nil && d.Do == "force" && d.Key.State == "running"
+	v.Settle = d.Admin && d.Key != nil && d.Do == "settle" && d.Key.State == "unknown"
+	switch {
+	case unknown > 0:
+		v.LookNote = v.Look + " " + v.LookNote
+		if v.Look == "Nothing" {
+			v.LookNote = ""
+		}
+		v.Look = grouped(unknown) + " to settle"
+		v.LookClass = "bad"
+	case running > 0 && v.LookClass == "good":
+		v.Look = several(running, "long run")
+		v.LookNote = ""
+		v.LookClass = "warn"
+	}
+}
+
+func newKeyRow(k *Key, now time.Time) keyRow {
+	r := keyRow{ID: k.ID, Where: k.Method + " " + k.Host + " " + k.Path, Traefik: k.Traefik, Version: k.Version}
+	since, err := time.Parse(time.RFC3339, k.Since)
+	if err == nil {
+		r.SinceAt = k.Since
+		r.Since = exact(since.Unix())
+		r.SinceAgo = ago(now.Unix() - since.Unix())
+	}
+	until, err := time.Parse(time.RFC3339, k.Until)
+	if err == nil {
+		r.UntilAt = k.Until
+		r.Until = exact(until.Unix())
+	}
+	r.Held = "held until"
+	switch k.State {
+	case "unknown":
+		r.State, r.Class, r.Unknown = "Unknown outcome", "bad", true
+		r.Means = "It was sent to the backend, and no whole answer came back. Duplicates get 409."
+	case "running":
+		r.State, r.Class, r.Running, r.Held = "Running", "warn", true, "lease until"
+		r.Means = "Its request runs, and duplicates wait for its answer or get 409."
+	case "done":
+		r.State = "Done"
+		r.Means = fmt.Sprintf("It was answered with %d, and duplicates get that answer of %s.", k.Status, size(int64(k.Bytes)))
+	case "unkept":
+		r.State = "Not kept"
+		r.Means = fmt.Sprintf("It was answered with %d, and the answer was too large to keep. Duplicates get 409.", k.Status)
+	default:
+		r.State, r.Free = "Free", true
+		r.Means = "Nothing is kept of it: the next request with it runs."
+	}
+	return r
+}
