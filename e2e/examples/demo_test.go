@@ -194,7 +194,7 @@ func TestDemoInMemory(t *testing.T) {
 	if err != nil {
 		path = ownTraefik(t)
 	}
-	d := startDemo(t, path)
+	d := startDemo(t, path, "-redis", "memory")
 	d.try()
 	d.signalAll(syscall.SIGINT) // as a terminal does
 	d.ended(0)

@@ -1,5 +1,6 @@
-// Command demo runs a real Traefik with the plugin from this repository before a sample payments backend, and prints
-// curl lines to try. Keys are kept in Traefik's memory, or with -redis host:port in that Redis.
+// Command demo runs a real Traefik with the plugin from this repository before a sample payments backend, and shows a page with
+// buttons and curl lines to try. Keys are in a Redis that it starts if there is a redis-server on the PATH, else in Traefik's
+// memory; with -redis host:port they are in that Redis, with -redis memory in memory.
 package main
 
 import (
@@ -17,11 +18,13 @@ import (
 	"time"
 
 	"github.com/example/traefik-idem/e2e/internal/launch"
-	"github.com/example/traefik-idem/e2e/internal/payments"
 )
 
+// inMemory is the value of -redis for keys in Traefik's memory.
+const inMemory = "memory"
+
 func main() {
-	redis := flag.String("redis", "", "keep keys in the Redis at this `host:port`; empty: in Traefik's memory")
+	redis := flag.String("redis", "", "keep keys in the Redis at this `host:port`, or in memory; empty: in one that the demo starts, if there is a redis-server")
 	flag.Parse()
 	log.SetFlags(0)
 	log.SetOutput(os.Stdout)
@@ -36,7 +39,7 @@ func main() {
 
 // demo runs until ctx is over or Traefik ends.
 func demo(ctx context.Context, redis string) error {
-	if redis != "" {
+	if redis != "" && redis != inMemory {
 		err := launch.Ping(redis)
 		if err != nil {
 			return fmt.Errorf("no Redis at %s: %w", redis, err)
@@ -56,11 +59,33 @@ func demo(ctx context.Context, redis string) error {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 
+	var own *redisServer
+	if redis == "" {
+		own, err = startRedis(ctx, dir)
+		if err != nil {
+			return err
+		}
+	}
+	store := "Redis at " + redis
+	switch {
+	case own != nil:
+		defer own.stop()
+		redis = own.address
+		store = "Redis, started by the demo"
+	case redis == "" || redis == inMemory:
+		redis = ""
+		store = "Traefik's memory"
+	}
+	service, err := startBackend()
+	if err != nil {
+		return err
+	}
+	defer service.close()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: payments.Handler()}
+	server := &http.Server{Handler: desk(service, own, store)}
 	defer server.Close()
 	go func() { _ = server.Serve(listener) }()
 
@@ -68,7 +93,7 @@ func demo(ctx context.Context, redis string) error {
 	if err != nil {
 		return err
 	}
-	err = writeFiles(dir, root, entry, "http://"+listener.Addr().String(), redis)
+	err = writeFiles(dir, root, entry, "http://"+service.address, "http://"+listener.Addr().String(), redis)
 	if err != nil {
 		return err
 	}
@@ -82,11 +107,7 @@ func demo(ctx context.Context, redis string) error {
 		return err
 	}
 
-	store := "Traefik's memory"
-	if redis != "" {
-		store = "Redis at " + redis
-	}
-	fmt.Printf("\nTraefik   http://%s\nstats     http://%s/_idem/\nbackend   http://%s\nkeys in   %s\nlog       %s\n", entry, entry, listener.Addr(), store, traefik.Log)
+	fmt.Printf("\nTry it    http://%s/demo/\nTraefik   http://%s\nstats     http://%s/_idem/\nbackend   http://%s\nkeys in   %s\nlog       %s\n", entry, entry, entry, service.address, store, traefik.Log)
 	printLines("http://" + entry)
 	select {
 	case <-ctx.Done():
@@ -137,8 +158,15 @@ http:
       entryPoints: [web]
       middlewares: [idem]
       service: payments
+    page:
+      rule: PathPrefix("/demo/")
+      entryPoints: [web]
+      service: page
   services:
     payments:
+      loadBalancer:
+        servers: [{url: %q}]
+    page:
       loadBalancer:
         servers: [{url: %q}]
   middlewares:
@@ -154,7 +182,7 @@ http:
 `
 
 // writeFiles fills dir with all that Traefik reads.
-func writeFiles(dir, root, entry, backend, redis string) error {
+func writeFiles(dir, root, entry, backend, page, redis string) error {
 	err := launch.LinkPlugin(dir, root)
 	if err != nil {
 		return err
@@ -163,5 +191,5 @@ func writeFiles(dir, root, entry, backend, redis string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "dynamic.yml"), fmt.Appendf(nil, dynamicConfiguration, backend, redis), 0o600)
+	return os.WriteFile(filepath.Join(dir, "dynamic.yml"), fmt.Appendf(nil, dynamicConfiguration, backend, page, redis), 0o600)
 }

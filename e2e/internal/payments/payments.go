@@ -12,7 +12,10 @@ import (
 	"time"
 )
 
-type backend struct {
+// Service is the backend.
+type Service struct {
+	http.Handler
+
 	mu       sync.Mutex // guards everything below
 	calls    int
 	payments []payment
@@ -25,16 +28,23 @@ type payment struct {
 }
 
 // Handler returns a new service. GET / tells how often it was called to pay, which takes a POST to /api/payments/.
-func Handler() http.Handler {
-	b := &backend{}
+func Handler() *Service {
 	mux := http.NewServeMux()
+	b := &Service{Handler: mux}
 	mux.HandleFunc("GET /{$}", b.page)
 	mux.HandleFunc("POST /api/payments/{$}", b.pay)
-	return mux
+	return b
+}
+
+// Calls is how often it was called to pay.
+func (b *Service) Calls() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.calls
 }
 
 // pay creates a payment, which takes a second.
-func (b *backend) pay(w http.ResponseWriter, r *http.Request) {
+func (b *Service) pay(w http.ResponseWriter, r *http.Request) {
 	var p payment
 	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&p)
 	b.mu.Lock()
@@ -58,7 +68,7 @@ func (b *backend) pay(w http.ResponseWriter, r *http.Request) {
 }
 
 // page tells how often the backend was really called.
-func (b *backend) page(w http.ResponseWriter, _ *http.Request) {
+func (b *Service) page(w http.ResponseWriter, _ *http.Request) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var text strings.Builder
