@@ -66,15 +66,16 @@ type Memory struct {
 }
 
 // ballastBytes is the upper bound on the ballast.
-const ballastBytes = 16 << 20
+const ballastBytes = 64 << 20
 
 // ballast is memory that is allocated but never used. It takes next to no physical memory, but makes the heap larger, so that
 // the garbage collector runs less often. Each run goes through all of Traefik and the syntax tree of the plugin: without
-// ballast that is a tenth of what a request costs. Once a store holds more than ballastBytes, its content has the same effect.
+// ballast that is a tenth of what a request costs, and the slowest requests are those that such a run delays. It is no more than
+// half of what a store may hold: once the store holds more than the ballast, its content has the same effect.
 var ballast struct {
 	mu    sync.Mutex // guards all below
 	bytes []byte
-	done  bool // a store has held more than ballastBytes: no ballast is needed any more
+	held  int // the most that a store has held: a smaller ballast is not needed any more
 }
 
 // setBallast makes the ballast at least half of limit, up to ballastBytes.
@@ -85,18 +86,20 @@ func setBallast(limit int64) {
 	}
 	ballast.mu.Lock()
 	defer ballast.mu.Unlock()
-	if !ballast.done && size > int64(len(ballast.bytes)) {
+	if size > int64(len(ballast.bytes)) && size > int64(ballast.held) {
 		ballast.bytes = make([]byte, size)
 	}
 }
 
-// releaseBallast frees the ballast if a store holds more than ballastBytes.
+// releaseBallast frees the ballast if a store holds more.
 func releaseBallast(held int) {
 	ballast.mu.Lock()
 	defer ballast.mu.Unlock()
-	if held > ballastBytes {
+	if held > ballast.held {
+		ballast.held = held
+	}
+	if held > len(ballast.bytes) {
 		ballast.bytes = nil
-		ballast.done = true
 	}
 }
 
