@@ -25,36 +25,36 @@ const head = `# Benchmarks
 
 Written by ` + "`make bench`" + `. Do not edit.
 
-A real Traefik, a real Redis, a compiled backend and wrk share one machine: what one of them needs, the others have not. The
-load is POST with a body of 80 bytes of JSON and an answer of 240, over 32 connections that send as fast as they are
-answered. Bodies and answers are both longer where a size is named, and connections fewer where their number is. Each measurement
-starts all processes anew. The variants are measured in turn within each round.
+A real Traefik, a real Redis, a compiled backend and wrk share the CPUs of one machine. The
+load is POST requests with a body of 80 bytes of JSON and an answer of 240 bytes, over 32 connections that send the next request as soon as
+the last is answered. If a variant names a size, bodies and answers have that size; if it names a number of connections, it has that many. All processes are
+started again for each measurement. In each round, the variants are measured one after the other.
 
 `
 
 const notes = `
-- *of plain* is the throughput as a share of the variant without a middleware that has the same load, in the same round:
-  the median, and in brackets the least and the most.
+- *of plain* is the throughput as a share of the variant without a middleware and with the same load, in the same round:
+  the median, and in brackets the lowest and the highest.
 - *of no-op* is the same share of a Yaegi plugin that only calls the next handler.
 - CPU is user and system time per request. RSS is at the end of the run, the two Traefiks' together.
 - Every variant sends the header ` + "`X-Request-ID`" + `, so that all send the same bytes. *no key* looks for the key elsewhere.
-- *first*: every request has a key of its own. ` + "`ttl`" + ` is 10s, ` + "`localCacheBytes`" + ` 256 MiB, so that nothing is evicted before it expires;
+- *first*: every request has another key. ` + "`ttl`" + ` is 10s, ` + "`localCacheBytes`" + ` 256 MiB, so that nothing is evicted before it expires;
   with a size named, ` + "`ttl`" + ` is 2s and ` + "`localCacheBytes`" + ` the default.
 - *duplicate*: every request has the same key, which ran before. *Redis*: ` + "`localCacheBytes`" + ` is 0.
 - *Redis Cluster* is three masters, all on this machine, without replicas. Its CPU is that of all three.
-- *two Traefiks* share the 32 connections, the two cores and one Redis. Commands of concurrent requests share their way to Redis,
-  and in each Traefik there are half as many at a time. What that costs shows in one Traefik with 16 connections.
+- *two Traefiks* share the 32 connections, the two cores and one Redis. Commands of concurrent requests are sent to Redis together,
+  and each Traefik has half as many of them. *16 connections* shows what that costs in one Traefik.
 - *waiting*: 16 connections at a time send the same key. The backend takes 20 ms; one request runs and 15 wait for it.
-- Every answer was the backend's, or a replay of it. The backend counts its calls: it had every first request and no
-  duplicate, or there would be no report.
+- Every answer was the backend's, or a replay of it. The backend counts its calls: it got every first request and no
+  duplicate, otherwise there is no report.
 `
 
 const steadyHead = `
 ## At a constant rate
 
-What a request takes when the machine is not full. Instead of wrk, the library of vegeta sends so many requests per second,
-evenly, over as many connections as it takes. A latency counts from when its request was due, and so with the time that it waited
-because others took long. *added* is the difference from the variant without a middleware, in the same round: the median.
+How long a request takes when the machine is not fully loaded. Instead of wrk, the library of vegeta sends that number of requests per second,
+at even intervals, over as many connections as needed. A latency counts from the time when the request was due, so it includes the time
+spent waiting for slow requests before it. *added* is the difference from the variant without a middleware, in the same round: the median.
 The p99.9 of a short round is that of a handful of requests.
 
 | variant | p50 | p99 | p99.9 | added: p50 | p99 | p99.9 | CPU Traefik | CPU Redis |
@@ -65,7 +65,7 @@ const comparisonHead = `
 ## Against %[1]s
 
 The same variants with the plugin of this revision, each measured right after the other. *ratio* is the throughput as a share
-of the revision's, round by round: the median, and in brackets the least and the most. *then* is the revision.
+of the revision's, round by round: the median, and in brackets the lowest and the highest. *then* is the revision.
 
 | variant | requests/s | then | ratio | p99 | then | CPU Traefik | then |
 |---|---|---|---|---|---|---|---|
@@ -81,21 +81,21 @@ At a constant rate, *ratio* is that of the p99.
 const growthHead = `
 ## Growth
 
-What a request costs is not to grow with how many keys are kept, or how many patterns, routers and paths there are. Every
-path is an endpoint of the statistics. *cost* is the CPU time of Traefik and Redis per request, against the fewest. Of patterns,
+The cost of a request must not grow with the number of kept keys, patterns, routers or paths. Every
+path is an endpoint of the statistics. *cost* is the CPU time of Traefik and Redis per request, compared with the smallest number. Of several patterns,
 the last one matches. The load is duplicates from the local cache.
 
-For *distinct keys* the load is first requests, in one round. So many others came before, through Traefik, with a ` + "`ttl`" + ` of an
-hour. All are kept, in Redis or in a memory of 2 GiB: the first of them was asked for again, and replayed. Not so with the
-default bound on memory: some 28,000 answers have room there, or half as many beside the keys of those that had to go.
+For *distinct keys* the load is first requests, in one round. That many other requests came before, through Traefik, with a ` + "`ttl`" + ` of an
+hour. All are kept, in Redis or in a memory of 2 GiB: the first of them was sent again, and replayed. With the
+default bound on memory they are not all kept: it holds some 28,000 answers, or half as many beside the keys of dropped answers.
 
 `
 
 const memoryHead = `
 ## Memory
 
-What the *distinct keys* above did to Traefik's memory. *start* is after the first hundred requests, each with a key of its own,
-*after* is behind the measurement above, which adds some thousands of keys. The difference must not be more than 64 MiB and
+Traefik's memory in the measurements of *distinct keys* above. *start* is after the first hundred requests, each with another key.
+*after* is at the end of the measurement, which adds some thousands of keys. The difference must not be more than 64 MiB plus
 ` + "`localCacheBytes`" + `.
 
 | keys in | ` + "`localCacheBytes`" + ` | distinct keys | RSS at the start | after | more | at most |
@@ -115,7 +115,7 @@ go run ./cmd/bench -against HEAD^ -only '^first'   # beside the plugin of anothe
 go run ./cmd/bench -skip '1000000$'   # without a million keys, which take long
 ` + "```" + `
 
-What else runs on the machine disturbs it. Shares stand that better than numbers.
+Other programs on the machine disturb the measurement. Shares are affected less than numbers.
 `
 
 func (r *report) text(machine string) string {
@@ -254,8 +254,8 @@ func (r *report) broken() string {
 	if list == nil {
 		return ""
 	}
-	return "- Without the plugin, Traefik broke off " + strings.Join(list, ", ") + " answers: when a backend answers a longer body before Go's " +
-		"transport has seen its end, the two get in each other's way.\n"
+	return "- Without the plugin, Traefik broke off " + strings.Join(list, ", ") + " answers: this can happen when a backend answers " +
+		"before Go's transport has sent the end of a longer body.\n"
 }
 
 // median returns the median of each figure.
