@@ -44,15 +44,17 @@ func TestExampleImageFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var labels strings.Builder
-	for name, value := range compose.Services["payments"].Labels {
-		fmt.Fprintf(&labels, "%s=%s\n", name, value)
+	labels := compose.Services["payments"].Labels
+	var lines strings.Builder
+	for name, value := range labels {
+		fmt.Fprintf(&lines, "%s=%s\n", name, value)
 	}
-	dynamic := decode.Labels(labels.String())
-	dynamic = map[string]any{"http": dynamic["http"]}
-	dynamic["http"].(map[string]any)["routers"].(map[string]any)["payments"].(map[string]any)["service"] = "payments"
-	dynamic["http"].(map[string]any)["routers"].(map[string]any)["payments"].(map[string]any)["middlewares"] = []string{"idem"}
-	dynamic["http"].(map[string]any)["services"] = map[string]any{"payments": map[string]any{"loadBalancer": map[string]any{"servers": []any{map[string]any{"url": paymentsServer(t).URL}}}}}
+	const router = "traefik.http.routers.payments."
+	dynamic := map[string]any{"http": map[string]any{
+		"routers":     map[string]any{"payments": map[string]any{"rule": labels[router+"rule"], "middlewares": []string{labels[router+"middlewares"]}, "service": "payments"}},
+		"services":    map[string]any{"payments": map[string]any{"loadBalancer": map[string]any{"servers": []any{map[string]any{"url": paymentsServer(t).URL}}}}},
+		"middlewares": decode.Labels(lines.String())["http"].(map[string]any)["middlewares"],
+	}}
 	data, err := yaml.Marshal(dynamic)
 	if err != nil {
 		t.Fatal(err)
