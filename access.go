@@ -43,7 +43,7 @@ func enter(h *handler, w http.ResponseWriter, r *http.Request) *visitor {
 }
 
 // identify returns who has logged in with r, without a name if nobody has. A name may be in both lists, with two passwords:
-// then each is a login of its own. Whatever is in admins counts first.
+// then each is a separate login. The list of admins counts first.
 func identify(r *http.Request, users, admins logins) *visitor {
 	name, password, given := r.BasicAuth()
 	if !given {

@@ -789,8 +789,8 @@ func (k *check) methods(key string, values []string) []string {
 }
 
 // endpoints turns patterns into one regular expression of path prefixes for each method, so that a request asks once,
-// however many patterns there are. The method "*" stands for all that have no expression of their own. It also returns the
-// patterns with a * in their path, each with an expression of its own.
+// however many patterns there are. The method "*" is for all methods without a separate expression. It also returns the
+// patterns with a * in their path, each with its own expression.
 func (k *check) endpoints(methods, patterns []string) (map[string]*regexp.Regexp, []stats.Pattern) {
 	paths := map[string][]string{}
 	var starred []stats.Pattern

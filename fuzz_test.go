@@ -189,7 +189,7 @@ func protectedByTheBook(patterns []string, method, path string) bool {
 	return len(patterns) == 0 && usual
 }
 
-// begins reports whether a beginning of path matches pattern, in which * stands for any run of characters.
+// begins reports whether a beginning of path matches pattern, in which * matches any run of characters.
 func begins(path, pattern string) bool {
 	for i, piece := range strings.Split(pattern, "*") {
 		at := strings.Index(path, piece)

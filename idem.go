@@ -6,7 +6,7 @@
 //
 //  1. ServeHTTP answers for the statistics, and passes on what the configuration does not protect.
 //  2. serve reads an ordinary request's body and makes its lease: an identity, and a fingerprint. serveSlow does so for others.
-//  3. store.ClaimKey gives it the key in memory, or tells who has it; claimShared asks Redis if memory cannot tell.
+//  3. store.ClaimKey gives it the key in memory, or tells who holds it; claimShared asks Redis if memory does not know.
 //  4. proceed runs a request that has its key, and replays the answer of a finished one. decide is the verdict on the rest:
 //     it waits, refuses, or goes on without the store.
 //  5. run calls the next handler with a recorder, which takes the answer whole or streams it.
@@ -95,7 +95,7 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	return h, nil
 }
 
-// briefly returns the handler that requests with a key from content go on with: all the same, but with contentTTL for ttl.
+// briefly returns the handler for requests with a key from content: the same, but with contentTTL for ttl.
 func (h *handler) briefly(ctx context.Context, config Config) (*handler, error) {
 	config.TTL = h.contentTTL.String()
 	set, _, err := config.settings()
@@ -438,7 +438,7 @@ func proceed(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, h
 	decide(h, w, r, l, held)
 }
 
-// decide is the verdict on a claim. held tells who has the key; nil if the lease has it.
+// decide is the verdict on a claim. held is the record that holds the key; nil if the lease holds it.
 func decide(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, held *store.Held) {
 	if servesRun(r, held) {
 		r = r.WithContext(r.Context())

@@ -68,7 +68,7 @@ func newLease(h *handler, r *http.Request, k *keyed, body []byte) *store.Run {
 		more = " callers" + callers
 	}
 	key := k.key
-	if !k.from.unnamed { // a value is another key where it stands elsewhere
+	if !k.from.unnamed { // the same value from another source is another key
 		more += fmt.Sprintf(" from%q", k.from.text)
 	}
 	if k.from.content {

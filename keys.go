@@ -71,7 +71,7 @@ func unreached(h *handler, l *store.Run, err error) *store.Held {
 }
 
 // claimSlowly is claimShared where much of the lease may be over when the reply comes: then it is renewed before the request
-// runs. Who learns that somebody else has taken the key asks again.
+// runs. If another request turns out to have taken the key, it claims again.
 func claimSlowly(h *handler, l *store.Run) *store.Held {
 	for {
 		begin := time.Now()
@@ -195,7 +195,7 @@ func (h *handler) renewLease(l *store.Lease, failed bool) bool {
 	return err == nil
 }
 
-// renewShared makes the lease last on in Redis; false if it has ended or somebody else has the key. A key that Redis does not
+// renewShared makes the lease last on in Redis; false if it has ended or another owner has the key. A key that Redis does not
 // have is claimed there: one that was claimed in memory while Redis was away, or that Redis lost.
 func renewShared(h *handler, l *store.Lease) (bool, error) {
 	if store.StateOf(h.keys.Memory, l) != store.Running {
@@ -298,7 +298,7 @@ func forgo(h *handler, l *store.Run, err error) {
 	}
 }
 
-// leaseLost says that somebody else has taken a key whose request ran.
+// leaseLost logs that another owner has taken a key whose request ran.
 func leaseLost(h *handler, l *store.Run) {
 	if h.log.due(lostLease) {
 		sight(h, noteOther, l.Key, "", store.Free)

@@ -96,7 +96,7 @@ func (l *logger) printLimitedAbout(level int, msg string, r *http.Request, ident
 	}
 }
 
-// keyName is a key as it stands in a line of the log.
+// keyName is a key as a line of the log shows it.
 func keyName(identity string) string { return " key=" + publicID(identity) }
 
 // longestPath is how many bytes of a path are written at most.

@@ -307,7 +307,7 @@ func whereOf(identity, host string) string {
 	return stats.Where(fields[0], host, target.EscapedPath())
 }
 
-// line is a note as it stands in Redis.
+// line is a note as Redis has it.
 func (k *keyNote) line() redisclient.Note {
 	return redisclient.Note{Kind: k.kind, Name: k.id, Until: k.until, Text: fmt.Sprintf("%s %d %d %s %s", k.hash, k.state, k.since, k.traefik, k.where)}
 }
@@ -412,7 +412,7 @@ func (n *notes) newest(kind string, most int) []*keyNote {
 	return all
 }
 
-// randomHex returns so many random bytes in hex.
+// randomHex returns that many random bytes in hex.
 func randomHex(bytes int) string {
 	random := make([]byte, bytes)
 	_, err := rand.Read(random)

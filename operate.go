@@ -238,9 +238,9 @@ func listKind(h *handler, kind string) ([]*keyNote, []*redisclient.Seen, error) 
 type keyQuery struct {
 	Method  string            `json:"method"`
 	URL     string            `json:"url"`
-	Key     string            `json:"key"`     // may be left out if it stands in the rest
+	Key     string            `json:"key"`     // may be left out if the rest has it
 	Headers map[string]string `json:"headers"` // those that scope names, and those that tell of a path that was changed
-	Body    string            `json:"body"`    // if a key or a caller stands in it
+	Body    string            `json:"body"`    // if a key or a caller is in it
 	Address string            `json:"address"` // of the client, if that is the key or the caller
 }
 
@@ -391,7 +391,7 @@ func takeable(h *handler, note *keyNote, seen *redisclient.Seen, force bool) *ke
 }
 
 // settleKey replaces the record that seen was read from by another one, or frees its key if record is empty. Other Traefiks are told
-// before and after: whoever remembers the old record between the two forgets it.
+// before and after: a Traefik that remembers the old record between the two forgets it.
 func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, record, msg string) *keysAnswer {
 	what := redisclient.Settled{Hash: note.hash, Version: seen.Version}
 	err := tell(h, what, nil)

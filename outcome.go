@@ -32,7 +32,7 @@ const statusClientClosed = 499
 // answers for a backend that it could not reach or that broke off with 500, 502, 504 or 499 (the client has gone), and
 // without any header. Its fast proxy reports nothing: then nobody knows what the backend saw.
 //
-// What a trace reports need not be about this request: a middleware below may have asked somebody else, errors for a page
+// What a trace reports need not be about this request: a middleware below may have called another service, errors for a page
 // to show instead of Traefik's own answer, or forwardAuth whether the client may pass.
 func classify(x *recorder) {
 	status := x.status
@@ -56,7 +56,7 @@ func classify(x *recorder) {
 		x.outcome = unknown
 	case failed && wrote == 1 && soughtAgain: // the first connection failed, and the second may be for a page
 		x.outcome = unknown
-	case gateway && wrote > 1: // one that Traefik's own page stands for may have been sent
+	case gateway && wrote > 1: // the request that Traefik's own page answers may have been sent
 		x.outcome = unknown
 	case failed && own && !sought && x.h.retryable[status]: // it may have been sent: its key must not be freed
 		x.outcome = unknown

@@ -70,7 +70,7 @@ func (w *lateWriter) Write(p []byte) (int, error) {
 }
 
 // TestTrailersWhileThePartsAreSent has a backend set its trailers while a middleware above changes the header: each has a
-// header of its own, since Go ends a program that writes to one map in two goroutines.
+// separate header, since Go ends a program that writes to one map in two goroutines.
 func TestTrailersWhileThePartsAreSent(t *testing.T) {
 	outer := &lateWriter{ResponseRecorder: httptest.NewRecorder(), trailersSet: make(chan struct{})}
 	next := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

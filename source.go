@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// source says where in a request a value stands. It is read from its text once, when a handler is built.
+// source says where in a request a value is. It is read from its text once, when a handler is built.
 type source struct {
 	text    string   // in its normal form
 	places  []*place // more than one: a + b
@@ -48,7 +48,7 @@ const (
 	absent   = iota
 	present  // one value
 	unusable // several values, or one that cannot be read
-	unread   // it stands in the body, which was not read yet
+	unread   // it is in the body, which was not read yet
 )
 
 // Bounds on what a source looks at. What is longer or has more of them is unusable.
@@ -191,7 +191,7 @@ func only(values []string) (string, int) {
 	return values[0], present
 }
 
-// cookieOf returns the value of a cookie as it stands there, quotes included. net/http leaves out cookies with characters that
+// cookieOf returns the value of a cookie as it was sent, quotes included. net/http leaves out cookies with characters that
 // it does not like; a backend may well take them.
 func cookieOf(p *place, lines []string) (string, int) {
 	cookies := strings.Join(lines, ";")
@@ -249,7 +249,7 @@ func readable(h *handler, r *http.Request, body []byte) bool {
 	return int64(len(body)) <= h.maxRequestBody && (coding == nil || strings.EqualFold(strings.Join(coding, ","), "identity"))
 }
 
-// memberOfBody returns the value at a JSON pointer in the body. A body that does not say that it is JSON may be all the same;
+// memberOfBody returns the value at a JSON pointer in the body. A body without a JSON media type may still be JSON;
 // one that says so has to be.
 func memberOfBody(h *handler, p *place, r *http.Request, body []byte) (string, int) {
 	if len(body) == 0 {

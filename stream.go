@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// stream sends an answer to a client while it comes, from a goroutine of its own. What is taken is also what is recorded:
+// stream sends an answer to a client while it comes, from a separate goroutine. What is taken is also what is recorded:
 // so recording does not wait for the client, and the client gets each piece as soon as it can take it.
 type stream struct {
 	client http.ResponseWriter
@@ -58,7 +58,7 @@ func endStreaming(x *recorder) error {
 	return err
 }
 
-// grow makes room for an answer of so many bytes, before the first is taken.
+// grow makes room for an answer of that many bytes, before the first is taken.
 func (s *stream) grow(bytes int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

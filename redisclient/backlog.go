@@ -18,7 +18,7 @@ const (
 	pendingBytes = 512
 )
 
-// writeBackScript: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody else
+// writeBackScript: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if another owner
 // has the key. A running record of this process is not in the way: it was claimed for this request, or for a duplicate of
 // it, and the reply was lost. An owner's token is that of its process, a hyphen and a number.
 var writeBackScript = newScript(':', 3, `
@@ -45,7 +45,7 @@ type writeResult int
 const (
 	dropped   writeResult = iota // something is wrong with this key
 	written                      // Redis has been told
-	held                         // somebody else has the key
+	held                         // another owner has the key
 	postponed                    // Redis cannot be told now
 )
 
@@ -205,7 +205,7 @@ func callHook(f func()) {
 }
 
 // Later writes to Redis, in the background, that the request of l ended with record, to be kept for ttl; an empty record
-// frees the key. It writes now, or as soon as Redis is back, and changes nothing if somebody else has the key by then.
+// frees the key. It writes now, or as soon as Redis is back, and changes nothing if another owner has the key by then.
 func Later(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 	p := &pendingWrite{keys: k, lease: l, record: record, expires: time.Now().Add(ttl), size: int64(pendingBytes + len(l.Key) + len(record))}
 	b := k.client.health.backlog
@@ -356,7 +356,7 @@ func writeOne(p *pendingWrite, c *Client, batch *sync.WaitGroup) {
 	}
 }
 
-// writeBack keeps record for ttl. It returns false if somebody else has the key.
+// writeBack keeps record for ttl. It returns false if another owner has the key.
 func writeBack(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
 	cmd := &command{}
 	runScript(k, writeBackScript, l, cmd, bulk(record)+argument(k, ttl))

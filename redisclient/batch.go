@@ -8,7 +8,7 @@ type Command struct {
 	Args []interface{}
 }
 
-// Batch sends commands in one go and returns their replies in the same order; an error reply stands as an error in its
+// Batch sends commands in one go and returns their replies in the same order; an error reply is an error in its
 // place. If Batch returns an error, the commands may or may not have been carried out; it wraps ErrDown if nothing was sent.
 // If the connection turns out to be broken, all commands are sent once more over a new one: so only commands that can be
 // repeated may be sent.

@@ -22,7 +22,7 @@ const (
 )
 
 // refusals are the words in error replies that concern the whole server and not one key, and the state that they mean. In
-// Redis 6 and before, the error of a command in a script stands in the middle of the reply.
+// Redis 6 and before, the error of a command in a script is in the middle of the reply.
 var refusals = map[string]int32{
 	"OOM ":         refusing,
 	"READONLY ":    refusing,
@@ -71,7 +71,7 @@ type breaker struct {
 
 // health is the state of all servers of one store together: of its only server, or of the nodes of a cluster.
 type health struct {
-	front     *Client      // client of the only server, or the one that stands for the cluster
+	front     *Client      // client of the only server, or the one that represents the cluster
 	closed    atomic.Bool  // the store is not used any more
 	failing   atomic.Int32 // number of servers that are not fine
 	outages   atomic.Int64 // number of outages that have begun
@@ -243,7 +243,7 @@ func endWatch(c *Client) {
 }
 
 // reprobe probes the server, sets its state, and reports whether it is fine. A closed client counts as fine, so that its
-// watch ends, unless nobody else writes what is pending. A command that it still sends trips the breaker again if need be.
+// watch ends, unless no other client writes what is pending. A command that it still sends trips the breaker again if need be.
 func reprobe(c *Client) bool {
 	state, cause := probe(c)
 	c.lock()

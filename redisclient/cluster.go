@@ -35,7 +35,7 @@ var errNoOwner = errors.New("no node of the cluster has the slot, as far as is k
 type Cluster struct {
 	opts  Options // of every node, but for its address
 	seeds []string
-	front *Client // stands for the cluster in messages; nothing is sent over it
+	front *Client // represents the cluster in messages; nothing is sent over it
 
 	usesShards atomic.Bool // CLUSTER SLOTS is forbidden
 

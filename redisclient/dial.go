@@ -26,7 +26,7 @@ type TLS struct {
 	InsecureSkipVerify bool   // take any certificate
 }
 
-// UnixScheme is what stands before the path of a unix socket in an address.
+// UnixScheme is what comes before the path of a unix socket in an address.
 const UnixScheme = "unix://"
 
 // pemBegin is what tells PEM text from the path of a file.

@@ -27,7 +27,7 @@ local v = redis.call('GET', KEYS[1])
 if not v or v == ARGV[1] or string.sub(v, 1, `+strconv.Itoa(len(store.FreedHead))+`) == '`+store.FreedHead+`' then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return false end
 return redis.call('PTTL', KEYS[1]) .. ' ' .. v`)
 
-	// finish: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if somebody else has
+	// finish: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if another owner has
 	// the key. It is also kept if nobody has the key: the request ran. If Redis has no room for it, the claim is extended to
 	// the time to live instead, so that nobody runs the request again.
 	finishScript = awaited(newScript(':', 3, `
@@ -41,7 +41,7 @@ if v == ARGV[2] then return redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 0`))
 
 	// renew: ARGV = the running record, the lease in ms. 1 if the lease is renewed, or claimed again because it was gone; 0 if
-	// somebody else has the key. PEXPIRE works without free memory.
+	// another owner has the key. PEXPIRE works without free memory.
 	renewScript = newScript(':', 2, `
 local v = redis.call('GET', KEYS[1])
 if v == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
@@ -159,7 +159,7 @@ func Claim(k *Keys, l *store.Lease, d time.Duration) (*store.Held, error) {
 	return decode(cmd)
 }
 
-// WasFree reports whether an error of Claim says that nobody else has the key: the claim was granted but too few replicas
+// WasFree reports whether an error of Claim says that no other owner has the key: the claim was granted but too few replicas
 // have it, or the master refuses to write it.
 func WasFree(err error) bool {
 	for _, words := range []string{"OOM ", "MISCONF ", "NOREPLICAS "} {
@@ -179,7 +179,7 @@ func Renew(k *Keys, l *store.Lease, d time.Duration) (bool, error) {
 	return cmd.line == oneLine, cmd.err
 }
 
-// Finish replaces the lease by record for ttl. It returns false, and changes nothing, if somebody else has the key.
+// Finish replaces the lease by record for ttl. It returns false, and changes nothing, if another owner has the key.
 func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
 	cmd := new(command)
 	end := k.times[ttl]

@@ -164,7 +164,7 @@ func (n *Notebook) Get(name string) (Note, error) {
 	return note(name, text(reply)), nil
 }
 
-// List returns the newest notes of a kind, at most so many, the newest first.
+// List returns the newest notes of a kind, at most that many, the newest first.
 func (n *Notebook) List(kind string, most int) ([]Note, error) {
 	all, err := n.list(Command{Name: "EVAL", Args: []interface{}{listScript, 1, n.key, kind, most}})
 	if err != nil {

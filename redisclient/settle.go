@@ -134,7 +134,7 @@ func Answer(k *Keys, hash string, seen *Seen, record string, ttl time.Duration) 
 	return cmd.line == oneLine, cmd.err
 }
 
-// HashPlace is where the SHA-256 of a lease's key stands in the lease's Wire.
+// HashPlace is the place of the SHA-256 of a lease's key in the lease's Wire.
 func HashPlace(k *Keys) int { return k.start + len(k.prefix) }
 
 // named returns a lease that names a key by its SHA-256, for scripts that need no more of it.

@@ -278,7 +278,7 @@ func (s *Stats) memoryOf(node *Client, deadline time.Time) (stats.Memory, error)
 		}
 		batch = nil
 		usages := replies
-		if scanning { // SCAN stands last; what it found is measured along with the next one
+		if scanning { // SCAN comes last; what it found is measured along with the next one
 			usages = replies[:len(replies)-1]
 			cursor, keys, err := scanReply(replies[len(replies)-1])
 			if err != nil {

@@ -8,8 +8,8 @@ import (
 
 // This file is what an operator does with a key by hand, in this process's memory.
 
-// FreedHead begins the record, in Redis, of a key that was freed by hand. The key counts as Free, but whoever had it before finds
-// the record of somebody else, and changes nothing any more. What follows makes the record the only one of its kind.
+// FreedHead begins the record, in Redis, of a key that was freed by hand. The key counts as Free, but its former owner finds
+// the record of another, and changes nothing any more. What follows makes the record the only one of its kind.
 const FreedHead = magic + "F"
 
 // MostLong is how many long runs are told of.
@@ -60,7 +60,7 @@ func Settle(m *Memory, key, version, record string, ttl time.Duration) bool {
 }
 
 // Forget drops the finished records of keys that were settled in Redis, so that Redis is asked again: settled has the version
-// of the record that was settled by the key's SHA-256 in hex, which stands at place in a lease's Wire. A record that no other
+// of the record that was settled by the key's SHA-256 in hex, which is at place in a lease's Wire. A record that no other
 // store has is dropped only if it is that very one, and only if copies is set. With a nil map all that Redis has too are
 // dropped.
 func Forget(m *Memory, settled map[string]string, place int, copies bool) {

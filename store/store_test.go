@@ -65,7 +65,7 @@ func TestLifeInRedis(t *testing.T) {
 	}
 }
 
-// repeated takes every step of s so many times, and tells what the last one said; of releases, whether any had an effect.
+// repeated takes every step of s that many times, and tells what the last one said; of releases, whether any had an effect.
 func repeated(s storetest.Subject, times int) storetest.Subject {
 	again := s
 	again.Claim = func(l *store.Lease, d time.Duration) (held *store.Held, err error) {

@@ -19,7 +19,7 @@ type World struct {
 	Start func() Subject        // starts a process
 	Pass  func(d time.Duration) // lets time pass, in whole milliseconds
 
-	// Remembers says that a process has a memory of its own, in front of the shared store.
+	// Remembers says that each process has its own memory, in front of the shared store.
 	Remembers bool
 }
 
@@ -29,7 +29,7 @@ type Clock struct {
 	now time.Time
 }
 
-// NewClock returns a clock that stands.
+// NewClock returns a clock that does not move by itself.
 func NewClock() *Clock { return &Clock{now: time.Now()} }
 
 // Since returns the time since epoch.
@@ -46,7 +46,7 @@ func (c *Clock) Pass(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-// Size of a life: so many requests in so many processes meet at so few keys that most steps are disputed.
+// Size of a life: many requests in several processes meet at few keys, so that most steps are disputed.
 const (
 	steps     = 40
 	processes = 3
@@ -54,7 +54,7 @@ const (
 )
 
 // Life lets requests in several processes take random steps, one after the other, and compares what each step says with
-// the rules of docs/dev/design.md. It does so many times, each in a new world. A failure tells the seed of its steps: with that in LIFE_SEED
+// the rules of docs/dev/design.md. It does so many times, each time in a new world. A failure tells the seed of its steps: with that in LIFE_SEED
 // these alone are taken.
 func Life(t *testing.T, times int, newWorld func() World) {
 	t.Helper()
