@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -252,5 +253,29 @@ func TestExampleObservability(t *testing.T) {
 		if rule.State != "inactive" && rule.Name != "IdemRedisSlow" { // a busy machine may be that
 			t.Errorf("%s is %s while all is well", rule.Name, rule.State)
 		}
+	}
+}
+
+// TestExampleObservabilityCompose looks for each file that Compose would mount, and for the host that Prometheus asks for.
+func TestExampleObservabilityCompose(t *testing.T) {
+	t.Parallel()
+	command := []string{"docker", "compose"}
+	if exec.Command("docker", "compose", "version").Run() != nil {
+		command = []string{rig.Tool(t, "docker-compose")}
+	}
+	dir := filepath.Join(hosts.Root(), observability)
+	config := rig.Run(t, dir, command[0], append(command[1:], "--file", "../docker/compose.yml", "--file", "compose.yml", "config")...)
+	mounted := regexp.MustCompile(`(\S*/examples/observability/\S+?)(:|\n)`).FindAllStringSubmatch(config, -1)
+	if len(mounted) != 5 {
+		t.Errorf("%d files are mounted, want 5:\n%s", len(mounted), config)
+	}
+	for _, file := range mounted {
+		_, err := os.Stat(file[1])
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if !strings.Contains(config, "aliases:\n        - shop.example\n") && !strings.Contains(config, "aliases:\n          - shop.example\n") {
+		t.Errorf("Traefik is not found as shop.example:\n%s", config)
 	}
 }
