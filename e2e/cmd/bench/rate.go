@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	vegeta "github.com/tsenart/vegeta/v12/lib"
@@ -29,7 +28,7 @@ type pacer struct {
 	begin  time.Time
 }
 
-// Pace implements vegeta.Pacer. It waits itself, because time.Sleep often takes half a millisecond more.
+// Pace implements vegeta.Pacer. It waits itself: see pause.
 func (p *pacer) Pace(elapsed time.Duration, hits uint64) (time.Duration, bool) {
 	if hits == 0 {
 		p.begin = time.Now().Add(-elapsed)
@@ -39,8 +38,7 @@ func (p *pacer) Pace(elapsed time.Duration, hits uint64) (time.Duration, bool) {
 		if wait <= 0 {
 			return 0, false
 		}
-		pause := syscall.NsecToTimespec(wait.Nanoseconds())
-		_ = syscall.Nanosleep(&pause, nil) // a signal ends it early
+		pause(wait)
 	}
 }
 

@@ -72,6 +72,7 @@ func TestPortTaken(t *testing.T) {
 
 // The server must live on while threads of the test come and go.
 func TestOutlivesThreads(t *testing.T) {
+	Path(t) // only the test's own goroutine can skip it
 	started := make(chan *Server)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine

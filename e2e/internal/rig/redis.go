@@ -25,6 +25,7 @@ var commonRedis struct {
 // SharedRedis is a Redis for all tests that do it no harm; each uses its own key prefix.
 func SharedRedis(t testing.TB) *redistest.Server {
 	t.Helper()
+	redistest.Path(t) // skips each test, and not only the first
 	commonRedis.once.Do(func() { commonRedis.server = redistest.Start(hosts.UntilExit{TB: t}) })
 	if commonRedis.server == nil {
 		t.Fatal("redis-server did not start; see the first test that needed it")
