@@ -434,11 +434,12 @@ func (k *check) keyFormat(format string) *regexp.Regexp {
 	}
 	inside := strings.TrimSuffix(strings.TrimPrefix(format, "/"), "/")
 	_, err := regexp.Compile(inside)
-	if err != nil || len(format) != len(inside)+2 || inside == "" {
+	whole, wholeErr := regexp.Compile(`^(?:` + inside + `)$`)
+	if err != nil || wholeErr != nil || len(format) != len(inside)+2 || inside == "" {
 		k.fail("keyFormat", format, "token, visible, uuid, or a regular expression between slashes, such as /[A-Z]{3}-[0-9]+/, which the whole key has to match")
 		return visibleKey
 	}
-	return regexp.MustCompile(`^(?:` + inside + `)$`)
+	return whole
 }
 
 // source returns the source that text names.

@@ -1,8 +1,10 @@
 package idem
 
 import (
+	"encoding/json"
 	"errors"
 	"io"
+	"math/big"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -139,6 +141,150 @@ func (r request) lease(t *testing.T, h *handler, length int) *store.Run {
 	}
 	sent.Header["Content-Type"] = []string{r[contentType]}
 	return newLease(h, sent, keyOf(h, r[key]), taken.compared)
+}
+
+// FuzzSources reads a value by a source that is written in any way, out of any request. A source has one normal form, and what it
+// finds is one value: of a JSON body, the one that encoding/json finds there.
+func FuzzSources(f *testing.F) {
+	for _, text := range []string{"X-Key", "header:x-key", "Host", "cookie:a", "query:a", "form:a", "json:/a/0/b", "json:/a~1b~0", "json:/", "jwt:sub", "ip", "ip:2", "content", "X-Key + json:/id", "json:/a + content", "json:/~2", "a:b", ""} {
+		f.Add(text, "a=1; a=2", "a=1&a=%00", `{"a":[{"b":"x"}],"a/b~":1.0,"":null}`)
+		f.Add(text, "1.2.3.4, [::1]:5", "application/x-www-form-urlencoded", "a=1&%zz")
+		f.Add(text, "Bearer e30.eyJzdWIiOiJ4In0.", "application/json", strings.Repeat("[", 20000))
+		f.Add(text, `session="a"`, "application/json", `{"a":{"0":{"b":true}},"a":1}`)
+	}
+	f.Fuzz(func(t *testing.T, text, header, other, body string) {
+		s := parseSource(text)
+		if s == nil {
+			return
+		}
+		again := parseSource(s.text)
+		if again == nil || again.text != s.text || again.inBody != s.inBody || len(again.places) != len(s.places) {
+			t.Fatalf("%q is written %q, and that %+v", text, s.text, again)
+		}
+		config := CreateConfig()
+		config.MaxRequestBodyBytes = 100_000
+		set, _, err := config.settings()
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := &handler{settings: *set}
+		r := &http.Request{Method: "POST", Host: other, URL: &url.URL{Path: "/", RawQuery: other}, RemoteAddr: header, Header: http.Header{
+			"X-Key": {header}, "Cookie": {header}, "Authorization": {header}, "X-Forwarded-For": {header}, "Content-Type": {other},
+		}}
+		value, state := valueOf(h, s, r, []byte(body))
+		if (value != "") != (state == present) && s.places[0].kind != kindHost || state == unread {
+			t.Errorf("%q finds %q in state %d", s.text, value, state)
+		}
+		valueAgain, stateAgain := valueOf(h, again, r, []byte(body))
+		if value != valueAgain || state != stateAgain {
+			t.Errorf("%q finds %q and %q", s.text, value, valueAgain)
+		}
+		if p := s.places[0]; len(s.places) == 1 && p.kind == kindJSON {
+			want, found := scalarAt(strings.TrimPrefix(body, byteOrderMark), p.path)
+			if (state == present && (value != want || !found)) || (state == absent && found && mediaName(r) != formType && len(body) <= 100_000) {
+				t.Errorf("%q finds %q in %q in state %d, want %q, %t", s.text, value, body, state, want, found)
+			}
+		}
+	})
+}
+
+// scalarAt returns what encoding/json finds at a pointer, if it is a string, number or boolean.
+func scalarAt(body string, path []string) (string, bool) {
+	d := json.NewDecoder(strings.NewReader(body))
+	d.UseNumber()
+	var node any
+	if !json.Valid([]byte(body)) || d.Decode(&node) != nil {
+		return "", false
+	}
+	for _, token := range path {
+		switch n := node.(type) {
+		case map[string]any:
+			node = n[token]
+		case []any:
+			i, err := strconv.Atoi(token)
+			if err != nil || i < 0 || i >= len(n) || strconv.Itoa(i) != token {
+				return "", false
+			}
+			node = n[i]
+		default:
+			return "", false
+		}
+	}
+	switch n := node.(type) {
+	case string:
+		return n, n != ""
+	case json.Number:
+		return n.String(), true
+	case bool:
+		return strconv.FormatBool(n), true
+	}
+	return "", false
+}
+
+// FuzzCanonical compares the form in which JSON is compared with values that encoding/json has read: equal ones have one form, and
+// others have not.
+func FuzzCanonical(f *testing.F) {
+	for _, pair := range [][2]string{
+		{`{"a":1.0,"b":[1e2,"x"]}`, ` { "b" : [100, "\u0078"], "a":1 }`}, {`[9007199254740993]`, `[9007199254740992]`}, {`{"a":1,"a":2}`, `{"a":2}`}, {`{"a":"\u003a","b":1,"b":2}`, `{"a":":","b":2}`},
+		{`[-0.0,0.10,1E+2,"1.0"]`, `[0,1e-1,100,"1.0"]`}, {`["\ud800"]`, `["\ud801"]`}, {`1`, `"1"`}, {`{"x":{"y":1,"z":[1,2]}}`, `{"x":{"z":[1,3]}}`}, {`12345678901234567890`, `1234567890123456789e1`}, {`1e999999999999`, `10e999999999998`},
+	} {
+		f.Add(pair[0], pair[1])
+	}
+	f.Fuzz(func(t *testing.T, a, b string) {
+		if !json.Valid([]byte(a)) || !json.Valid([]byte(b)) {
+			return
+		}
+		one, two := canonical([]byte(a), nil), canonical([]byte(b), nil)
+		if one == nil || two == nil {
+			return
+		}
+		if again := canonical(one, nil); string(again) != string(one) {
+			t.Errorf("%q is %q, and that %q", a, one, again)
+		}
+		if same := exactly(t, a) == exactly(t, b); same != (string(one) == string(two)) {
+			t.Errorf("%q and %q are equal: %t; their forms are %q and %q", a, b, same, one, two)
+		}
+		if without := canonical([]byte(a), []*place{{kind: kindJSON, path: []string{"x", "y"}}}); !json.Valid(without) {
+			t.Errorf("%q without /x/y is %q", a, without)
+		}
+	})
+}
+
+// exactly is a JSON text with its numbers as exact fractions. A number that is too long for that skips the test.
+func exactly(t *testing.T, text string) string {
+	d := json.NewDecoder(strings.NewReader(text))
+	d.UseNumber()
+	var node any
+	err := d.Decode(&node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var exact func(node any) any
+	exact = func(node any) any {
+		switch n := node.(type) {
+		case map[string]any:
+			for name, value := range n {
+				n[name] = exact(value)
+			}
+		case []any:
+			for i, value := range n {
+				n[i] = exact(value)
+			}
+		case json.Number:
+			_, exponent, _ := strings.Cut(strings.ToLower(n.String()), "e")
+			if len(strings.TrimLeft(exponent, "+-")) > 3 {
+				t.Skip()
+			}
+			fraction, _ := new(big.Rat).SetString(n.String())
+			return []any{"number", fraction.String()}
+		}
+		return node
+	}
+	data, err := json.Marshal(exact(node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
 }
 
 // FuzzEndpoints compares the regular expressions that patterns become with a matcher that follows docs/configuration.md word by word.

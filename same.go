@@ -20,7 +20,7 @@ type comparison struct {
 
 // longestCompared bounds, in bytes, what is compared as values and not as bytes. As values, a body takes some twenty times its
 // size in memory.
-const longestCompared = 256 << 10
+const longestCompared = 128 << 10
 
 // countedHeaders are the headers in a fingerprint besides Content-Type.
 var countedHeaders = []string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range", "Range"}
@@ -103,16 +103,6 @@ func withoutFields(encoded string, ignored []*place, kind string) string {
 	return values.Encode()
 }
 
-var (
-	jsonStrings = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
-	jsonNumbers = regexp.MustCompile(`-?[0-9][-+.0-9Ee]*`)
-	jsonTokens  = regexp.MustCompile(jsonStrings.String() + `|` + jsonNumbers.String())
-)
-
-// mostNumbers is how many numbers and strings are looked at in order to compare numbers by value. In a body with more, numbers
-// are compared as they are written.
-const mostNumbers = 10000
-
 // canonical returns data, which is valid JSON, in a form that is the same for the same values: members in order, without those
 // that are ignored, without white space, every string and number written in one way. It returns nil if an object has two
 // members of one name, because parsers do not agree on which of them counts, or if a string is no Unicode.
@@ -125,7 +115,7 @@ func canonical(data []byte, ignored []*place) []byte {
 		return nil
 	}
 	text := encode(tree)
-	if members(text) != members(data) || bytes.Contains(text, []byte("\ufffd")) {
+	if members(text, data) != members(data, data) || bytes.Contains(text, []byte("\ufffd")) {
 		return nil
 	}
 	changed := false
@@ -141,18 +131,26 @@ func canonical(data []byte, ignored []*place) []byte {
 	return withCanonicalNumbers(text)
 }
 
-// encode returns tree as JSON. A map's members come in order.
+// encode returns tree as JSON, and a newline. A map's members come in order.
 func encode(tree interface{}) []byte {
 	text := new(bytes.Buffer)
 	e := json.NewEncoder(text)
 	e.SetEscapeHTML(false)
 	_ = e.Encode(tree) // what was decoded can be encoded
-	return bytes.TrimSuffix(text.Bytes(), []byte("\n"))
+	return text.Bytes()
 }
 
-// members returns how many members all objects in valid JSON have.
-func members(data []byte) int {
-	return bytes.Count(jsonStrings.ReplaceAllLiteral(data, []byte("_")), []byte(":"))
+const jsonString = `"(?:[^"\\]|\\.)*"`
+
+var jsonStrings = regexp.MustCompile(jsonString)
+
+// members returns how many members all objects in text have, and how many colons its strings. Both are encodings of the same
+// values, except that text may lack members; where original has no escaped colon, they have as many colons in their strings.
+func members(text, original []byte) int {
+	if bytes.Contains(original, []byte(`\u003`)) {
+		text = jsonStrings.ReplaceAllLiteral(text, []byte("_"))
+	}
+	return bytes.Count(text, []byte(":"))
 }
 
 // without returns tree without what a pointer points to. An element that leaves its array leaves null behind.
@@ -184,36 +182,58 @@ func without(tree interface{}, path []string) interface{} {
 	return tree
 }
 
-// withCanonicalNumbers returns compact JSON with every number written in one way.
+// Numbers that are written in one way have no zeros at the end of a fraction, no sign if they are 0, and no exponent unless
+// they are long: see canonicalNumber. zeros finds most of the others, and exponents what may be among the rest; both find
+// strings first, so that nothing is found in them.
+var (
+	zeros     = regexp.MustCompile(`(` + jsonString + `)|(\.[0-9]*[1-9])0+\b|-(0)(?:\.0+)?([],}\n])|\.0+\b`)
+	exponents = regexp.MustCompile(`[0-9][eE]|[0-9.]{16}`)
+	tokens    = regexp.MustCompile(jsonString + `|-?[0-9][-+.0-9Ee]*`)
+)
+
+// Bounds on what is done to write numbers in one way. In a body with more, those with exponents and long ones stay as they are.
+const (
+	mostTokens   = 10000 // strings and numbers
+	mostRewrites = 1000
+)
+
+// withCanonicalNumbers returns JSON that encode has written with every number written in one way.
 func withCanonicalNumbers(text []byte) []byte {
-	found := jsonTokens.FindAllIndex(text, mostNumbers+1)
-	if len(found) > mostNumbers {
+	if bytes.Contains(text, []byte("0")) {
+		text = zeros.ReplaceAll(text, []byte("$1$2$3$4"))
+	}
+	if !exponents.Match(text) {
 		return text
 	}
+	found := tokens.FindAllIndex(text, mostTokens+1)
 	var written []byte
-	done := 0
+	done, rewrites := 0, 0
 	for _, at := range found {
 		from, to := at[0], at[1]
 		if text[from] == '"' {
 			continue
 		}
 		number := string(text[from:to])
-		one := canonicalNumber(number)
-		if one != number {
-			written = append(written, text[done:from]...)
-			written = append(written, one...)
-			done = to
+		if !exponents.MatchString(number) {
+			continue
 		}
+		rewrites++
+		written = append(written, text[done:from]...)
+		written = append(written, canonicalNumber(number)...)
+		done = to
+	}
+	if len(found) > mostTokens || rewrites > mostRewrites {
+		return text
 	}
 	return append(written, text[done:]...)
 }
 
-// canonicalNumber returns the one way in which the value of a JSON number is written: its digits without zeros at the ends, and
-// the power of ten that they are multiplied by. Short whole numbers stay as they are.
+// longestPlain is how long a number without its sign may be that is written without an exponent.
+const longestPlain = 15
+
+// canonicalNumber returns the one way in which the value of a JSON number is written: as a decimal fraction without zeros at its
+// end, or if that is long, as its digits and the power of ten that they are multiplied by.
 func canonicalNumber(number string) string {
-	if len(number) < 16 && number != "-0" && strings.Trim(number, "-0123456789") == "" {
-		return number
-	}
 	digits, exponent, _ := strings.Cut(strings.ToLower(number), "e")
 	power := 0
 	if exponent != "" {
@@ -230,14 +250,26 @@ func canonicalNumber(number string) string {
 	if digits == "" {
 		return "0"
 	}
-	short := strings.TrimRight(digits, "0")
-	power += len(digits) - len(short)
+	length := len(digits)
+	digits = strings.TrimRight(digits, "0")
+	power += length - len(digits)
 	sign := ""
 	if negative {
 		sign = "-"
 	}
-	if power >= 0 && len(sign)+len(short)+power < 16 {
-		return sign + short + strings.Repeat("0", power)
+	whole = digits
+	fraction = ""
+	switch {
+	case power >= 0 && len(digits)+power <= longestPlain:
+		whole += strings.Repeat("0", power)
+	case power < 0 && -power < len(digits) && len(digits) < longestPlain:
+		whole = digits[:len(digits)+power]
+		fraction = "." + digits[len(digits)+power:]
+	case power < 0 && -power >= len(digits) && 2-power <= longestPlain:
+		whole = "0"
+		fraction = "." + strings.Repeat("0", -power-len(digits)) + digits
+	default:
+		fraction = "e" + strconv.Itoa(power)
 	}
-	return sign + short + "e" + strconv.Itoa(power)
+	return sign + whole + fraction
 }

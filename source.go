@@ -99,6 +99,9 @@ func parsePlace(text string) (*place, string) {
 		}
 	case kindCookie:
 		valid = tokenPattern.MatchString(p.name)
+		if !valid {
+			break
+		}
 		p.cookie = regexp.MustCompile(`(?:^|;)[ \t]*` + regexp.QuoteMeta(p.name) + `[ \t]*=([^;]*)`)
 	case kindQuery:
 	case kindForm:

@@ -137,7 +137,9 @@ func TestSourcesOfKeys(t *testing.T) {
 		},
 	} {
 		t.Run(fmt.Sprint(c.key), func(t *testing.T) {
-			rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+			rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+				t.Parallel()
+				e := &rig.Env{Host: host}
 				s := e.Serve(t, hosts.Settings{"key": c.key, "maxRequestBodyBytes": 1500, "onMismatch": "replay", "scope": "none"}, echo)
 				first := s.Do(c.same[0])
 				s.Want(first, 201, "first")
@@ -228,7 +230,9 @@ func TestCallers(t *testing.T) {
 		},
 	} {
 		t.Run(scope, func(t *testing.T) {
-			rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+			rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+				t.Parallel()
+				e := &rig.Env{Host: host}
 				s := e.Serve(t, hosts.Settings{"scope": scope, "onMismatch": "replay"}, rig.Created)
 				var answers []rig.Answer
 				for i, call := range append(c.callers, c.nobody[0]) {
@@ -328,7 +332,9 @@ func TestKeyFormats(t *testing.T) {
 		"/(?i)[a-f]{60}/": {[]string{strings.Repeat("aF", 30)}, []string{"abc", strings.Repeat("a", 61)}},
 	} {
 		t.Run(format, func(t *testing.T) {
-			rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+			rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+				t.Parallel()
+				e := &rig.Env{Host: host}
 				s := e.Serve(t, hosts.Settings{"keyFormat": format, "key": "X-Request-ID, json:/id"}, rig.Created)
 				for _, key := range c.valid {
 					if key[0] == ' ' { // HTTP takes spaces off a header
@@ -405,9 +411,9 @@ func TestRequestsWithoutAKeyPassWhole(t *testing.T) {
 					request = s.Request(post("/", contentType, body).With(func(c *rig.Call) { c.Reader = io.MultiReader(strings.NewReader(body)) }))
 					request.Trailer = http.Header{"X-Sum": {"17"}}
 					want = seen{body: body, encoding: "chunked", trailer: "17", length: -1}
-				if len(body) > 100_000 { // a proxy does not know the trailer of a body that streams
-					want.trailer = ""
-				}
+					if len(body) > 100_000 { // a proxy does not know the trailer of a body that streams
+						want.trailer = ""
+					}
 				}
 				response, err := s.HTTP.Do(request)
 				if err != nil {
