@@ -11,8 +11,8 @@ import (
 	"github.com/example/traefik-idem/e2e/internal/rig"
 )
 
-// deskStats are the settings of a page with a viewer and an admin.
-var deskStats = hosts.Settings{"stats": map[string]any{"users": "eye:look", "admins": "boss:pass"}}
+// deskStats are the settings of a page with a viewer and an admin. Keys are held for longer than a busy machine takes.
+var deskStats = hosts.Settings{"ttl": "1h", "maxTTL": "1h", "stats": map[string]any{"users": "eye:look", "admins": "boss:pass"}}
 
 // field matches what a form of the page sends unless somebody changes it.
 var field = regexp.MustCompile(`<input[^>]* name="(\w+)"[^>]* value="([^"]*)"`)
