@@ -1,6 +1,7 @@
 package behaviour
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -502,5 +503,38 @@ func TestObservedSources(t *testing.T) {
 			total(f, t, name, want)
 		}
 		s.Calls(20)
+	})
+}
+
+// TestAKeyInAChunkedBody has a body without a declared length, and one that breaks off.
+func TestAKeyInAChunkedBody(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		e := &rig.Env{Host: host}
+		s := e.Serve(t, hosts.Settings{"key": "json:/id", "scope": "json:/tenant"}, echo)
+		chunked := func(parts ...io.Reader) rig.Call {
+			return jsonPost("").With(func(c *rig.Call) { c.Reader = io.MultiReader(parts...) })
+		}
+		body := `{"id":1,"tenant":2,"text":"` + strings.Repeat("long ", 10_000) + `"}`
+		first := s.Do(chunked(strings.NewReader(body)))
+		s.Want(first, 201, "first")
+		if string(first.Body) != body {
+			t.Errorf("the backend got %d bytes, want %d", len(first.Body), len(body))
+		}
+		s.WantReplay(first, s.Do(jsonPost(body)))
+		conn, err := net.Dial("tcp", s.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"id\"\r\nx\r\n", s.Name)
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		if response.StatusCode != 400 || response.Header.Get("Decision") != "invalid" {
+			t.Errorf("half a body: %d %q", response.StatusCode, response.Header.Get("Decision"))
+		}
+		s.Calls(1)
 	})
 }
