@@ -3,6 +3,7 @@ package redis
 // Keys that are settled at one Traefik, and asked for at another one with a memory of its own.
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"testing"
@@ -123,5 +124,143 @@ func TestOfTwoOperatorsOneSettles(t *testing.T) {
 			}
 			one.Calls(calls)
 		}
+	})
+}
+
+// TestNothingIsLostOrMadeUpWhileRedisIsAway has it killed between an unknown outcome and its settling, and another outcome that is
+// unknown meanwhile.
+func TestNothingIsLostOrMadeUpWhileRedisIsAway(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+		front := rig.NewFront(t, server.Addr)
+		one, other := two(t, host, server.Addr, front.Addr, rig.NewBackend(t, ends), nil)
+		before, meanwhile := rig.Post("/unknown", rig.UnusedKey()), rig.Post("/unknown", rig.UnusedKey())
+		one.Send(before)
+		id := one.IDOf(one.Do(before))
+		one.WantProblem(other.Do(before), 409, "outcome-unknown", "unknown") // which it remembers
+		version := one.Key(id).Version
+
+		server.Kill()
+		one.Send(meanwhile)
+		later := one.IDOf(one.Do(meanwhile))
+		for _, s := range []*rig.Site{one, other} {
+			for _, c := range []rig.Call{rig.Get("/_idem/keys/" + id), rig.Get("/_idem/keys?state=unknown"), rig.AsBoss("PUT", id, `{"status":201}`), rig.AsBoss("DELETE", later, "")} {
+				s.WantKeyProblem(s.Do(c), 503, "store-unavailable")
+			}
+			s.WantProblem(s.Do(before), 409, "outcome-unknown", "unknown;degraded")
+		}
+		server.Restart()
+
+		for _, s := range []*rig.Site{one, other} {
+			s.AwaitRedis()
+			for len(s.Keys("unknown")) < 2 { // what is lost ends in the test's time-out
+				time.Sleep(10 * time.Millisecond)
+			}
+			if k := s.Key(id); k.State != "unknown" || k.Version != version {
+				t.Errorf("before the outage: %+v", k)
+			}
+			if k := s.Key(later); k.State != "unknown" {
+				t.Errorf("during the outage: %+v", k)
+			}
+		}
+		one.Settle("PUT", id, `{"status":201,"body":"paid before"}`)
+		other.Settle("PUT", later, `{"status":201,"body":"paid meanwhile"}`) // which one has in its own memory
+		for _, s := range []*rig.Site{one, other} {
+			for c, want := range map[*rig.Call]string{&before: "paid before", &meanwhile: "paid meanwhile"} {
+				a := s.Do(*c)
+				for a.Status != 201 { // as above
+					time.Sleep(10 * time.Millisecond)
+					a = s.Do(*c)
+				}
+				if string(a.Body) != want || a.Header.Get("Decision") != "replayed" {
+					t.Errorf("%d %v %q, want %q", a.Status, a.Header, a.Body, want)
+				}
+			}
+		}
+		one.NoneTwice()
+	})
+}
+
+// TestKeysAreSettledInACluster where each key may be at another node than the notes.
+func TestKeysAreSettledInACluster(t *testing.T) {
+	cluster := redistest.StartMasters(t, 3)
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		s := rig.Serve(t, host, ends, hosts.Settings{"statusHeader": "Decision", "scope": "Authorization", "lease": "10m", "stats": rig.AdminStats["stats"],
+			"redis": map[string]any{"cluster": true, "endpoints": cluster.Endpoints(), "keyPrefix": "c-" + host.String(), "dialTimeout": "20s", "readTimeout": "20s", "writeTimeout": "20s"}})
+		ids := map[string]rig.Call{}
+		for range 20 {
+			c := rig.Post("/unknown", rig.UnusedKey())
+			s.Send(c)
+			ids[s.IDOf(s.Do(c))] = c
+		}
+		list := s.Keys("unknown")
+		if len(list) != len(ids) {
+			t.Errorf("%d are unknown, want %d: %+v", len(list), len(ids), list)
+		}
+		for i, k := range list {
+			c, known := ids[k.ID]
+			if !known || k.State != "unknown" {
+				t.Errorf("listed: %+v", k)
+			}
+			if i%2 == 0 {
+				s.Settle("DELETE", k.ID, "")
+				continue
+			}
+			s.Settle("PUT", k.ID, `{"status":201,"body":"paid"}`)
+			s.Want(s.Do(c), 201, "replayed")
+		}
+		if left := s.Keys(""); len(left) != 0 {
+			t.Errorf("left: %+v", left)
+		}
+		s.Calls(20)
+	})
+}
+
+// TestALeaseIsTakenFromATraefikThatIsNotHeardOf cuts one off from Redis while it runs a request. What it sends late, and the end of its
+// request, change nothing for the next owner.
+func TestALeaseIsTakenFromATraefikThatIsNotHeardOf(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		t.Parallel() // it waits twice for a Traefik to be heard of
+		server := redistest.Start(t)
+		front := rig.NewFront(t, server.Addr)
+		arrived, proceed := make(chan struct{}), make(chan struct{})
+		b := rig.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			w.WriteHeader(http.StatusCreated)
+			_ = http.NewResponseController(w).Flush() // no time-out of Traefik's ends it from here on
+			arrived <- struct{}{}
+			<-proceed
+			_, _ = fmt.Fprintf(w, "payment %d", rig.Unique.Add(1))
+		})
+		one, other := two(t, host, server.Addr, front.Addr, b, hosts.Settings{"inFlight": "reject"})
+		c := rig.Post("/slow", rig.UnusedKey())
+		lost, next := make(chan rig.Answer, 1), make(chan rig.Answer, 1)
+		go func() { lost <- other.Send(c) }()
+		<-arrived
+		id := one.IDOf(one.Do(c))
+		for one.Key(id).Traefik == "" { // until it has been heard of
+			time.Sleep(10 * time.Millisecond)
+		}
+		if k := one.WantKeyProblem(one.Do(rig.AsBoss("DELETE", id+"?force=true", "")), 409, "key-running"); k.State != "running" || k.Traefik == "" {
+			t.Errorf("it runs, and is %+v", k)
+		}
+		front.Gate.Lock()
+		one.WantKeyProblem(one.Do(rig.AsBoss("DELETE", id, "")), 409, "key-running")
+		if k := one.Settle("DELETE", id+"?force=true", ""); k.State != "free" {
+			t.Errorf("it was taken, and is %+v", k)
+		}
+		go func() { next <- one.Send(c) }()
+		<-arrived
+		front.Gate.Unlock()
+		proceed <- struct{}{}
+		proceed <- struct{}{}
+		first, second := <-next, <-lost
+		one.Want(first, 201, "first")
+		other.Want(second, 201, "first")
+		for _, s := range []*rig.Site{one, other} {
+			s.WantReplay(first, s.Do(c))
+		}
+		other.WantLine("a lease was lost", "key="+id)
+		one.Calls(2)
 	})
 }
