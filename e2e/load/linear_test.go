@@ -1,6 +1,7 @@
 package load
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"math"
@@ -23,9 +24,10 @@ import (
 
 // A request is seen as steps on its key. A claim begins when the client sends and ends when the backend has the request,
 // or the client an answer. What the backend answers then settles the key: in Redis, and in the memory of the Traefik that
-// ran it. These are two steps, since other requests may come between them.
+// ran it. These are two steps, since other requests may come between them. An operator settles it in Redis alone, and the Traefiks
+// may forget what they remember of it, at any time after that began.
 type step struct {
-	kind    string // claim, settle in Redis, settle in memory
+	kind    string // claim, settle in Redis, settle in memory, settle by hand, forget
 	traefik int
 	request int
 	to      byte // settle: done, unknown or free
@@ -88,6 +90,25 @@ func (s keyState) after(in step, output any) []keyState {
 			return []keyState{settled, s}
 		}
 		return []keyState{settled}
+	case "settle by hand":
+		settled := s
+		settled.redis = place{in.to, in.request}
+		finished := s.redis.is == unknown || (s.redis.is == done && in.to == free)
+		switch {
+		case !finished && in.fault:
+			return []keyState{s}
+		case !finished:
+			return nil
+		case in.fault:
+			return []keyState{settled, s}
+		}
+		return []keyState{settled}
+	case "forget":
+		forgot := s
+		if is := s.memory[in.traefik].is; is == done || is == unknown {
+			forgot.memory[in.traefik] = place{is: free}
+		}
+		return []keyState{forgot, s}
 	}
 	out := output.(outcome)
 	claimed := s
@@ -130,7 +151,7 @@ func TestTheModelOfAKey(t *testing.T) {
 	settle := func(kind string, request int, to byte, fault bool, from, until int64) porcupine.Operation {
 		return porcupine.Operation{Input: step{kind: kind, request: request, to: to, fault: fault}, Call: from, Return: until}
 	}
-	redis, memory := "settle in Redis", "settle in memory"
+	redis, memory, hand, forget := "settle in Redis", "settle in memory", "settle by hand", "forget"
 	granted, conflict := outcome{granted: true}, outcome{place: place{is: running}}
 	replay := func(by int) outcome { return outcome{place: place{done, by}} }
 	for name, c := range map[string]struct {
@@ -151,6 +172,14 @@ func TestTheModelOfAKey(t *testing.T) {
 		"conflict with a lost claim":    {true, []porcupine.Operation{claim(0, 1, outcome{unavailable: true}, 1, 2), claim(1, 2, conflict, 3, 4)}},
 		"conflict with nobody":          {false, []porcupine.Operation{claim(1, 2, conflict, 3, 4)}},
 		"unknown stays unknown":         {true, []porcupine.Operation{claim(0, 1, granted, 1, 2), settle(redis, 1, unknown, false, 3, 9), settle(memory, 1, unknown, false, 3, 9), claim(1, 2, outcome{place: place{is: unknown}}, 5, 6)}},
+		"answered by hand":              {true, []porcupine.Operation{claim(0, 1, granted, 1, 2), settle(redis, 1, unknown, false, 3, 4), settle(memory, 1, unknown, false, 3, 4), settle(hand, -1, done, false, 5, 6), claim(1, 2, replay(-1), 7, 8), claim(0, 3, outcome{place: place{is: unknown}}, 9, 10)}},
+		"and then forgotten":            {true, []porcupine.Operation{claim(0, 1, granted, 1, 2), settle(redis, 1, unknown, false, 3, 4), settle(memory, 1, unknown, false, 3, 4), settle(hand, -1, done, false, 5, 6), settle(forget, 0, 0, false, 5, 9), claim(0, 3, replay(-1), 7, 8)}},
+		"runs though it was answered":   {false, []porcupine.Operation{claim(0, 1, granted, 1, 2), settle(redis, 1, unknown, false, 3, 4), settle(memory, 1, unknown, false, 3, 4), settle(hand, -1, done, false, 5, 6), settle(forget, 0, 0, false, 5, 9), claim(0, 3, granted, 7, 8)}},
+		"runs when it was freed":        {true, []porcupine.Operation{claim(0, 1, granted, 1, 2), settle(redis, 1, done, false, 3, 4), settle(memory, 1, done, false, 3, 4), settle(hand, -1, free, false, 5, 6), claim(1, 2, granted, 7, 8)}},
+		"runs twice when it was freed":  {false, []porcupine.Operation{claim(0, 1, granted, 1, 2), settle(redis, 1, done, false, 3, 4), settle(memory, 1, done, false, 3, 4), settle(hand, -1, free, false, 5, 6), settle(forget, 0, 0, false, 5, 9), claim(1, 2, granted, 7, 8), claim(0, 3, granted, 7, 9)}},
+		"freed while it runs":           {false, []porcupine.Operation{claim(0, 1, granted, 1, 2), settle(hand, -1, free, false, 3, 4)}},
+		"two settle it":                 {false, []porcupine.Operation{claim(0, 1, granted, 1, 2), settle(redis, 1, unknown, false, 3, 4), settle(memory, 1, unknown, false, 3, 4), settle(hand, -1, done, false, 5, 7), settle(hand, -2, done, false, 5, 7)}},
+		"an old end after it was freed": {false, []porcupine.Operation{claim(0, 1, granted, 1, 2), settle(redis, 1, done, false, 3, 4), settle(memory, 1, done, false, 3, 4), settle(hand, -1, free, false, 5, 6), claim(1, 2, replay(1), 7, 8)}},
 		"runs though it is not unknown": {false, []porcupine.Operation{claim(0, 1, granted, 1, 2), settle(redis, 1, unknown, false, 3, 4), settle(memory, 1, unknown, false, 3, 4), claim(1, 2, granted, 5, 6)}},
 	} {
 		if porcupine.CheckOperations(keyModel.ToModel(), c.history) != c.right {
@@ -223,7 +252,7 @@ func (h *history) send(t *testing.T, s *rig.Site, traefik int, key string) []por
 	if !ran {
 		by, _ := strconv.Atoi(string(a.Body))
 		switch {
-		case a.Status == 201 && decision == "replayed" && by > 0:
+		case a.Status == 201 && decision == "replayed" && by != 0:
 			op.Output = outcome{place: place{done, by}}
 		case a.Status == 409 && decision == "conflict":
 			op.Output = outcome{place: place{is: running}}
@@ -258,7 +287,45 @@ func (h *history) send(t *testing.T, s *rig.Site, traefik int, key string) []por
 	return []porcupine.Operation{op, settle, inRedis}
 }
 
-// round has five clients send two requests each with one key, and returns their steps.
+// operate has an operator look for the key, and settle it if its request has ended. It returns the steps of that.
+func (h *history) operate(t *testing.T, s *rig.Site, key string) []porcupine.Operation {
+	number := int(h.requests.Add(1))
+	in := step{kind: "settle by hand", request: -number, to: free}
+	from := h.now()
+	found := s.Send(rig.AsBoss("POST", "find", fmt.Sprintf(`{"method":"POST","url":%q,"key":%q}`, s.URL("/"), key)))
+	var k rig.Key
+	if found.Status == 200 {
+		_ = json.Unmarshal(found.Body, &k)
+	}
+	c := rig.AsBoss("DELETE", k.ID, "")
+	switch {
+	case k.State == "unknown" && rand.IntN(2) == 0:
+		in.to = done
+		c = rig.AsBoss("PUT", k.ID, fmt.Sprintf(`{"status":201,"body":"%d"}`, -number))
+	case k.State != "unknown" && k.State != "done":
+		return nil
+	}
+	a := s.Send(c)
+	// All may forget, also if nothing was changed; and twice, since it is told before and after.
+	var all []porcupine.Operation
+	for traefik := range 2 {
+		forget := porcupine.Operation{ClientId: number, Input: step{kind: "forget", traefik: traefik}, Call: from, Return: math.MaxInt64}
+		all = append(all, forget, forget)
+	}
+	switch a.Status {
+	case 200:
+		return append(all, porcupine.Operation{ClientId: number, Input: in, Call: from, Return: h.now()})
+	case 503:
+		in.fault = true
+		return append(all, porcupine.Operation{ClientId: number, Input: in, Call: from, Return: math.MaxInt64})
+	case 404, 409: // another came first, or Redis has lost the note
+	default:
+		t.Errorf("key %s, operator %d: %d %s", key, number, a.Status, a.Body)
+	}
+	return all
+}
+
+// round has five clients send two requests each with one key, and an operator settle it meanwhile, and returns their steps.
 func (h *history) round(t *testing.T, sites [][]*rig.Site, key string) []porcupine.Operation {
 	var mu sync.Mutex // guards all
 	var all []porcupine.Operation
@@ -274,6 +341,16 @@ func (h *history) round(t *testing.T, sites [][]*rig.Site, key string) []porcupi
 			}
 		})
 	}
+	wg.Go(func() {
+		if rand.IntN(2) == 0 {
+			return
+		}
+		traefik := rand.IntN(len(sites))
+		ops := h.operate(t, sites[traefik][0], key)
+		mu.Lock()
+		all = append(all, ops...)
+		mu.Unlock()
+	})
 	wg.Wait()
 	end := h.now()
 	for i := range all {
@@ -298,7 +375,7 @@ func TestLinearizable(t *testing.T) {
 	h := &history{begin: time.Now()}
 	b := rig.NewBackend(t, h.serve)
 	e := &rig.Env{Redis: server}
-	settings := e.Settings(hosts.Settings{"scope": "Authorization", "onStoreError": "reject", "lease": "1h", "ttl": "1h", "maxTTL": "1h"})
+	settings := e.Settings(hosts.Settings{"stats": rig.AdminStats["stats"], "scope": "Authorization", "onStoreError": "reject", "lease": "1h", "ttl": "1h", "maxTTL": "1h"})
 	sites := make([][]*rig.Site, 2)
 	for i := range sites {
 		p := hosts.StartTraefik(t)

