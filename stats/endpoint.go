@@ -21,7 +21,7 @@ type Counter struct {
 
 	mu        sync.Mutex         // guards everything below
 	endpoints []map[string]int64 // counts since the last gathering, by total and raw name; nil for totals that are not in Apart
-	most      int                // names in one of these; beyond, as many more endpoints
+	most      int                // raw names in each of these maps; then as many endpoints
 }
 
 // noEndpoints is Counter.endpoints before anything is counted.
