@@ -147,13 +147,13 @@ func seed(server *redistest.Server, prefix string, endpoints []string, scale flo
 	for i, name := range endpoints {
 		n := int64(scale*9000/math.Pow(float64(i+1), 1.3)) + 1
 		duplicates += n
-		add("e "+name, fmt.Sprintf("%d %d", n, now-int64(i*i*47)%500000))
+		last := now - int64(i*i*47)%500000
+		add("e "+name, fmt.Sprintf("%d %d %d %d %d %d", n, last, last, n-n*6/10-n/25, n*6/10, n/25))
 	}
 	add("t firstRuns", duplicates*24)
 	add("t replaysStore", duplicates*6/10)
 	add("t conflicts", duplicates/25)
-	add("t unknown", duplicates/90)
-	add("t replaysLocal", duplicates-duplicates*6/10-duplicates/25-duplicates/90)
+	add("t replaysLocal", duplicates-duplicates*6/10-duplicates/25)
 	add("t mismatches", duplicates/200)
 	add("t invalid", duplicates/120)
 	server.Do(args...)
@@ -195,8 +195,8 @@ func TestScreenshots(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	shot("statistics-light", sampleEndpoints, "light", 1180, 960)
-	shot("statistics-dark", sampleEndpoints, "dark", 1180, 960)
+	shot("statistics-light", sampleEndpoints, "light", 1180, 1180)
+	shot("statistics-dark", sampleEndpoints, "dark", 1180, 1180)
 	shot("statistics-phone", sampleEndpoints, "dark", 390, 1500)
 }
 
