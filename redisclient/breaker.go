@@ -223,13 +223,29 @@ func watch(c *Client) {
 	if flaps {
 		time.Sleep(probePause)
 	}
-	for !reprobe(c) {
-		time.Sleep(probePause)
+	for {
+		probed := ""
+		if c.master != nil {
+			probed = c.master.current()
+		}
+		if reprobe(c) {
+			break
+		}
+		pauseProbing(c, probed)
 	}
 	backlog := c.health.backlog
 	backlog.mu.Lock()
 	defer backlog.mu.Unlock()
 	startWriting(backlog, c.health.front)
+}
+
+// pauseProbing returns after probePause, or as soon as the sentinels name another master than the one that was probed.
+func pauseProbing(c *Client, probed string) {
+	if c.master == nil {
+		time.Sleep(probePause)
+		return
+	}
+	_, _ = c.master.await(probed, time.Now().Add(probePause)) // the next probe tells
 }
 
 // endWatch ends a panic, and lets the next failure start a new watch.

@@ -22,7 +22,7 @@ type Sentinel struct {
 }
 
 // askPause is the time between two questions to one sentinel, and so the longest delay before a promotion is noticed.
-const askPause = 200 * time.Millisecond
+const askPause = 100 * time.Millisecond
 
 var (
 	errNoMaster  = errors.New("no sentinel has named the master yet")
@@ -199,6 +199,13 @@ func (m *master) elsewhere(address string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.address != address
+}
+
+// current returns the master's address; empty if it is not known.
+func (m *master) current() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.address
 }
 
 // await returns the master's address as soon as one other than except is known, or an error at the deadline.

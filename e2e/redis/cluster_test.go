@@ -117,36 +117,51 @@ func TestANodeIsLost(t *testing.T) {
 		for name, lose := range map[string]func(*redistest.Server){"killed": (*redistest.Server).Kill, "paused": (*redistest.Server).Pause} {
 			t.Run(name, func(t *testing.T) {
 				c := redistest.StartCluster(t, 3)
-				redis := inCluster(c)
-				s := overRedis(t, host, redis)
-				first := s.Do(rig.Post("/", "k"))
-				record := recordOf(t, c, redis["keyPrefix"].(string))
-				lost := c.Owner(record)
-				for range 30 {
-					s.WantRun(rig.UnusedKey())
-				}
-				lost.AwaitReplicas(1)
-				lose(lost)
-				for i, master := range c.Masters {
-					if master == lost {
-						c.AwaitMaster(c.Replicas[i])
-					}
-				}
-				promoted := time.Now()
-				again := s.Do(rig.Post("/", "k"))
-				for again.Status == 503 {
-					again = s.Do(rig.Post("/", "k"))
-				}
-				t.Logf("followed %s after the promotion", time.Since(promoted).Round(time.Millisecond))
-				s.WantReplay(first, again)
-				c.AwaitOK(lost) // the other masters refuse everything until they know the new one
-				for range 30 {
-					s.WantRun(rig.UnusedKey())
-				}
-				s.NoneTwice()
+				loseANode(t, host, c, inCluster(c), lose)
 			})
 		}
+		t.Run("killed, over TLS", func(t *testing.T) {
+			ca := redistest.NewAuthority(t)
+			c := redistest.StartClusterTLS(t, 3, ca)
+			overRedis(t, host, overTLS(ca, inCluster(c))).WantRun("k")
+			for _, node := range c.Nodes() { // now the map comes from CLUSTER SHARDS
+				node.Do("ACL", "SETUSER", "shop", "on", ">secret", "~*", "+@all", "-cluster|slots")
+			}
+			redis := overTLS(ca, inCluster(c))
+			redis["username"], redis["password"] = "shop", "secret"
+			loseANode(t, host, c, redis, (*redistest.Server).Kill)
+		})
 	})
+}
+
+func loseANode(t *testing.T, host hosts.Host, c *redistest.Cluster, redis map[string]any, lose func(*redistest.Server)) {
+	t.Helper()
+	s := overRedis(t, host, redis)
+	first := s.Do(rig.Post("/", "k"))
+	record := recordOf(t, c, redis["keyPrefix"].(string))
+	lost := c.Owner(record)
+	for range 30 {
+		s.WantRun(rig.UnusedKey())
+	}
+	lost.AwaitReplicas(1)
+	lose(lost)
+	for i, master := range c.Masters {
+		if master == lost {
+			c.AwaitMaster(c.Replicas[i])
+		}
+	}
+	promoted := time.Now()
+	again := s.Do(rig.Post("/", "k"))
+	for again.Status == 503 {
+		again = s.Do(rig.Post("/", "k"))
+	}
+	t.Logf("followed %s after the promotion", time.Since(promoted).Round(time.Millisecond))
+	s.WantReplay(first, again)
+	c.AwaitOK(lost) // the other masters refuse everything until they know the new one
+	for range 30 {
+		s.WantRun(rig.UnusedKey())
+	}
+	s.NoneTwice()
 }
 
 // TestSlots compares the slot of keys with what Redis says.

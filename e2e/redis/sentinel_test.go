@@ -34,27 +34,44 @@ func TestAnotherMaster(t *testing.T) {
 		for name, change := range changes {
 			t.Run(name, func(t *testing.T) {
 				g := redistest.StartGroup(t, 2)
-				old := g.Servers[0]
-				s := overRedis(t, host, behindSentinels(g))
-				before := s.Do(rig.Post("/", "before"))
-				s.Want(before, 201, "first")
-				old.AwaitReplicas(2)
-				change(g, old)
-				master := g.Promoted(old)
-				promoted := time.Now()
-				for rig.KeysIn(master) < 2 { // until this one has a key that comes now
-					s.Do(rig.Post("/", rig.UnusedKey()))
-				}
-				t.Logf("followed %s after the promotion", time.Since(promoted).Round(time.Millisecond))
-				s.WantReplay(before, s.Do(rig.Post("/", "before")))
-				s.WantRun("after")
-				old.Resume()
-				s.WantRun("later")
-				s.AwaitLog("another Redis is the master now")
-				s.NoneTwice()
+				anotherMaster(t, host, g, behindSentinels(g), change)
 			})
 		}
+		t.Run("killed, over TLS", func(t *testing.T) {
+			ca := redistest.NewAuthority(t)
+			g := redistest.StartGroupTLS(t, 2, ca)
+			anotherMaster(t, host, g, overTLS(ca, behindSentinels(g)), changes["killed"])
+		})
 	})
+}
+
+// overTLS adds to settings what a client of servers with certificates of ca needs.
+func overTLS(ca *redistest.Authority, redis map[string]any) map[string]any {
+	cert, key := ca.Issue("client")
+	redis["tls"] = map[string]any{"ca": ca.CertFile, "cert": cert, "key": key}
+	return redis
+}
+
+func anotherMaster(t *testing.T, host hosts.Host, g *redistest.Group, redis map[string]any, change func(g *redistest.Group, old *redistest.Server)) {
+	t.Helper()
+	old := g.Servers[0]
+	s := overRedis(t, host, redis)
+	before := s.Do(rig.Post("/", "before"))
+	s.Want(before, 201, "first")
+	old.AwaitReplicas(2)
+	change(g, old)
+	master := g.Promoted(old)
+	promoted := time.Now()
+	for rig.KeysIn(master) < 2 { // until this one has a key that comes now
+		s.Do(rig.Post("/", rig.UnusedKey()))
+	}
+	t.Logf("followed %s after the promotion", time.Since(promoted).Round(time.Millisecond))
+	s.WantReplay(before, s.Do(rig.Post("/", "before")))
+	s.WantRun("after")
+	old.Resume()
+	s.WantRun("later")
+	s.AwaitLog("another Redis is the master now")
+	s.NoneTwice()
 }
 
 // TestADemotedMasterIsLeft has a server made a replica behind the back of the plugin's connections, and of the sentinels.
@@ -122,11 +139,15 @@ func TestAMasterChangesUnderTraffic(t *testing.T) {
 		for _, c := range []struct {
 			name     string
 			replicas int // that claims wait for: one survives a crash, but may be the wrong one where the master is well
-		}{{"killed", 1}, {"paused", 1}, {"asked", 2}} {
+			ca       *redistest.Authority
+		}{{"killed", 1, nil}, {"paused", 1, nil}, {"asked", 2, redistest.NewAuthority(t)}} {
 			t.Run(host.String()+"/"+c.name, func(t *testing.T) {
-				g := redistest.StartGroup(t, 2)
-				old := g.Servers[0]
+				g := redistest.StartGroupTLS(t, 2, c.ca)
 				redis := behindSentinels(g)
+				if c.ca != nil {
+					redis = overTLS(c.ca, redis)
+				}
+				old := g.Servers[0]
 				redis["waitReplicas"] = c.replicas
 				redis["keyPrefix"] = "traffic"
 				s := rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "lease": "2s", "redis": redis})

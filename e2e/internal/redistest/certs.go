@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -55,6 +56,22 @@ func (ca *Authority) Issue(name string) (cert, key string) {
 		template.DNSNames = []string{name}
 	}
 	return ca.write(template)
+}
+
+// client returns the configuration of a client that trusts ca, with a certificate of its own.
+func (ca *Authority) client(cert, key string) *tls.Config {
+	ca.t.Helper()
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		ca.t.Fatal(err)
+	}
+	data, err := os.ReadFile(ca.CertFile)
+	if err != nil {
+		ca.t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(data)
+	return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 }
 
 // write signs template, by itself if it is the first, and writes it and its key into files.

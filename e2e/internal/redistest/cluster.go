@@ -21,20 +21,26 @@ type Cluster struct {
 // master that is gone for a second is replaced.
 func StartCluster(t T, masters int) *Cluster {
 	t.Helper()
-	return startCluster(t, masters, masters)
+	return startCluster(t, masters, masters, nil)
+}
+
+// StartClusterTLS is StartCluster for nodes that speak nothing but TLS, with certificates of ca.
+func StartClusterTLS(t T, masters int, ca *Authority) *Cluster {
+	t.Helper()
+	return startCluster(t, masters, masters, ca)
 }
 
 // StartMasters is StartCluster without replicas.
 func StartMasters(t T, masters int) *Cluster {
 	t.Helper()
-	return startCluster(t, masters, 0)
+	return startCluster(t, masters, 0, nil)
 }
 
-func startCluster(t T, masters, replicas int) *Cluster {
+func startCluster(t T, masters, replicas int, ca *Authority) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t}
 	node := func() *Server {
-		s := Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+		s := startWith(t, ca, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 		s.Do("CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(len(c.Nodes())+1))
 		return s
 	}

@@ -45,6 +45,9 @@ type Server struct {
 	TLSAddr  string // host:port where it speaks TLS; empty: nowhere
 	Password string // that Do logs in with; empty: none
 
+	ca        *Authority // has signed cert; nil: the server does not speak TLS at Addr
+	cert, key string     // paths of files
+
 	t      T
 	path   string
 	dir    string
@@ -75,9 +78,27 @@ func Path(t T) string {
 // It ends with the test, or with the process of the test if that comes first.
 func Start(t T, args ...string) *Server {
 	t.Helper()
-	s := &Server{t: t, path: Path(t), dir: t.TempDir(), args: args}
-	t.Cleanup(s.Kill)
+	return startWith(t, nil, args...)
+}
+
+// startWith is Start for a server that speaks nothing but TLS, also to its replicas and to the nodes of its cluster, with
+// certificates of ca; without TLS if that is nil.
+func startWith(t T, ca *Authority, args ...string) *Server {
+	t.Helper()
+	s := newServer(t, ca)
+	s.args = args
 	s.start(func() { s.Addr = freeAddr(t) })
+	return s
+}
+
+// newServer is startWith for a server that is started later.
+func newServer(t T, ca *Authority) *Server {
+	t.Helper()
+	s := &Server{t: t, path: Path(t), dir: t.TempDir(), ca: ca}
+	if ca != nil {
+		s.cert, s.key = ca.Issue("127.0.0.1")
+	}
+	t.Cleanup(s.Kill)
 	return s
 }
 
@@ -182,8 +203,12 @@ func (s *Server) Do(args ...string) string {
 }
 
 func (s *Server) do(args ...string) (any, error) {
-	conn, err := redis.Dial("tcp", s.Addr, redis.DialPassword(s.Password),
-		redis.DialConnectTimeout(replyTimeout), redis.DialReadTimeout(replyTimeout), redis.DialWriteTimeout(replyTimeout))
+	options := []redis.DialOption{redis.DialPassword(s.Password),
+		redis.DialConnectTimeout(replyTimeout), redis.DialReadTimeout(replyTimeout), redis.DialWriteTimeout(replyTimeout)}
+	if s.ca != nil {
+		options = append(options, redis.DialUseTLS(true), redis.DialTLSConfig(s.ca.client(s.cert, s.key)))
+	}
+	conn, err := redis.Dial("tcp", s.Addr, options...)
 	if err != nil {
 		return nil, err
 	}
@@ -237,6 +262,10 @@ func (s *Server) launch() bool {
 	}
 
 	args := []string{"--port", port, "--bind", host, "--dir", s.dir}
+	if s.ca != nil {
+		args = []string{"--port", "0", "--tls-port", port, "--bind", host, "--dir", s.dir, "--tls-replication", "yes", "--tls-cluster", "yes",
+			"--tls-ca-cert-file", s.ca.CertFile, "--tls-cert-file", s.cert, "--tls-key-file", s.key}
+	}
 	if s.config == "" {
 		args = append(args, "--save", "", "--appendonly", "no")
 	}

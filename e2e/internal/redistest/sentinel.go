@@ -30,6 +30,13 @@ type Group struct {
 // gone for half a second is replaced.
 func StartGroup(t T, replicas int) *Group {
 	t.Helper()
+	return StartGroupTLS(t, replicas, nil)
+}
+
+// StartGroupTLS is StartGroup for servers and sentinels that speak nothing but TLS, with certificates of ca; without TLS if that
+// is nil.
+func StartGroupTLS(t T, replicas int, ca *Authority) *Group {
+	t.Helper()
 	g := &Group{t: t}
 	for range replicas + 1 {
 		args := []string{"--requirepass", GroupPassword, "--masterauth", GroupPassword, "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"}
@@ -37,7 +44,7 @@ func StartGroup(t T, replicas int) *Group {
 			host, port, _ := net.SplitHostPort(g.Servers[0].Addr)
 			args = append(args, "--replicaof", host, port)
 		}
-		s := Start(t, args...)
+		s := startWith(t, ca, args...)
 		s.Password = GroupPassword
 		g.Servers = append(g.Servers, s)
 	}
@@ -58,7 +65,8 @@ func StartGroup(t T, replicas int) *Group {
 // StartSentinel starts a sentinel that watches master, for a quorum of two.
 func StartSentinel(t T, master *Server) *Server {
 	t.Helper()
-	s := &Server{t: t, path: Path(t), dir: t.TempDir(), args: []string{"--sentinel"}}
+	s := newServer(t, master.ca)
+	s.args = []string{"--sentinel"}
 	s.config = filepath.Join(s.dir, "sentinel.conf")
 	host, port, _ := net.SplitHostPort(master.Addr)
 	lines := []string{
@@ -75,7 +83,6 @@ func StartSentinel(t T, master *Server) *Server {
 		t.Fatal(err)
 	}
 	s.Password = SentinelPassword
-	t.Cleanup(s.Kill)
 	s.start(func() { s.Addr = freeAddr(t) })
 	return s
 }
