@@ -121,7 +121,7 @@ func canonical(data []byte, ignored []*place) []byte {
 	changed := false
 	for _, p := range ignored {
 		if p.kind == kindJSON {
-			tree = without(tree, p.path)
+			leaveOut(tree, p.path)
 			changed = true
 		}
 	}
@@ -153,8 +153,8 @@ func members(text, original []byte) int {
 	return bytes.Count(text, []byte(":"))
 }
 
-// without returns tree without what a pointer points to. An element that leaves its array leaves null behind.
-func without(tree interface{}, path []string) interface{} {
+// leaveOut takes out of tree what a pointer points to. An element that leaves its array leaves null behind.
+func leaveOut(tree interface{}, path []string) {
 	node := tree
 	for i, token := range path {
 		last := i == len(path)-1
@@ -162,24 +162,23 @@ func without(tree interface{}, path []string) interface{} {
 		case map[string]interface{}:
 			if last {
 				delete(n, token)
-				return tree
+				return
 			}
 			node = n[token]
 		case []interface{}:
 			index, err := strconv.Atoi(token)
 			if err != nil || index < 0 || index >= len(n) || strconv.Itoa(index) != token {
-				return tree
+				return
 			}
 			if last {
 				n[index] = nil
-				return tree
+				return
 			}
 			node = n[index]
 		default:
-			return tree
+			return
 		}
 	}
-	return tree
 }
 
 // Numbers that are written in one way have no zeros at the end of a fraction, no sign if they are 0, and no exponent unless
