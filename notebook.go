@@ -174,9 +174,9 @@ func exchange(n *notebook) error {
 	return nil
 }
 
-// sayOnce logs an error that was not there at the last exchange. Of an outage the log tells anyhow.
+// sayOnce logs an error that was not there at the last exchange. Of an outage the log tells anyhow. The caller holds io.
 func sayOnce(n *notebook, err error) {
-	if err != nil && n.err == nil {
+	if err != nil && n.err == nil && !redisclient.IsUnreachable(err) {
 		log.Printf("level=warn msg=\"notes about keys could not be exchanged with Redis; that is tried again\" cause=%q", err)
 	}
 	n.err = err

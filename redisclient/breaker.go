@@ -141,7 +141,12 @@ func isForbidden(reply error) bool {
 
 // isServerError reports whether err concerns the server or the connection to it, and not one command.
 func isServerError(err error) bool {
-	return errors.Is(err, ErrDown) || errors.Is(err, errUnreachable) || stateFrom(err) != fine
+	return IsUnreachable(err) || stateFrom(err) != fine
+}
+
+// IsUnreachable reports whether err says that the server gave no reply, or was not asked.
+func IsUnreachable(err error) bool {
+	return errors.Is(err, ErrDown) || errors.Is(err, errUnreachable)
 }
 
 // trip sets the state of c's server after a command failed with cause, unless it is as bad already, and starts to probe it.
