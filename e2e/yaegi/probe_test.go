@@ -434,6 +434,15 @@ func F(x int) bool { b := &body{x}; var c io.ReadCloser = b; r := &http.Request{
 	{name: "map element among several assigned", want: broken, code: `
 func two(x int) (int, error) { return 2 * x, nil }
 func F(x int) bool { m := map[string]int{}; var err error; m["a"], err = two(x); return err == nil && m["a"] == 2*x }`},
+	{name: "call among several assigned", want: broken, code: `
+func two(x int) int { return 2 * x }
+func F(x int) bool { a, b := 0, 0; a, b = two(x), 7; return a == 2*x && b == 7 }`},
+	{name: "calls alone among several assigned", want: works, code: `
+func two(x int) int { return 2 * x }
+func F(x int) bool { a, b := 0, 0; a, b = two(x), two(x+1); return a == 2*x && b == 2*x+2 }`},
+	{name: "call among several declared", want: works, code: `
+func two(x int) int { return 2 * x }
+func F(x int) bool { a, b := two(x), 7; return a == 2*x && b == 7 }`},
 	{name: "value declared together with a composite literal", want: broken, code: `
 func F(x int) bool { a, s := x, []int{x}; return a == x && s[0] == x }`},
 	{name: "context key of an own struct type", want: broken, code: `

@@ -340,6 +340,13 @@ var snippets = []struct{ rule, bad, good string }{
 		`func f(m, n map[string]int) { var ok bool; m["a"], ok = n["a"]; print(ok) }`,
 		`func f(m []int, n map[string]int) { var ok bool; m[0], ok = n["a"]; m[0], m[1] = m[1], m[0]; print(ok) }`},
 
+	{"call-among",
+		`func f() int { a, b := 0, 0; a, b = g(), 7; return a + b }
+		func g() int { return 1 }`,
+		`type t struct { n int }
+		func f() int { a, b := g(), 7; a, b = g(), g(); a, b = b, a; v := &t{}; v.n, b = a, b+1; var m int64; m, b = int64(a), b; return a + b + v.n + int(m) }
+		func g() int { return 1 }`},
+
 	{"literal-among",
 		`func f() int { a, m := g(), map[string]int{}; return a + m["x"] }
 		func g() int { return 1 }`,

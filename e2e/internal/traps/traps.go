@@ -46,6 +46,7 @@ var Rules = map[string]string{
 	"late-closure":        "native code that keeps the closure sees the last round's variables: make it in a function of its own",
 	"stale-result":        "a result that is not set holds what the last call left there: set it first, before any defer that recovers",
 	"map-multi-assign":    "the map element is not set: assign to variables, then to the map",
+	"call-among":          "a call's result assigned together with values that are no calls is lost, or they are: assign each by itself",
 	"literal-among":       "a value declared together with a composite literal is lost: declare each by itself",
 	"native-literal":      "the value does not get its methods and panics: assign it to the field, or to a variable of the interface first",
 	"context-key":         "keys of one shape are equal whatever their type: use a pointer to a package variable",
@@ -639,6 +640,7 @@ func (c *checker) assign(n *ast.AssignStmt) {
 		c.declare(n, n.Rhs)
 	}
 	if len(n.Rhs) != 1 {
+		c.callAmong(n)
 		return
 	}
 	if _, plain := n.Lhs[0].(*ast.Ident); !plain && receives(n.Rhs[0]) {
@@ -653,6 +655,19 @@ func (c *checker) assign(n *ast.AssignStmt) {
 				c.found(l, "map-multi-assign", "%s", types.ExprString(l))
 			}
 		}
+	}
+}
+
+// callAmong finds calls among several values that are assigned together, to variables that there are already.
+func (c *checker) callAmong(n *ast.AssignStmt) {
+	calls := 0
+	for _, value := range n.Rhs {
+		if call, ok := ast.Unparen(value).(*ast.CallExpr); ok && !c.info.Types[call.Fun].IsType() {
+			calls++
+		}
+	}
+	if n.Tok == token.ASSIGN && calls > 0 && calls < len(n.Rhs) {
+		c.found(n, "call-among", "%d of %d", calls, len(n.Rhs))
 	}
 }
 
