@@ -5,6 +5,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"regexp"
 	"sort"
 	"strings"
 	"time"
@@ -244,8 +245,36 @@ type keyQuery struct {
 	Address string            `json:"address"` // of the client, if that is the key or the caller
 }
 
-// findByRequest says what is known of the key of a request, and makes it known by its id.
+// findByRequest says what is known of the key of a request, and makes it known by its id. If no request came with the URL as it is, it
+// is taken in its normal form, in which newer Traefiks pass it on.
 func findByRequest(h *handler, q *keyQuery) *keysAnswer {
+	answer := findByURL(h, q)
+	normal := escapes.ReplaceAllStringFunc(q.URL, normalEscape)
+	if normal == q.URL || answer.Key == nil || answer.Key.State != stateNames[store.Free] {
+		return answer
+	}
+	other := *q
+	other.URL = normal
+	return findByURL(h, &other)
+}
+
+// escapes are those of a URL.
+var escapes = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
+
+// normalEscape is an escape in its normal form (RFC 3986, section 6.2.2): that of a letter, digit, or one of -._~ is the
+// character.
+func normalEscape(escape string) string {
+	text, err := url.PathUnescape(escape)
+	if err != nil || !unreserved.MatchString(text) {
+		return strings.ToUpper(escape)
+	}
+	return text
+}
+
+var unreserved = regexp.MustCompile(`^[0-9A-Za-z._~-]$`)
+
+// findByURL is findByRequest for the URL as it is.
+func findByURL(h *handler, q *keyQuery) *keysAnswer {
 	target, err := url.Parse(q.URL)
 	switch {
 	case err != nil:
