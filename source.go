@@ -330,7 +330,7 @@ func clientAddress(p *place, r *http.Request) (string, int) {
 
 // valueAt returns the string, number or boolean at a JSON pointer in data, which is valid JSON.
 func valueAt(data []byte, path []string) (string, int) {
-	state := present
+	var state int
 	for _, token := range path {
 		data = bytes.TrimLeft(data, " \t\r\n")
 		switch data[0] {
