@@ -118,7 +118,9 @@ func TestScriptsTouchOnlyTheirKeys(t *testing.T) {
 			case "/unknown":
 				panic(http.ErrAbortHandler)
 			case "/slow": // until its lease is renewed
-				for before := renewals(server); renewals(server) == before; time.Sleep(10 * time.Millisecond) {
+				before := renewals(server)
+				for renewals(server) == before {
+					time.Sleep(10 * time.Millisecond)
 				}
 			}
 			rig.Created(w, req)
