@@ -119,7 +119,9 @@ func remembering(t *testing.T, address string) (*handler, func() string) {
 	}
 }
 
-func unknownRecord(l *store.Run) string { return fmt.Sprintf(store.UnknownFormat, l.Fingerprint) }
+func unknownRecord(l *store.Run) string {
+	return fmt.Sprintf(store.UnknownFormat, l.Fingerprint, l.Owner)
+}
 
 // TestWhoHasMissedMuchForgetsAll has a process sleep while more keys are settled than Redis tells of, another one while Redis loses its
 // data, and one that hears of all.
@@ -189,9 +191,9 @@ func TestAnOnlyCopyIsForgottenIfItWasSettled(t *testing.T) {
 	}{
 		{answer, true, true, true},
 		{store.Bare(answer), true, true, true},
-		{fmt.Sprintf(store.UnknownFormat, fingerprint), true, true, false},
+		{fmt.Sprintf(store.UnknownFormat, fingerprint, "o"), true, true, false},
 		{answer, true, false, false},
-		{fmt.Sprintf(store.UnknownFormat, fingerprint), false, false, true},
+		{fmt.Sprintf(store.UnknownFormat, fingerprint, "o"), false, false, true},
 	} {
 		keep(answer, test.onlyCopy)
 		store.Forget(m, map[string]string{"other": "v"}, 5, true)

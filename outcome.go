@@ -189,7 +189,7 @@ func keepRecorded(x *recorder) {
 // keepStatus keeps no more of an answer than that there was one.
 func keepStatus(x *recorder) {
 	sight(x.h, noteUnkept, x.lease.Key, x.r.Host, store.Unkept)
-	finish(x.h, x.lease, fmt.Sprintf(store.UnkeptFormat, x.lease.Fingerprint, x.status))
+	finish(x.h, x.lease, fmt.Sprintf(store.UnkeptFormat, x.lease.Fingerprint, x.status, x.lease.Owner))
 }
 
 // settleUnknown does with the key what onUnknown says, and says what has happened.
@@ -199,7 +199,7 @@ func settleUnknown(x *recorder) {
 	x.h.log.printLimitedAbout(levelWarn, "nobody knows how a request ended: it was sent, and no whole answer came back; find out at the backend what it did", x.r, x.lease.Key)
 	if x.h.holdUnknown {
 		sight(x.h, noteUnknown, x.lease.Key, x.r.Host, store.Unknown)
-		finish(x.h, x.lease, fmt.Sprintf(store.UnknownFormat, x.lease.Fingerprint))
+		finish(x.h, x.lease, fmt.Sprintf(store.UnknownFormat, x.lease.Fingerprint, x.lease.Owner))
 	} else {
 		release(x.h, x.lease)
 	}

@@ -24,7 +24,7 @@ func TestAnotherClientWritesWhatIsPending(t *testing.T) {
 	b := NewBacklog()
 	c := NewSharing(Options{Address: listener.Addr().String(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
 	k := NewKeys(c, "idem")
-	record := fmt.Sprintf(store.UnknownFormat, fingerprint)
+	record := fmt.Sprintf(store.UnknownFormat, fingerprint, "o-1")
 	Later(k, &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-1"}, record, time.Hour)
 	if c.Idle() {
 		t.Error("the only client of a server that is still to be told something is idle")

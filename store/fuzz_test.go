@@ -20,8 +20,8 @@ func FuzzDecode(f *testing.F) {
 	whole := storetest.Record(fingerprint, answer)
 	f.Add(whole)
 	f.Add(fmt.Sprintf(store.RunningFormat, fingerprint, "token-1"))
-	f.Add(fmt.Sprintf(store.UnknownFormat, fingerprint))
-	f.Add(fmt.Sprintf(store.UnkeptFormat, fingerprint, 201))
+	f.Add(fmt.Sprintf(store.UnknownFormat, fingerprint, "o-1"))
+	f.Add(fmt.Sprintf(store.UnkeptFormat, fingerprint, 201, "o-1"))
 	for _, other := range []string{"", "hello", whole[:40], whole[:len(whole)-10], strings.Replace(whole, "201", "2019", 1), strings.Replace(whole, ": ", " :", 1)} {
 		f.Add(other)
 	}

@@ -21,16 +21,17 @@ const headLen = len(magic) + 1 + FingerprintSize
 // Records are strings, laid out so that the standard library writes and reads an answer in few calls:
 //
 //	magic  R  fingerprint  owner
-//	magic  U  fingerprint
-//	magic  K  fingerprint  status CRLF
+//	magic  U  fingerprint  owner
+//	magic  K  fingerprint  status CRLF  owner
 //	magic  D  fingerprint  status CRLF  header lines  CRLF  body
 //
 // The formats take the parts that differ, in this order. The record of an answer, which every request makes, is concatenated
-// without a format, which takes a tenth of the time. The header lines are in HTTP's wire format.
+// without a format, which takes a tenth of the time. The header lines are in HTTP's wire format. The owner tells apart what ended
+// likewise: whoever settles one must not settle another. It is missing in what is left of an answer.
 const (
 	RunningFormat = magic + "R%s%s"
-	UnknownFormat = magic + "U%s"
-	UnkeptFormat  = magic + "K%s%d\r\n"
+	UnknownFormat = magic + "U%s%s"
+	UnkeptFormat  = magic + "K%s%d\r\n%s"
 	DoneHead      = magic + "D"
 )
 

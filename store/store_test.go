@@ -314,7 +314,7 @@ func TestALostLeaseLeavesNothing(t *testing.T) {
 	for i, end := range []func(l *store.Lease) bool{
 		func(l *store.Lease) bool { return store.Release(m, l) },
 		func(l *store.Lease) bool {
-			return store.Finish(m, l, fmt.Sprintf(store.UnknownFormat, fingerprint), time.Minute, true)
+			return store.Finish(m, l, fmt.Sprintf(store.UnknownFormat, fingerprint, l.Owner), time.Minute, true)
 		},
 	} {
 		l := &store.Lease{Key: fmt.Sprint(i), Owner: "o"}

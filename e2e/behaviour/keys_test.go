@@ -227,6 +227,7 @@ func TestAKeyIsFreedByHand(t *testing.T) {
 			if k := s.Key(held.ID); k.State != held.State {
 				t.Errorf("%s: run again, it is %+v, want %s", path, k, held.State)
 			}
+			s.WantKeyProblem(s.Do(rig.AsBoss("DELETE", held.ID, "", "If-Match", `"`+held.Version+`"`)), 409, "key-changed") // it ended likewise, but is another end
 			s.Send(c)
 			s.Calls(2 * int64(i+1))
 		}

@@ -310,8 +310,8 @@ func (l *life) finish(r *request) {
 	ttl := l.duration()
 	record := []string{
 		Record(r.Fingerprint, &store.Answer{Status: 200, Body: fmt.Sprintf("answer %d", l.bodies)}),
-		fmt.Sprintf(store.UnknownFormat, r.Fingerprint),
-		fmt.Sprintf(store.UnkeptFormat, r.Fingerprint, 200+l.bodies),
+		fmt.Sprintf(store.UnknownFormat, r.Fingerprint, r.Owner),
+		fmt.Sprintf(store.UnkeptFormat, r.Fingerprint, 200+l.bodies, r.Owner),
 	}[l.random.Intn(3)]
 	rec, err := store.Decode(record)
 	l.expect(err == nil, "decode: %v", err)

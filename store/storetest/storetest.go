@@ -149,7 +149,7 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 		}},
 		{"an unknown outcome is kept", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
-			finish(t, s, lease("k", "a"), fmt.Sprintf(store.UnknownFormat, fingerprint), true)
+			finish(t, s, lease("k", "a"), fmt.Sprintf(store.UnknownFormat, fingerprint, "a"), true)
 			held := claim(t, s, lease("k", "b"), long)
 			wantState(t, held, store.Unknown)
 			if held.Left <= 0 || held.Left > long {
@@ -158,7 +158,7 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 		}},
 		{"an answer that was not kept leaves its status", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
-			finish(t, s, lease("k", "a"), fmt.Sprintf(store.UnkeptFormat, fingerprint, 201), true)
+			finish(t, s, lease("k", "a"), fmt.Sprintf(store.UnkeptFormat, fingerprint, 201, "a"), true)
 			held := claim(t, s, lease("k", "b"), long)
 			wantState(t, held, store.Unkept)
 			if held.Answer.Status != 201 {
@@ -293,7 +293,7 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 			}
 		}},
 		{"a key is freed by hand, and its owner changes nothing", func(t *testing.T, s Subject) {
-			for i, record := range []string{done("yes"), fmt.Sprintf(store.UnknownFormat, fingerprint), fmt.Sprintf(store.UnkeptFormat, fingerprint, 201)} {
+			for i, record := range []string{done("yes"), fmt.Sprintf(store.UnknownFormat, fingerprint, "a"), fmt.Sprintf(store.UnkeptFormat, fingerprint, 201, "a")} {
 				key := "k" + strconv.Itoa(i)
 				claim(t, s, lease(key, "a"), long)
 				finish(t, s, lease(key, "a"), record, true)
@@ -321,7 +321,7 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 		{"an unknown outcome is answered by hand", func(t *testing.T, s Subject) {
 			claim(t, s, lease("k", "a"), long)
 			want(t, "finish", true, func() (bool, error) {
-				return s.Finish(lease("k", "a"), fmt.Sprintf(store.UnknownFormat, fingerprint), short)
+				return s.Finish(lease("k", "a"), fmt.Sprintf(store.UnknownFormat, fingerprint, "a"), short)
 			})
 			seen := look(t, s, "k")
 			want(t, "answering", true, func() (bool, error) { return s.Settle("k", seen, done("by hand"), long) })
@@ -361,7 +361,7 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 			for round := 0; round < 20; round++ {
 				key := "k" + strconv.Itoa(round)
 				claim(t, s, lease(key, "a"), long)
-				finish(t, s, lease(key, "a"), fmt.Sprintf(store.UnknownFormat, fingerprint), true)
+				finish(t, s, lease(key, "a"), fmt.Sprintf(store.UnknownFormat, fingerprint, "a"), true)
 				seen := look(t, s, key)
 				settled := make([]bool, 16)
 				var wg sync.WaitGroup
