@@ -115,9 +115,16 @@ func (n *notebook) redis() *redisclient.Notebook {
 	return n.shared
 }
 
+// longestNoted is how long the identity of a key may be that is noted: a few thousand are held here, and net/http takes headers of a
+// megabyte.
+const longestNoted = 16 << 10
+
 // sight notes a key of h that a request is told of. Of too many in a second, the oldest are left out.
 func sight(h *handler, kind, identity, host string, state store.State) {
 	n := h.notebook
+	if len(identity) > longestNoted {
+		return
+	}
 	seen := sighting{identity: identity, host: host, state: state, at: time.Now(), life: h.ttl}
 	n.mu.Lock()
 	defer n.mu.Unlock()

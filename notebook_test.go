@@ -92,6 +92,30 @@ func TestNotesStayFew(t *testing.T) {
 	}
 }
 
+// TestNotesStaySmall where requests with as long a path, or caller, as net/http takes are refused.
+func TestNotesStaySmall(t *testing.T) {
+	memory := store.NewMemory(1 << 20)
+	t.Cleanup(memory.Close)
+	h := &handler{settings: settings{ttl: time.Minute}, notebook: newNotebook(memory)}
+	t.Cleanup(h.notebook.Close)
+	long := strings.Repeat("x", http.DefaultMaxHeaderBytes)
+	for i := 0; i < 100; i++ {
+		for _, kind := range []string{noteUnknown, noteUnkept, noteOther} {
+			sight(h, kind, fmt.Sprint(kind, i, long), "", store.Free)
+		}
+	}
+	_ = exchange(h.notebook)
+	sight(h, noteUnknown, "short", "", store.Unknown)
+	_ = exchange(h.notebook)
+	taken := 0
+	for _, note := range h.notebook.notes.byID {
+		taken += len(note.identity)
+	}
+	if n := len(h.notebook.notes.byID); n == 0 || taken > n*longestNoted {
+		t.Errorf("%d notes take %d bytes", n, taken)
+	}
+}
+
 // remembering is a process of its own that remembers, of the keys a to e, Redis' records of a to d, and has the only one of e.
 func remembering(t *testing.T, address string) (*handler, func() string) {
 	t.Helper()
