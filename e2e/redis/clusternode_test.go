@@ -71,7 +71,13 @@ func TestSlotsMoveToIPv6(t *testing.T) {
 			if err != nil {
 				return
 			}
-			go forward(conn, server.Addr)
+			go forward(conn, server.Addr, func(command []string) bool {
+				own := command[0] == "ASKING" // which only a node of a cluster knows
+				if own {
+					fmt.Fprint(conn, "+OK\r\n")
+				}
+				return !own
+			})
 		}
 	}()
 	_, port, _ := net.SplitHostPort(listener.Addr().String())
@@ -105,8 +111,8 @@ func TestSlotsMoveToIPv6(t *testing.T) {
 	}
 }
 
-// forward carries bytes between conn and the server at addr.
-func forward(conn net.Conn, addr string) {
+// forward carries commands from conn to the server at addr, as far as passes says so, which may change them, and replies back.
+func forward(conn net.Conn, addr string, passes func(command []string) bool) {
 	defer conn.Close()
 	server, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -123,8 +129,7 @@ func forward(conn net.Conn, addr string) {
 		if err != nil {
 			return
 		}
-		if command[0] == "ASKING" { // which only a node of a cluster knows
-			fmt.Fprint(conn, "+OK\r\n")
+		if !passes(command) {
 			continue
 		}
 		fmt.Fprintf(server, "*%d\r\n", len(command))

@@ -1,11 +1,8 @@
 package redis
 
 import (
-	"bufio"
 	"crypto/sha1"
 	"encoding/hex"
-	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -40,30 +37,14 @@ func newRenamer(t *testing.T, target string) *renamer {
 	t.Helper()
 	r := &renamer{scripts: map[string]bool{}}
 	r.addr = rig.Listen(t, func(conn net.Conn) {
-		if r.down.Load() {
-			return
-		}
-		server, err := net.Dial("tcp", target)
-		if err != nil {
-			return
-		}
-		defer server.Close()
-		go func() {
-			_, _ = io.Copy(conn, server)
-			_ = conn.Close()
-		}()
-		in := bufio.NewReader(conn)
-		for {
-			command, err := readCommand(in)
-			if err != nil || r.down.Load() {
-				return
+		forward(conn, target, func(command []string) bool {
+			if r.down.Load() {
+				_ = conn.Close()
+				return false
 			}
 			r.rename(command)
-			_, _ = fmt.Fprintf(server, "*%d\r\n", len(command))
-			for _, arg := range command {
-				_, _ = fmt.Fprintf(server, "$%d\r\n%s\r\n", len(arg), arg)
-			}
-		}
+			return true
+		})
 	})
 	return r
 }
