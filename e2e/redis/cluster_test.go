@@ -30,6 +30,19 @@ func recordOf(t *testing.T, c *redistest.Cluster, prefix string) string {
 	return ""
 }
 
+// wantSpread wants keys at every master, and none sent where it does not belong.
+func wantSpread(t *testing.T, c *redistest.Cluster) {
+	t.Helper()
+	for _, master := range c.Masters {
+		if rig.KeysIn(master) == 0 {
+			t.Errorf("no key at %s", master.Addr)
+		}
+		if n := rig.InfoField(master, "errorstats", "errorstat_MOVED"); n != "" {
+			t.Errorf("%s was sent what is not its own: %s", master.Addr, n)
+		}
+	}
+}
+
 // TestAClusterHasAllKeys spreads keys over the masters, and finds their memory in the statistics.
 func TestAClusterHasAllKeys(t *testing.T) {
 	c := redistest.StartCluster(t, 3)
@@ -39,14 +52,7 @@ func TestAClusterHasAllKeys(t *testing.T) {
 		for range 60 {
 			s.WantRun(rig.UnusedKey())
 		}
-		for _, master := range c.Masters {
-			if rig.KeysIn(master) == 0 {
-				t.Errorf("no key at %s", master.Addr)
-			}
-			if n := rig.InfoField(master, "errorstats", "errorstat_MOVED"); n != "" {
-				t.Errorf("%s was sent what is not its own: %s", master.Addr, n)
-			}
-		}
+		wantSpread(t, c)
 		s.NoneTwice()
 
 		prefix := redis["keyPrefix"].(string)

@@ -182,14 +182,7 @@ func TestCLUSTERSLOTSIsForbidden(t *testing.T) {
 		for range 20 {
 			s.WantRun(rig.UnusedKey())
 		}
-		for _, master := range c.Masters {
-			if rig.KeysIn(master) == 0 {
-				t.Errorf("no key at %s", master.Addr)
-			}
-			if n := rig.InfoField(master, "errorstats", "errorstat_MOVED"); n != "" {
-				t.Errorf("%s was sent what is not its own: %s", master.Addr, n)
-			}
-		}
+		wantSpread(t, c)
 		s.WantLine("Redis forbids CLUSTER SLOTS")
 		record := recordOf(t, c, "*")
 		moveKeys, end := c.Migrate(record, c.Owner(record), other(c, c.Owner(record)))
