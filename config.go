@@ -306,6 +306,7 @@ func (c *Config) settings() (*settings, string, error) {
 	}
 	k.someOf("methods", c.Methods)
 	k.someOf("endpoints", c.Endpoints)
+	k.someOf("ignore", c.Ignore)
 	k.someOf("omitHeaders", c.OmitHeaders)
 	k.someOf("retryableStatuses", c.RetryableStatuses)
 	k.someOf("redis.endpoints", c.Redis.Endpoints)

@@ -80,6 +80,10 @@ func parseSource(text string) *source {
 	return s
 }
 
+// joined matches a place and another one behind a + without a space on each side. Both together would be the name of something
+// that nobody sends. For the same reason, a header has no + in its name here.
+var joined = regexp.MustCompile(`:.*\+\s*(header|cookie|query|form|json|jwt|ip):`)
+
 // parsePlace returns the place that text names, and its normal form; nil if it names none.
 func parsePlace(text string) (*place, string) {
 	kind, name, named := strings.Cut(text, ":")
@@ -91,7 +95,7 @@ func parsePlace(text string) (*place, string) {
 	valid := p.name != ""
 	switch kind {
 	case kindHeader:
-		valid = tokenPattern.MatchString(p.name)
+		valid = tokenPattern.MatchString(p.name) && !strings.Contains(p.name, "+")
 		p.name = http.CanonicalHeaderKey(p.name)
 		normal = p.name
 		if p.name == kindHost {
@@ -123,7 +127,7 @@ func parsePlace(text string) (*place, string) {
 	default:
 		valid = false
 	}
-	if !valid {
+	if !valid || joined.MatchString(text) {
 		return nil, ""
 	}
 	return p, normal

@@ -90,7 +90,7 @@ func TestSourcesOfKeys(t *testing.T) {
 			key: "json:/data/0/a~1b~0/id",
 			same: []rig.Call{
 				jsonPost(`{"data":[{"a/b~":{"id":"a"}}]}`), jsonPost("\ufeff{\"x\":[1,{}], \"data\":[{\"a/b~\":{\"\\u0069d\":\"\\u0061\"}}]}"),
-				post("/", "text/plain; charset=UTF-8", `{"data":[{"a/b~":{"id":"a"}}]}`), post("/", "", `{"data":[{"a/b~":{"id":"a"}}]}`), post("/", "Application/CloudEvents+JSON", ` {"data" : [ {"a/b~": {"id":"a"} } ] } `),
+				post("/", "text/plain; charset=UTF-8", `{"data":[{"a/b~":{"id":"a"}}]}`), post("/", "", `{"data":[{"a/b~":{"id":"a"}}]}`), formPost(`{"data":[{"a/b~":{"id":"a"}}]}`), post("/", "Application/CloudEvents+JSON", ` {"data" : [ {"a/b~": {"id":"a"} } ] } `),
 			},
 			others: []rig.Call{
 				jsonPost(`{"data":[{"a/b~":{"id":"b c"}}]}`), jsonPost(`{"data":[{"a/b~":{"id":1}}]}`), jsonPost(`{"data":[{"a/b~":{"id":1.0}}]}`), jsonPost(`{"data":[{"a/b~":{"id":true}}]}`),
@@ -211,7 +211,7 @@ func TestCallers(t *testing.T) {
 		"json:/tenant, X-User": {
 			callers: []rig.Call{
 				rig.Post("/", "k").With(func(c *rig.Call) { c.Body = `{"tenant":"alice"}` }), rig.Post("/", "k").With(func(c *rig.Call) { c.Body = `{"tenant":"bob"}` }),
-				rig.Post("/", "k", "X-User", "alice"), rig.Post("/", "k", "X-User", "alice").With(func(c *rig.Call) { c.Body = `{"tenant":"alice"}` }),
+				rig.Post("/", "k", "X-User", "alice"), rig.Post("/", "k", "X-User", "alice", "X-User", "bob"), rig.Post("/", "k", "X-User", "alice").With(func(c *rig.Call) { c.Body = `{"tenant":"alice"}` }),
 			},
 			same:    rig.Post("/", "k").With(func(c *rig.Call) { c.Body = ` { "tenant" : "\u0061lice" } ` }),
 			nobody:  []rig.Call{rig.Post("/", "k"), rig.Post("/", "k").With(func(c *rig.Call) { c.Body = `{"tenant":""}` })},
