@@ -753,7 +753,8 @@ func (k *check) problemType(base string) string {
 	}
 	u, err := url.Parse(base)
 	if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.User != nil || strings.ContainsAny(base, "# ") {
-		k.fail("problemBase", base, "the address of a page, such as https://example.com/docs/errors, without a #")
+		shown := base[strings.LastIndex(base, "@")+1:] // what stands before it may be a password
+		k.fail("problemBase", shown, "the address of a page, such as https://example.com/docs/errors, without a #")
 	}
 	return base + "#"
 }

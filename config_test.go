@@ -187,6 +187,12 @@ func TestAPasswordIsInNoError(t *testing.T) {
 	if !errors.Is(err, ErrConfig) || strings.Contains(err.Error(), "secret") {
 		t.Errorf("two passwords: %v", err)
 	}
+	config = CreateConfig()
+	config.ProblemBase = "https://shop:secret@example.com/errors"
+	_, err = New(context.Background(), http.NotFoundHandler(), config, "idem@file")
+	if !errors.Is(err, ErrConfig) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("a login in an address: %v", err)
+	}
 }
 
 func TestEndpoints(t *testing.T) {
