@@ -98,8 +98,9 @@ func TestWhoMaySettle(t *testing.T) {
 					wants(s, name, good.Headers(lines...), 403, "another site")
 				}
 				for name, lines := range map[string][]string{
-					"text":  {"Content-Type", "text/plain"},
-					"parts": {"Content-Type", "multipart/form-data; boundary=x"},
+					"text":                {"Content-Type", "text/plain"},
+					"parts":               {"Content-Type", "multipart/form-data; boundary=x"},
+					"no form, as of curl": {"Content-Type", "application/x-www-form-urlencoded"},
 				} {
 					wants(s, name, good.Headers(lines...), 415, "application/json")
 				}
