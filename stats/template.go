@@ -88,7 +88,7 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 <p><label>Body <textarea name="body" rows="4" spellcheck="false"></textarea></label></p>
 <p><button class="danger">Yes, settle it</button> <a href="./?id={{.ID}}#key">Cancel</a></p></form>
 {{else if $.Desk.Admin}}<p class="acts">{{if .Running}}<a href="./?id={{.ID}}&amp;do=force#key">Release…</a>{{else if .Free}}{{else}}<a href="./?id={{.ID}}&amp;do=release#key">Release…</a>{{end}}{{if .Unknown}} <a href="./?id={{.ID}}&amp;do=settle#key">Settle…</a>{{end}} <a href="./#look">Close</a></p>
-{{else}}<p class="quiet">{{if $.Desk.User}}You may look. An admin may settle this key.{{end}} <a href="./#look">Close</a></p>{{end}}
+{{else}}<p class="quiet">{{if $.Desk.User}}You may look. {{if $.Desk.MayLogIn}}An admin may settle this key.{{end}}{{end}} <a href="./#look">Close</a></p>{{end}}
 {{end}}</div>{{end}}</div>
 {{if .Desk.Admin}}<details id="find"><summary>Find the key of a request</summary><form class="confirm" action="./find" method="post">
 <p class="quiet">As its client sent it. Nothing of this is kept or logged.</p>
@@ -97,6 +97,7 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 <p><label>Headers that set callers apart, one a line <textarea name="headers" rows="2" spellcheck="false" placeholder="Authorization: Bearer …"></textarea></label></p>
 <p><button>Find</button></p></form></details>
 {{else if .Desk.MayLogIn}}<p class="quiet">{{if .Desk.User}}You may look.{{end}} <a href="./login">Log in as an admin</a> to settle keys.</p>
+{{else if .Keys}}<p class="quiet">Nobody may settle keys here. <code>stats.admins</code> and <code>stats.adminsFile</code> name those who may.</p>
 {{end}}</section>
 <section id="endpoints" aria-labelledby="endpoints-title" tabindex="-1">
 <div class="bar"><h2 id="endpoints-title">Endpoints</h2><p class="quiet" id="shown" role="status">{{.Counted}}</p>

@@ -48,6 +48,9 @@ func TestKeysAreLookedUp(t *testing.T) {
 				}
 			}))
 			id := s.IDOf(again)
+			if page := string(patiently(s, rig.Get("/_idem/?id="+id)).Body); c.state == "unknown" && !strings.Contains(page, "Nobody may settle keys here.") {
+				t.Errorf("without admins, the page does not say who may settle:\n%s", page)
+			}
 			a := s.Do(rig.Get("/_idem/keys/" + id))
 			k := s.Key(id)
 			if k.ID != id || k.State != c.state || k.Method != "POST" || k.Host != s.Name || k.Path != c.path || k.Status != c.status || (k.Bytes > 0) != c.bytes {
