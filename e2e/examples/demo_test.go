@@ -180,6 +180,13 @@ func (d *runningDemo) try() {
 	if statistics := d.bash("curl -sS " + found[1] + "stats.json"); !strings.Contains(statistics, `"duplicates":2,`) {
 		d.t.Errorf("statistics: %s", statistics)
 	}
+	login := regexp.MustCompile(`(?m)^settle +(http://\S+/_idem/login) \(name (\S+), password (\S+)\)$`).FindStringSubmatch(d.out.String())
+	if login == nil {
+		d.t.Fatalf("no word of who may settle keys:\n%s", d.out.String())
+	}
+	if status := d.bash("curl -sS -o /dev/null -w '%{http_code}' -u " + login[2] + ":" + login[3] + " " + login[1]); status != "303" {
+		d.t.Errorf("the login of an admin: %s, want 303", status)
+	}
 	calls := regexp.MustCompile(`(?m)^backend: call (\d+)  POST /api/payments/ `).FindAllStringSubmatch(d.out.String(), -1)
 	if len(calls) != 2 || calls[0][1] != "1" || calls[1][1] != "2" {
 		d.t.Errorf("the backend logged %q, want its calls 1 and 2", calls)

@@ -107,7 +107,7 @@ func demo(ctx context.Context, redis string) error {
 		return err
 	}
 
-	fmt.Printf("\nTry it    http://%s/demo/\nTraefik   http://%s\nstats     http://%s/_idem/\nbackend   http://%s\nkeys in   %s\nlog       %s\n", entry, entry, entry, service.address, store, traefik.Log)
+	fmt.Printf("\nTry it    http://%s/demo/\nTraefik   http://%s\nstats     http://%s/_idem/\nsettle    http://%s/_idem/login (name admin, password demo)\nbackend   http://%s\nkeys in   %s\nlog       %s\n", entry, entry, entry, entry, service.address, store, traefik.Log)
 	printLines("http://" + entry)
 	select {
 	case <-ctx.Done():
@@ -178,7 +178,7 @@ http:
           ttl: 60s
           statusHeader: Idempotency-Status
           redis: {endpoints: %q}
-          stats: {insecure: true}
+          stats: {insecure: true, admins: "admin:demo"}
 `
 
 // writeFiles fills dir with all that Traefik reads.
