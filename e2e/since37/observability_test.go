@@ -142,8 +142,10 @@ func TestObservabilitySince37(t *testing.T) {
 		var shown strings.Builder
 		for _, line := range lines {
 			part := map[string]any{}
-			for _, field := range []string{"DownstreamStatus", "OriginStatus", "RequestMethod", "RequestPath", "downstream_Idempotency-Status"} {
-				part[field] = line[field]
+			for _, field := range []string{"DownstreamStatus", "RequestMethod", "RequestPath", "ServiceName", "downstream_Idempotency-Status"} {
+				if value, has := line[field]; has {
+					part[field] = value
+				}
 			}
 			data, err := json.Marshal(part)
 			if err != nil {
