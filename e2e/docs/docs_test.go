@@ -3,6 +3,7 @@ package docs
 import (
 	"fmt"
 	"go/ast"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -198,6 +199,36 @@ func TestREADMETry(t *testing.T) {
 		got, want := dates.ReplaceAllString(strings.ReplaceAll(printed.String(), "\r", ""), "…"), dates.ReplaceAllString(shown[0], "…")
 		if strings.TrimSpace(got) != strings.TrimSpace(want) {
 			t.Errorf("%s prints\n%s\nthe README has\n%s", host, got, want)
+		}
+	}
+}
+
+// TestOperatingPage runs the curl lines of docs/operating.md one after the other, about a payment that broke off.
+func TestOperatingPage(t *testing.T) {
+	rig.NeedCurl(t)
+	lines := strings.ReplaceAll(strings.Join(snippetsOf(t, "docs/operating.md", "sh"), ""), "\\\n", "")
+	version := regexp.MustCompile(`"version":"([0-9a-f]+)"`)
+	for _, host := range hosts.All() {
+		s := rig.Serve(t, host, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+			hosts.Settings{"stats": map[string]any{"users": "ops:look", "admins": "boss:pass"}})
+		payment := rig.Post("/api/payments/", "order-4711", "Authorization", "Bearer …")
+		s.Send(payment)
+		id := s.IDOf(s.Do(payment))
+		states, seen := []string{"unknown", "unknown", "done", "free"}, ""
+		for line := range strings.Lines(lines) {
+			command := strings.NewReplacer("curl ", "curl -sS --connect-to ::"+s.Addr+" ", "-u ops", "-u ops:look", "-u boss", "-u boss:pass",
+				"https://shop.example", "http://"+s.Name, "<id>", id, "<version>", seen).Replace(line)
+			printed := rig.Run(t, ".", "bash", "-c", command)
+			if len(states) == 0 || !strings.Contains(printed, `"id":"`+id+`","state":"`+states[0]+`"`) {
+				t.Fatalf("%s: %s\nprints %s, want the key %s in the first state of %s", host, command, printed, id, states)
+			}
+			states = states[1:]
+			if found := version.FindStringSubmatch(printed); found != nil {
+				seen = found[1]
+			}
+		}
+		if len(states) > 0 {
+			t.Errorf("%s: the page has no curl line for %s", host, states)
 		}
 	}
 }
