@@ -196,6 +196,8 @@ func TestExampleDocker(t *testing.T) {
 	for _, part := range []string{`"kind":"redis"`, `"healthy":true`, `"duplicates":1`} {
 		rig.Until(t, part+" in the statistics", time.Minute, func() bool { return strings.Contains(report(), part) })
 	}
+	local := rig.SiteOf(t, hosts.At(s.Addr, "localhost", s.Logs), nil) // as the README says
+	local.Want(local.Do(rig.Call{Method: http.MethodGet, Path: "/_idem/", Header: ops}), 200, "")
 
 	changed := override(t, false, map[string]string{"header": "X-Payment", "endpoints": "PUT /nowhere/, POST /api/payments/"})
 	compose("--file", changed, "up", "--detach", "--no-build", "payments")
