@@ -160,9 +160,9 @@ func seed(server *redistest.Server, prefix string, endpoints []string, scale flo
 }
 
 var sampleEndpoints = []string{
-	"POST pay.example.com /api/payments/", "POST pay.example.com /api/v5/order/8821/pay/", "PATCH shop.example.com /api/orders/",
+	"POST pay.example.com /api/payments/", "POST pay.example.com /api/v5/order/*/pay/", "PATCH shop.example.com /api/orders/",
 	"POST shop.example.com /api/cart/checkout", "PUT accounts.example.com /api/profile/address", "POST pay.example.com /api/refunds/",
-	"DELETE shop.example.com /api/cart/items/17", "POST mail.example.com /api/invites/", "POST accounts.example.com /api/webhooks/stripe",
+	"DELETE shop.example.com /api/cart/items/{id}", "POST mail.example.com /api/invites/", "POST accounts.example.com /api/webhooks/stripe",
 }
 
 // TestScreenshots takes the pictures of the README. They are kept if SCREENSHOTS names a folder.
