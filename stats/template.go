@@ -458,7 +458,8 @@ const pageScript = `
   };
   const load = async () => {
     try {
-      const response = await fetch("./", {cache: "no-store"});
+      const here = new URL("./", location.origin + location.pathname); // without a login, which fetch refuses
+      const response = await fetch(here, {cache: "no-store"});
       if (!response.ok) throw new Error("Traefik answers " + response.status + ".");
       const page = new DOMParser().parseFromString(await response.text(), "text/html");
       for (const now of page.querySelectorAll("[data-live]")) {

@@ -66,6 +66,14 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 
 	c, id := broken()
 	b := newBrowser(t)
+	// With a login in its address the page is refreshed, too.
+	b.run(chromedp.Navigate(strings.Replace(address(one, "/_idem/"), "http://", "http://eye:look@", 1)))
+	clock := b.eval(`document.querySelector("#clock time").dateTime`)
+	b.run(chromedp.Evaluate(`void document.dispatchEvent(new Event("visibilitychange"))`, nil))
+	b.await(fmt.Sprintf(`document.querySelector("#clock time").dateTime !== %q || document.querySelector("#trouble .alert") !== null`, clock))
+	if got := b.eval(`document.querySelector("#trouble").textContent`); got != "" {
+		t.Errorf("with a login in the address: %s", got)
+	}
 	b.watch(address(one, "/_idem/"))
 	b.theme("light", 1180, 900, false)
 	page := chromedp.Navigate(address(one, "/_idem/"))
@@ -93,7 +101,7 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 	}
 	// What is typed stays when the page is refreshed, and the keyboard sends it.
 	b.run(chromedp.SendKeys("textarea[name=body]", `{"paid":true}`, chromedp.ByQuery), chromedp.Evaluate(`void document.dispatchEvent(new Event("visibilitychange"))`, nil))
-	clock := b.eval(`document.querySelector("#clock time").dateTime`)
+	clock = b.eval(`document.querySelector("#clock time").dateTime`)
 	b.await(fmt.Sprintf(`document.querySelector("#clock time").dateTime !== %q`, clock))
 	b.follow(chromedp.Focus("input[name=status]", chromedp.ByQuery), chromedp.KeyEvent("\r"))
 	replays(c, `{"paid":true}`)
