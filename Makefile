@@ -21,6 +21,7 @@ export GOLANGCI_LINT_CACHE := $(CURDIR)/.build/lint-cache
 .PHONY: demo quick test fuzz soak traefik redis valkey vendor module lint elsewhere bench bench-quick screenshots tools
 
 demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port keeps keys in that Redis, or memory; TRAEFIK=path is run
+	@echo "building the demo"
 	@cd e2e && go build -o ../.build/demo ./cmd/demo
 	@.build/demo -redis "$(REDIS)"
 
