@@ -25,7 +25,7 @@ demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port ke
 	@cd e2e && go build -o ../.build/demo ./cmd/demo
 	@.build/demo -redis "$(REDIS)"
 
-quick: ## for whoever edits: what needs neither Traefik nor Docker, in about two minutes
+quick: ## for whoever edits: what needs neither Traefik nor Docker, in some two minutes
 	go test ./...
 	cd e2e && HOSTS=compiled,yaegi go test -p 1 ./internal/... ./behaviour ./faults ./bench
 
