@@ -2,7 +2,6 @@ package idem
 
 import (
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"net"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/example/traefik-idem/store"
 )
 
 // visitor is who asks for something below stats.path, and may look.
@@ -148,9 +149,7 @@ const tokenHours = 12
 // tokenOf returns what the page's forms carry, so that no other page can send them. It is made of the login alone: then the
 // page of one Traefik can be sent to another. Each is another one, so that nobody can find it out from how well pages compress.
 func tokenOf(who *visitor, now time.Time) string {
-	random := make([]byte, 8)
-	_, _ = rand.Read(random) // it need not be secret
-	return signed(who, strconv.FormatInt(now.Unix()/3600, 10)+"."+hex.EncodeToString(random))
+	return signed(who, strconv.FormatInt(now.Unix()/3600, 10)+"."+store.RandomHex(8))
 }
 
 // signed returns text with a signature that only the login can have made.

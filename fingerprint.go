@@ -35,6 +35,9 @@ func fingerprint(h *handler, r *http.Request, identity string, body []byte) stri
 	return sumBody(h, head, boundary, body)
 }
 
+// conditionHeaders are the headers in a fingerprint besides Content-Type.
+var conditionHeaders = []string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range", "Range"}
+
 // fingerprintHead returns what a fingerprint covers before the body, and the boundary of a multipart body.
 func fingerprintHead(r *http.Request, identity string) ([]byte, string) {
 	header := r.Header
@@ -46,7 +49,10 @@ func fingerprintHead(r *http.Request, identity string) ([]byte, string) {
 		boundary = parts
 	}
 	var head []byte
-	conditions := [][]string{header["If-Match"], header["If-None-Match"], header["If-Modified-Since"], header["If-Unmodified-Since"], header["If-Range"], header["Range"]}
+	var conditions [][]string
+	for _, name := range conditionHeaders {
+		conditions = append(conditions, header[name])
+	}
 	for _, values := range conditions {
 		if values != nil {
 			head = fmt.Appendf(nil, "if%q", conditions)

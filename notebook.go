@@ -1,7 +1,6 @@
 package idem
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -169,7 +168,7 @@ func exchange(n *notebook) error {
 	}
 	n.beats++
 	lines := append(n.notes.lines(), redisclient.Note{Kind: noteTraefik, Name: store.Token(n.memory), Until: now.Add(processLife).UnixMilli(), Text: strconv.Itoa(n.beats) + " " + n.name})
-	news, err := redis.Exchange(now.UnixMilli(), randomHex(8), n.known, n.settled, lines)
+	news, err := redis.Exchange(now.UnixMilli(), store.RandomHex(8), n.known, n.settled, lines)
 	sayOnce(n, err)
 	if err != nil {
 		return err
@@ -417,14 +416,4 @@ func (n *notes) newest(kind string, most int) []*keyNote {
 		}
 	}
 	return all
-}
-
-// randomHex returns that many random bytes in hex.
-func randomHex(bytes int) string {
-	random := make([]byte, bytes)
-	_, err := rand.Read(random)
-	if err != nil { // two that must differ could be the same
-		panic("traefik-idem: no random numbers to be had: " + err.Error())
-	}
-	return hex.EncodeToString(random)
 }

@@ -432,7 +432,7 @@ func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, r
 	case h.shared == nil:
 		done = store.Settle(h.keys.Memory, note.identity, seen.Version, record, longer(h.ttl, seen.Left))
 	case record == "":
-		done, err = redisclient.Free(h.shared, note.hash, seen, randomHex(16))
+		done, err = redisclient.Free(h.shared, note.hash, seen, store.RandomHex(16))
 	default:
 		done, err = redisclient.Answer(h.shared, note.hash, seen, record, h.ttl)
 	}

@@ -22,9 +22,6 @@ type comparison struct {
 // size in memory.
 const longestCompared = 128 << 10
 
-// countedHeaders are the headers in a fingerprint besides Content-Type.
-var countedHeaders = []string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "If-Range", "Range"}
-
 // fingerprintAs is fingerprint for a comparison of another kind. It takes the fingerprint of a request that has only what counts.
 func fingerprintAs(h *handler, c *comparison, r *http.Request, identity string, body []byte) string {
 	counted := &http.Request{URL: &url.URL{}, Header: http.Header{}}
@@ -32,7 +29,7 @@ func fingerprintAs(h *handler, c *comparison, r *http.Request, identity string, 
 		counted.URL.RawQuery = withoutFields(r.URL.RawQuery, c.ignored, kindQuery)
 	}
 	if c.conditions {
-		for _, name := range countedHeaders {
+		for _, name := range conditionHeaders {
 			if r.Header[name] != nil {
 				counted.Header[name] = r.Header[name]
 			}

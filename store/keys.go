@@ -192,13 +192,16 @@ func Displace(k *Keys, r *Run) bool {
 }
 
 // newToken returns a random prefix for owner tokens, which no other process and no other Memory has.
-func newToken() string {
-	random := make([]byte, 16)
+func newToken() string { return RandomHex(16) + "-" }
+
+// RandomHex returns that many random bytes in hex.
+func RandomHex(bytes int) string {
+	random := make([]byte, bytes)
 	_, err := rand.Read(random)
-	if err != nil { // without it two processes could take each other's leases
+	if err != nil { // two that must differ, such as the tokens of two processes, could be the same
 		panic("traefik-idem: no random numbers to be had: " + err.Error())
 	}
-	return hex.EncodeToString(random) + "-"
+	return hex.EncodeToString(random)
 }
 
 // KeepAnswer replaces the lease by the record of the backend's answer, if there is no Redis.
