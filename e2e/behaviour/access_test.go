@@ -19,12 +19,7 @@ import (
 // patiently sends c again as long as wrong logins of other tests are in its way.
 func patiently(s *rig.Site, c rig.Call) rig.Answer {
 	s.T.Helper()
-	a := s.Do(c)
-	for a.Status == http.StatusTooManyRequests {
-		time.Sleep(50 * time.Millisecond)
-		a = s.Do(c)
-	}
-	return a
+	return s.DoWhile(http.StatusTooManyRequests, c)
 }
 
 // TestWhoMaySettle asks for keys that nobody has used: who may settle is told that there is no such key.

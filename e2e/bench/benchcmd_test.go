@@ -10,6 +10,7 @@ import (
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 	"github.com/example/traefik-idem/e2e/internal/redistest"
+	"github.com/example/traefik-idem/e2e/internal/rig"
 )
 
 // needWrk skips the test where there is no wrk, except in CI, where nothing may be skipped.
@@ -29,20 +30,16 @@ func TestBenchCommand(t *testing.T) {
 	needWrk(t)
 	redistest.Path(t) // or skip
 	dir := t.TempDir()
-	binary, report := filepath.Join(dir, "bench"), filepath.Join(dir, "report.md")
-	output, err := exec.Command("go", "build", "-o", binary, "../cmd/bench").CombinedOutput()
-	if err != nil {
-		t.Fatalf("build: %v\n%s", err, output)
-	}
+	report := filepath.Join(dir, "report.md")
 	temporary := filepath.Join(dir, "tmp")
-	err = os.Mkdir(temporary, 0o755)
+	err := os.Mkdir(temporary, 0o755)
 	if err != nil {
 		t.Fatal(err)
 	}
-	bench := exec.Command(binary, "-rounds", "1", "-duration", "1s", "-markdown", report, "-traefik", hosts.Binary(t), "-against", "HEAD",
+	bench := exec.Command(rig.Build(t, "../cmd/bench"), "-rounds", "1", "-duration", "1s", "-markdown", report, "-traefik", hosts.Binary(t), "-against", "HEAD",
 		"-only", "^duplicate, local cache$|^first, Redis Cluster$|^first, Redis, 500/s$|^Redis, distinct keys: 1000$")
 	bench.Env = append(os.Environ(), "TMPDIR="+temporary)
-	output, err = bench.CombinedOutput()
+	output, err := bench.CombinedOutput()
 	if err != nil {
 		t.Fatalf("bench: %v\n%s", err, output)
 	}

@@ -2,7 +2,6 @@ package clients
 
 import (
 	"fmt"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -19,10 +18,8 @@ import (
 // startDemo runs the demo with the Traefik under test, and returns the address of its page.
 func startDemo(t *testing.T) string {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "demo")
-	rig.Run(t, ".", "go", "build", "-o", binary, "../cmd/demo")
 	var out hosts.Buffer
-	cmd := rig.Command(t, ".", binary)
+	cmd := rig.Command(t, ".", rig.Build(t, "../cmd/demo"))
 	cmd.Env = append(cmd.Env, "TRAEFIK="+hosts.Binary(t), "TMPDIR="+t.TempDir())
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it has to stop what it started

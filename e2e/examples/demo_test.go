@@ -21,16 +21,6 @@ import (
 	"github.com/example/traefik-idem/e2e/internal/rig"
 )
 
-func buildDemo(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "demo")
-	output, err := exec.Command("go", "build", "-o", path, "../cmd/demo").CombinedOutput()
-	if err != nil {
-		t.Fatalf("the demo does not build: %v\n%s", err, output)
-	}
-	return path
-}
-
 // script puts a program called traefik in a folder of its own, and returns the folder.
 func script(t *testing.T, text string) string {
 	t.Helper()
@@ -54,7 +44,7 @@ type runningDemo struct {
 // startDemo starts the demo with the folder path before all others on the PATH.
 func startDemo(t *testing.T, path string, args ...string) *runningDemo {
 	t.Helper()
-	d := &runningDemo{t: t, cmd: exec.Command(buildDemo(t), args...), done: make(chan struct{})}
+	d := &runningDemo{t: t, cmd: exec.Command(rig.Build(t, "../cmd/demo"), args...), done: make(chan struct{})}
 	d.cmd.Env = append(os.Environ(), "PATH="+path+string(os.PathListSeparator)+os.Getenv("PATH"), "TMPDIR="+t.TempDir())
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	d.cmd.Stderr = &d.out

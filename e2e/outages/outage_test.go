@@ -388,12 +388,7 @@ func TestAnAnswerThatRedisHasNoRoomFor(t *testing.T) {
 // unless409 sends c until Redis has been told how the request with its key ended. Otherwise the test's time-out ends it.
 func unless409(s *rig.Site, c rig.Call) rig.Answer {
 	s.T.Helper()
-	a := s.Do(c)
-	for a.Status == http.StatusConflict {
-		time.Sleep(10 * time.Millisecond)
-		a = s.Do(c)
-	}
-	return a
+	return s.DoWhile(http.StatusConflict, c)
 }
 
 // TestOneOfTwoFindsRedisOutOfReach has two requests with one key ask Redis at the same time. One gets no reply and runs

@@ -210,6 +210,17 @@ func (s *Site) Do(c Call) Answer {
 	return a
 }
 
+// DoWhile sends c again as long as its answer has this status. The test's time-out ends it at last.
+func (s *Site) DoWhile(status int, c Call) Answer {
+	s.T.Helper()
+	a := s.Do(c)
+	for a.Status == status {
+		time.Sleep(20 * time.Millisecond)
+		a = s.Do(c)
+	}
+	return a
+}
+
 // Calls checks how often the backend was called.
 func (s *Site) Calls(want int64) {
 	s.T.Helper()

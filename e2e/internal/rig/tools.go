@@ -106,6 +106,14 @@ func Run(t testing.TB, dir, name string, args ...string) string {
 	return string(out)
 }
 
+// Build builds the command in the folder pkg, and returns the path of its program.
+func Build(t testing.TB, pkg string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), filepath.Base(pkg))
+	Run(t, ".", "go", "build", "-o", path, pkg)
+	return path
+}
+
 // Command is a program that runs in dir, without a workspace, and ends with the test.
 func Command(t testing.TB, dir, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(t.Context(), name, args...)
