@@ -588,7 +588,7 @@ func receiveBulk(slot *connSlot, cmd *command) error {
 	reply := make([]byte, n+2)
 	_, err = io.ReadFull(slot.reader, reply)
 	cmd.reply = reply[:n]
-	if err == nil && reply[n] != '\r' {
+	if err == nil && (reply[n] != '\r' || reply[n+1] != '\n') {
 		return errProtocol
 	}
 	return err

@@ -20,7 +20,7 @@ var inScripts = regexp.MustCompile(`^(\$(-1|\d{1,5})|:(0|-?[1-9]\d{0,17})|-[^\r\
 // FuzzReply reads replies one after the other, and compares each with what redigo reads.
 func FuzzReply(f *testing.F) {
 	for _, stream := range []string{
-		":1\r\n:0\r\n:-5\r\n$-1\r\n$5\r\nhello\r\n-ERR no\r\n", "$0\r\n\r\n:7\r\n", "$3\r\na\r\n\r\n:1\r\n", "$3\r\nabcd\r\n",
+		":1\r\n:0\r\n:-5\r\n$-1\r\n$5\r\nhello\r\n-ERR no\r\n", "$0\r\n\r\n:7\r\n", "$3\r\na\r\n\r\n:1\r\n", "$3\r\nabcd\r\n", "$5\r\nhell5\r\r-",
 		"+OK\r\n", "*1\r\n$1\r\na\r\n", "what?\r\n", "\r\n", ":\r\n", "-\r\n", "$-7\r\n", "$+3\r\nabc\r\n", "$10\r\nabc", ":1\n", ":1\r", "$99999999\r\nshort", ":99999999999999999999\r\n",
 	} {
 		f.Add([]byte(stream))
