@@ -24,7 +24,7 @@ type visitor struct {
 	slowed bool   // too many wrong logins came from this address: this one was not looked at
 }
 
-// enter returns who asks for the statistics. It answers those that may not even look, and returns nil for them.
+// enter returns the visitor of the statistics. If that one may not even look, it answers the request and returns nil.
 func enter(h *handler, w http.ResponseWriter, r *http.Request) *visitor {
 	users, admins := h.readUsers()
 	if len(users)+len(admins) == 0 && !h.statsInsecure {
@@ -70,8 +70,8 @@ func identify(r *http.Request, users, admins logins) *visitor {
 	return &visitor{}
 }
 
-// mayChange reports whether who may settle and find keys, and whether r was sent on purpose: not by a page of somebody else,
-// to which a browser adds the login on its own. It answers those that are refused.
+// mayChange reports whether the visitor may settle and find keys, and whether r was sent on purpose: not by another site's page,
+// to whose requests a browser adds the login on its own. It answers r if not.
 func mayChange(h *handler, w http.ResponseWriter, r *http.Request, who *visitor) bool {
 	if !sameOrigin(r) {
 		h.answer(w, http.StatusForbidden, "A page of another site has sent this. Nothing was done.\n")
@@ -86,7 +86,7 @@ func mayChange(h *handler, w http.ResponseWriter, r *http.Request, who *visitor)
 	case kind == "application/json":
 		return true
 	case kind != "application/x-www-form-urlencoded" || r.PostFormValue("token") == "": // curl sends that type on its own
-		h.answer(w, http.StatusUnsupportedMediaType, "What changes something needs Content-Type: application/json, also without a body.\n")
+		h.answer(w, http.StatusUnsupportedMediaType, "Requests that change something need Content-Type: application/json, even without a body.\n")
 	case !validToken(who, r.PostFormValue("token"), time.Now()):
 		h.answer(w, http.StatusForbidden, "The page was loaded too long ago, or with another login. Load it again. Nothing was done.\n")
 	default:
@@ -95,8 +95,8 @@ func mayChange(h *handler, w http.ResponseWriter, r *http.Request, who *visitor)
 	return false
 }
 
-// mayAct reports whether who may settle and find keys. It answers those that are refused; a viewer who asks for the page that
-// logs in is asked for another login.
+// mayAct reports whether the visitor may settle and find keys. It answers r if not; a viewer who asks for the page that logs in
+// is asked for another login.
 func mayAct(h *handler, w http.ResponseWriter, r *http.Request, who *visitor) bool {
 	_, admins := h.readUsers()
 	looks := r.Method == http.MethodGet || r.Method == http.MethodHead
@@ -108,9 +108,9 @@ func mayAct(h *handler, w http.ResponseWriter, r *http.Request, who *visitor) bo
 	case who.slowed:
 		answerSlowed(h, w)
 	case who.name == "" || looks:
-		askForLogin(h, w, "To settle or find keys needs the name and the password of an admin.\n")
+		askForLogin(h, w, "Settling and finding keys requires an admin's name and password.\n")
 	default:
-		h.answer(w, http.StatusForbidden, "To settle or find keys needs a login of stats.admins or stats.adminsFile. This one may only look.\n")
+		h.answer(w, http.StatusForbidden, "Settling and finding keys requires a login of stats.admins or stats.adminsFile. This one may only look.\n")
 	}
 	return false
 }

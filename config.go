@@ -68,7 +68,7 @@ type Config struct {
 	Redis RedisConfig `json:"redis,omitempty"`
 	Stats StatsConfig `json:"stats,omitempty"`
 
-	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // settings that there are not
+	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // unknown settings
 }
 
 // RedisConfig says where keys are kept. Without endpoints they live in this Traefik's memory.
@@ -94,7 +94,7 @@ type RedisConfig struct {
 
 	WaitReplicas int `json:"waitReplicas,omitempty"` // replicas that must have a claim before the request runs; 0 = none
 
-	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // settings that there are not
+	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // unknown settings
 }
 
 // TLSConfig says how connections to Redis are encrypted. They are if any of it is set, or an endpoint is rediss://.
@@ -107,7 +107,7 @@ type TLSConfig struct {
 	ServerName         string `json:"serverName,omitempty"`         // in the server's certificate; empty = host of the endpoint
 	InsecureSkipVerify bool   `json:"insecureSkipVerify,omitempty"` // take any certificate
 
-	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // settings that there are not
+	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // unknown settings
 }
 
 // SentinelConfig says under which name the sentinels at the endpoints know the master, and how to log in to them.
@@ -117,7 +117,7 @@ type SentinelConfig struct {
 	Password     string `json:"password,omitempty"`
 	PasswordFile string `json:"passwordFile,omitempty"`
 
-	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // settings that there are not
+	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // unknown settings
 }
 
 // StatsConfig says where the statistics are shown, who may see them, and what is kept.
@@ -131,7 +131,7 @@ type StatsConfig struct {
 	TTL          string   `json:"ttl,omitempty"`          // life of the statistics in Redis
 	MaxEndpoints int      `json:"maxEndpoints,omitempty"` // counted apart; the rest together
 
-	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // settings that there are not
+	Rest map[string]interface{} `mapstructure:",remain" json:",omitempty"` // unknown settings
 }
 
 // CreateConfig returns the defaults of everything but lists.
@@ -456,7 +456,7 @@ func (k *check) source(setting, text string) *source {
 // noScope as the only element of scope says that nothing sets callers apart.
 const (
 	noScope   = "none"
-	scopeForm = "sources that set callers apart, or none by itself: then whoever has a key gets its answer"
+	scopeForm = "sources that set callers apart, or none by itself: then every caller with the key gets its answer"
 )
 
 // checkScope sets what sets callers apart.

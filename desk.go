@@ -37,7 +37,7 @@ func deskOf(h *handler, r *http.Request, who *visitor) *stats.Desk {
 	}
 	d.ID = strings.TrimPrefix(strings.ToLower(id), "urn:traefik-idem:key:")
 	if !idPattern.MatchString(d.ID) {
-		d.Said = "An id has 16 hexadecimal digits. It stands in 409 and 422 answers, behind urn:traefik-idem:key:, and in the log."
+		d.Said = "An id has 16 hexadecimal digits. 409 and 422 answers have it, behind urn:traefik-idem:key:, and so does the log."
 		return d
 	}
 	looked := lookKey(h, d.ID)
@@ -79,7 +79,7 @@ func isForm(page string) bool {
 	return page == settlePage || page == findPage
 }
 
-// serveForm does what a form of the page asks for, and leads back to the page. who may do it.
+// serveForm does what a form of the page asks for, and leads back to the page. The visitor may do it.
 func serveForm(h *handler, w http.ResponseWriter, r *http.Request, page string, who *visitor) {
 	id, did := r.PostFormValue("id"), ""
 	var a *keysAnswer

@@ -207,8 +207,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.next.ServeHTTP(w, r)
 }
 
-// searching is a handler that also looks at protected requests without the header of the key: one is required, or may stand
-// elsewhere.
+// searching is a handler that also looks at protected requests without the header of the key, because a key is required, or may
+// be elsewhere.
 type searching struct{ h *handler }
 
 // ServeHTTP implements http.Handler.
@@ -471,7 +471,7 @@ func mismatch(h *handler, l *store.Run, held *store.Held) bool {
 	return h.rejectMismatch && held.Fingerprint != l.Fingerprint
 }
 
-// runHeader carries the owner tokens of the runs that a request is on its way for to whom it is sent. A Traefik behind this
+// runHeader tells the next hop the owner tokens of the runs that a request belongs to. A Traefik behind this
 // one, on the same Redis and prefix, or this one again finds the key held by the very run that it serves, and lets the
 // request through. No client can guess a token that has seen none, and one whose run has ended means nothing.
 const runHeader = "X-Idem-Run"

@@ -56,8 +56,8 @@ func heldHere(h *handler, l *store.Run, held *store.Held) *store.Held {
 	return held
 }
 
-// unreached tells who has a key that Redis failed to tell of with err: what another middleware has kept in memory is better
-// than nothing.
+// unreached returns what memory knows of a key for which Redis failed with err: what another middleware has kept is better than
+// nothing.
 func unreached(h *handler, l *store.Run, err error) *store.Held {
 	held := store.Lookup(h.keys.Memory, l.Lease)
 	if held == nil || h.localCacheBytes > 0 {

@@ -41,7 +41,7 @@ func isKeysPage(page string) bool {
 	return page == "/keys" || strings.HasPrefix(page, "/keys/")
 }
 
-// serveKeys answers for the pages about keys. user is who asks, as logged in, and may do what r asks for.
+// serveKeys answers for the pages about keys. user is the name of the login, which may do what r asks for.
 func serveKeys(h *handler, w http.ResponseWriter, r *http.Request, page, user string) {
 	id := strings.TrimPrefix(strings.TrimPrefix(page, "/keys"), "/")
 	allowed := "GET, HEAD"
@@ -62,7 +62,7 @@ func serveKeys(h *handler, w http.ResponseWriter, r *http.Request, page, user st
 	switch {
 	case !possible:
 		w.Header().Set("Allow", allowed)
-		answerKeys(h, w, refused(http.StatusMethodNotAllowed, "method-not-allowed", "here are possible: "+allowed))
+		answerKeys(h, w, refused(http.StatusMethodNotAllowed, "method-not-allowed", "allowed methods: "+allowed))
 	case looks && id == "":
 		serveList(h, w, r)
 	case looks:

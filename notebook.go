@@ -40,7 +40,7 @@ const (
 	processLife  = 24 * time.Hour   // of the note that a process lives
 )
 
-// notebook is what is noted of keys that somebody may ask about: those with an unknown outcome, those that run for long, and those
+// notebook has notes about keys that an operator may look up: those with an unknown outcome, those that run for long, and those
 // whose id somebody was told. A public id cannot be turned back into a key, so only what was noted is found by it. Handlers
 // with the same keys share one. Requests do no more than to append a sighting. Once a second these become notes in Redis, where all
 // Traefiks find them, and Redis tells what was settled since; without Redis the notes stay here.
@@ -118,7 +118,7 @@ func (n *notebook) redis() *redisclient.Notebook {
 // megabyte.
 const longestNoted = 16 << 10
 
-// sight notes a key of h that a request is told of. Of too many in a second, the oldest are left out.
+// sight records that a request was told of this key of h. Of too many in a second, the oldest are left out.
 func sight(h *handler, kind, identity, host string, state store.State) {
 	n := h.notebook
 	if len(identity) > longestNoted {
@@ -180,7 +180,7 @@ func exchange(n *notebook) error {
 	return nil
 }
 
-// sayOnce logs an error that was not there at the last exchange. Of an outage the log tells anyhow. The caller holds io.
+// sayOnce logs an error that was not there at the last exchange. Outages are logged elsewhere. The caller holds io.
 func sayOnce(n *notebook, err error) {
 	if err != nil && n.err == nil && !redisclient.IsUnreachable(err) {
 		log.Printf("level=warn msg=\"notes about keys could not be exchanged with Redis; that is tried again\" cause=%q", err)
@@ -406,7 +406,7 @@ func (n *notes) end(id, kind string) {
 	}
 }
 
-// newest returns the newest notes of a kind, at most so many, the newest first.
+// newest returns the newest notes of a kind, the newest first, and no more than most.
 func (n *notes) newest(kind string, most int) []*keyNote {
 	var all []*keyNote
 	order := n.order[kind]

@@ -85,7 +85,7 @@ func lookKey(h *handler, id string) *keysAnswer {
 func findNote(h *handler, id string) (*keyNote, *keysAnswer) {
 	err := exchange(h.notebook)
 	if err != nil {
-		return nil, unreachable("what is known of keys is in Redis, which cannot be asked", err)
+		return nil, unreachable("Redis, which has the notes about keys, is out of reach", err)
 	}
 	var note *keyNote
 	if h.shared == nil {
@@ -95,7 +95,7 @@ func findNote(h *handler, id string) (*keyNote, *keysAnswer) {
 	} else {
 		line, err := h.notebook.redis().Get(id)
 		if err != nil {
-			return nil, unreachable("what is known of keys is in Redis, which cannot be asked", err)
+			return nil, unreachable("Redis, which has the notes about keys, is out of reach", err)
 		}
 		note = noteFrom(line)
 	}
@@ -176,7 +176,7 @@ func traefikOf(h *handler, owner string, names map[string]string) string {
 func listKeys(h *handler, state string) *keysAnswer {
 	err := exchange(h.notebook)
 	if err != nil {
-		return unreachable("what is known of keys is in Redis, which cannot be asked", err)
+		return unreachable("Redis, which has the notes about keys, is out of reach", err)
 	}
 	answer := &keysAnswer{Status: http.StatusOK, Keys: []*stats.Key{}}
 	names := map[string]string{}
@@ -186,7 +186,7 @@ func listKeys(h *handler, state string) *keysAnswer {
 		}
 		noted, all, err := listKind(h, kind)
 		if err != nil {
-			return unreachable("what is known of keys is in Redis, which cannot be asked", err)
+			return unreachable("Redis, which has the notes about keys, is out of reach", err)
 		}
 		for i, note := range noted {
 			if all[i] == nil || stateNames[all[i].State] != kind {
@@ -278,7 +278,7 @@ func findByURL(h *handler, q *keyQuery) *keysAnswer {
 	target, err := url.Parse(q.URL)
 	switch {
 	case err != nil:
-		return badQuery("url is none")
+		return badQuery("url is not valid")
 	case target.Host == "" || target.Path == "":
 		return badQuery("url must be whole, as https://shop.example/api/pay")
 	case q.Method == "":
@@ -304,7 +304,7 @@ func findByURL(h *handler, q *keyQuery) *keysAnswer {
 	}
 	l := newLease(h, r, k, []byte(q.Body))
 	if l == nil {
-		return badQuery("the request does not tell its caller, whom scope sets apart")
+		return badQuery("the request lacks a value that scope names")
 	}
 	sight(h, noteOther, l.Key, r.Host, store.Free)
 	return lookKey(h, publicID(l.Key))
@@ -385,13 +385,13 @@ func toSettle(h *handler, id, version string) (*keyNote, *redisclient.Seen, *key
 		return nil, nil, unreachable("what holds this key is not known, and nothing was changed", err)
 	}
 	if version != "" && (seen == nil || seen.Version != version) {
-		return nil, nil, changed(h, note, seen, "the key is not any more what you have seen; nothing was changed")
+		return nil, nil, changed(h, note, seen, "the key has changed since you looked; nothing was changed")
 	}
 	return note, seen, nil
 }
 
-// takeable returns the answer if the lease of a running request must not be taken: unless that is forced, and its Traefik is not heard
-// of. It takes the time of silence.
+// takeable returns a refusal unless the lease of a running request may be taken: with force, and if nothing is heard of its Traefik. It
+// waits for that silence.
 func takeable(h *handler, note *keyNote, seen *redisclient.Seen, force bool) *keysAnswer {
 	token, _, _ := strings.Cut(seen.Owner, "-")
 	switch {

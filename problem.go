@@ -45,7 +45,7 @@ type refusal struct {
 var (
 	invalidKey       = &refusal{status: http.StatusBadRequest, slug: "invalid-key", detail: "invalid idempotency key", decision: "invalid", total: stats.Invalid}
 	missingKey       = &refusal{status: http.StatusBadRequest, slug: "missing-key", detail: "this request needs an idempotency key in %s", decision: "missing", total: stats.Invalid}
-	missingCaller    = &refusal{status: http.StatusBadRequest, slug: "missing-caller", detail: "who sends this request cannot be told: what sets callers apart is missing, or is not one value", decision: "missing", total: stats.Invalid}
+	missingCaller    = &refusal{status: http.StatusBadRequest, slug: "missing-caller", detail: "the caller cannot be identified: a value that scope names is missing, or is not a single value", decision: "missing", total: stats.Invalid}
 	incompleteBody   = &refusal{status: http.StatusBadRequest, slug: "incomplete-body", detail: "the request body did not arrive whole; nothing was done", decision: "invalid", total: stats.Invalid}
 	inFlight         = &refusal{status: http.StatusConflict, slug: "in-flight", detail: "a request with this idempotency key is still being processed", decision: "conflict", retryAfter: time.Second, total: stats.Conflicts, apart: true}
 	outcomeUnknown   = &refusal{status: http.StatusConflict, slug: "outcome-unknown", detail: "the first request with this idempotency key was sent, and how it ended is not known", decision: "unknown", total: stats.Unknown, apart: true}

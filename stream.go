@@ -135,7 +135,7 @@ func (s *stream) fail(err error) {
 // errSending is what a client did not get the rest of an answer for when sending ended with a panic.
 var errSending = errors.New("sending an answer failed")
 
-// endStream lets those go on who wait for the end of s.
+// endStream wakes the goroutine that waits for the end of s.
 func endStream(s *stream) {
 	p := recover()
 	if p != nil {

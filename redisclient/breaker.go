@@ -39,8 +39,8 @@ var refusals = map[string]int32{
 	"max number of clients reached": down,
 }
 
-// forbidden are the words in error replies about a command that the server lacks or the user may not use, and those when it
-// stands in a script: by Redis 7.0, by later ones, and by Valkey.
+// forbidden are the words in error replies about a command that the server lacks or the user may not use, also within a
+// script: by Redis 7.0, by later ones, and by Valkey.
 var forbidden = []string{
 	"NOPERM ", "The user executing the script", "ACL failure in script",
 	"unknown command", "Unknown Redis command called from ", "Unknown command called from ",

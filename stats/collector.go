@@ -23,7 +23,7 @@ const (
 
 // Limits bound what a Store keeps.
 type Limits struct {
-	TTL          time.Duration // life of the statistics, and of an endpoint without duplicates
+	TTL          time.Duration // life of the statistics, and of an endpoint where nothing is counted
 	MaxEndpoints int           // counted apart; the rest go under Other
 }
 

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Desk is what the page has for who looks at it, beside the numbers.
+// Desk is what the page shows to this visitor besides the numbers.
 type Desk struct {
 	User     string // logged in; empty without a login
 	Admin    bool   // may settle and find keys

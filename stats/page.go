@@ -314,7 +314,7 @@ func (v *view) outcomes(n *Numbers) {
 		{"Mismatches", "refused", "422: the key was used for another request", t[Mismatches]},
 		{"Invalid", "refused", "400: bad or missing key, or a broken body", t[Invalid]},
 		{"Unprotected", "trouble", "let through while Redis was away", t[Passed]},
-		{"Unavailable", "trouble", "503 while Redis was away", t[Unavailable]},
+		{"Unavailable", "trouble", "503: Redis was away, or no memory for a body", t[Unavailable]},
 		{"Degraded", "trouble", "decided by memory while Redis was away", t[Degraded]},
 		{"Unknown outcomes", "trouble", "sent to the backend, without a whole answer", t[UnknownOutcomes]},
 		{"Store errors", "trouble", "steps against Redis that failed", t[StoreErrors]},

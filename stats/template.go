@@ -56,12 +56,12 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 <div id="problems" class="{{.LookClass}}" data-live>{{if .Problems}}<p class="quiet">In the last hour, <a href="https://github.com/example/traefik-idem/blob/main/docs/statistics.md#needs-a-look">and what to do about each</a>:</p>
 <ul>
 {{range .Problems}}<li class="{{.Class}}"><span class="count">{{.LastHour}}</span><span class="name">{{.Name}}</span><span class="means quiet">{{.Means}}</span><span class="quiet">last <time datetime="{{.LastAt}}">{{.LastAgo}}</time></span></li>
-{{end}}</ul>{{else}}<p class="calm"><span class="dot"></span>Nothing. <span class="quiet">Unknown outcomes, mismatches, and what happens while Redis is away would stand here.</span></p>{{end}}</div>
+{{end}}</ul>{{else}}<p class="calm"><span class="dot"></span>Nothing. <span class="quiet">Unknown outcomes, mismatches, and what happens while Redis is away are listed here.</span></p>{{end}}</div>
 <div class="bar keys"><h3 id="keys-title">Keys that wait for a decision</h3>
 <form class="lookup" action="./#key" method="get"><label for="id">Look a key up</label> <input id="id" name="id" value="{{.Desk.ID}}" autocomplete="off" spellcheck="false" placeholder="id, from a 409 or a log line"> <button>Look up</button></form></div>
 <div id="keys" data-live>{{if .Keys}}<ul aria-labelledby="keys-title">
 {{range .Keys}}<li class="{{.Class}}"><a class="id" id="k{{.ID}}" href="./?id={{.ID}}#key"><code>{{.ID}}</code></a><span><strong class="name">{{.State}}</strong>{{if .SinceAt}} <time datetime="{{.SinceAt}}" title="{{.Since}}">{{.SinceAgo}}</time>{{end}}</span><span class="two where">{{.Where}}</span><span class="quiet">{{if .UntilAt}}{{.Held}} <time class="exact" datetime="{{.UntilAt}}">{{.Until}}</time>{{end}}{{if .Traefik}} at {{.Traefik}}{{end}}</span>{{if $.Desk.Admin}}<span class="acts">{{if .Running}}<a id="f{{.ID}}" href="./?id={{.ID}}&amp;do=force#key">Release<span class="unseen"> {{.ID}}</span></a>{{else}}<a id="r{{.ID}}" href="./?id={{.ID}}&amp;do=release#key">Release<span class="unseen"> {{.ID}}</span></a> <a id="s{{.ID}}" href="./?id={{.ID}}&amp;do=settle#key">Settle<span class="unseen"> {{.ID}}</span></a>{{end}}</span>{{end}}</li>
-{{end}}</ul>{{else if .Desk.Unlisted}}<p class="alert bad">They cannot be listed now. <code>{{.Desk.Unlisted}}</code></p>{{else}}<p class="calm"><span class="dot"></span>None. <span class="quiet">Keys with an unknown outcome, and requests that run for longer than a minute, would stand here.</span></p>{{end}}</div>
+{{end}}</ul>{{else if .Desk.Unlisted}}<p class="alert bad">They cannot be listed now. <code>{{.Desk.Unlisted}}</code></p>{{else}}<p class="calm"><span class="dot"></span>None. <span class="quiet">Keys with an unknown outcome, and requests that run for longer than a minute, are listed here.</span></p>{{end}}</div>
 <div id="key" tabindex="-1">{{if or .Desk.ID .Desk.Said}}<div class="panel">
 <h3>{{if .Desk.ID}}Key <code>{{.Desk.ID}}</code>{{else}}That was not possible{{end}}</h3>
 {{if .Desk.Said}}<p class="alert {{if .Desk.Good}}good{{else}}bad{{end}}" role="status">{{.Desk.Said}}</p>{{end}}
@@ -108,7 +108,7 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 <thead><tr><th scope="col" class="method" data-key="method">Method</th><th scope="col" class="host" data-key="host">Host</th><th scope="col" class="path" data-key="path">Path</th><th scope="col" class="number" data-key="duplicates" aria-sort="descending">Duplicates</th><th scope="col" class="number troubles" data-key="troubles">Problems</th><th scope="col" class="last" data-key="last">Last seen</th></tr></thead>
 <tbody id="rows">
 {{range .Endpoints}}<tr{{if ne .Troubles "0"}} class="some"{{end}} data-duplicates="{{.Number}}" data-troubles="{{.Troubles}}" data-last="{{.SeenUnix}}"><td class="method">{{.Method}}</td><td class="host">{{.Host}}</td><td class="path"><span class="two"{{if .Long}} title="{{.Path}}"{{end}}>{{.Path}}</span><span class="small">{{.Method}} · {{.Host}}</span><span class="became">{{range .Outcomes}}<span class="{{.Class}}">{{.Count}} {{.Name}}</span> {{end}}</span></td><td class="number">{{.Duplicates}}<svg class="share" aria-hidden="true">{{range .Shares}}<rect class="{{.Class}}" x="{{.X}}%" width="{{.Width}}%" height="3"></rect>{{end}}</svg></td><td class="number troubles">{{.Troubles}}</td><td class="last"><time datetime="{{.SeenAt}}">{{.SeenAgo}}</time></td></tr>
-{{else}}<tr class="empty"><td colspan="6">No duplicate yet. As soon as a key comes a second time, its endpoint stands here.</td></tr>
+{{else}}<tr class="empty"><td colspan="6">No duplicate yet. As soon as a key comes a second time, its endpoint is listed here.</td></tr>
 {{end}}</tbody>
 <tbody id="nohit" hidden><tr class="empty"><td colspan="6">No endpoint matches the filter.</td></tr></tbody>
 </table>
@@ -126,7 +126,7 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 <p><strong class="big">{{.Memory}}</strong> <span class="quiet">{{.MemoryNote}}{{if .MeasuredAt}} Measured <time datetime="{{.MeasuredAt}}" title="{{.Measured}}">{{.MeasuredAgo}}</time>; this is done at most every 30 seconds.{{end}}</span></p>
 <svg class="share" viewBox="0 0 100 1" preserveAspectRatio="none" role="img" aria-label="{{.MemoryWidth}} % of 10 MB"><rect width="{{.MemoryWidth}}" height="1"></rect></svg>
 <p class="axis quiet"><span>0</span><span>10 MB</span></p>
-{{if .Warning}}<p class="alert warn"><strong>More than 10 MB.</strong> Kept answers take the most. Lower <code>ttl</code> or <code>maxResponseBodyBytes</code>, or name fewer <code>endpoints</code>. If so much is meant to be kept, see that Redis has the memory and the policy <code>noeviction</code>.</p>{{end}}
+{{if .Warning}}<p class="alert warn"><strong>More than 10 MB.</strong> Kept answers take the most. Lower <code>ttl</code> or <code>maxResponseBodyBytes</code>, or name fewer <code>endpoints</code>. To keep that much, make sure that Redis has the memory and the policy <code>noeviction</code>.</p>{{end}}
 </div></section>
 <section aria-labelledby="settings-title"><h2 id="settings-title">Settings in force</h2>
 {{range .Middlewares}}<details><summary>{{.Name}}</summary><dl class="settings">

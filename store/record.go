@@ -26,8 +26,8 @@ const headLen = len(magic) + 1 + FingerprintSize
 //	magic  D  fingerprint  status CRLF  header lines  CRLF  body
 //
 // The formats take the parts that differ, in this order. The record of an answer, which every request makes, is concatenated
-// without a format, which takes a tenth of the time. The header lines are in HTTP's wire format. The owner tells apart what ended
-// likewise: whoever settles one must not settle another. It is missing in what is left of an answer.
+// without a format, which takes a tenth of the time. The header lines are in HTTP's wire format. The owner makes records that ended
+// alike differ, so that settling one cannot settle another. It is missing in what is left of an answer.
 const (
 	RunningFormat = magic + "R%s%s"
 	UnknownFormat = magic + "U%s%s"

@@ -12,7 +12,7 @@ import (
 // the record of another, and changes nothing any more. What follows makes the record the only one of its kind.
 const FreedHead = magic + "F"
 
-// MostLong is how many long runs are told of.
+// MostLong is how many long runs are returned.
 const MostLong = 2000
 
 // LongRun is a request that has been running for long.

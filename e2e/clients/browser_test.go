@@ -282,7 +282,7 @@ func TestThePageInABrowser(t *testing.T) {
 	}
 	wants("headline", text("#duplicates"), "20")
 	wants("what needs a look", text("#needs"), "Nothing")
-	wants("the part for that", text("#problems"), "Nothing. Unknown outcomes, mismatches, and what happens while Redis is away would stand here.")
+	wants("the part for that", text("#problems"), "Nothing. Unknown outcomes, mismatches, and what happens while Redis is away are listed here.")
 	wants("outcomes of an endpoint", strings.TrimSpace(text("#rows .became")), "12 replayed")
 	wants("health", text("#state"), "Redis answers")
 	wants("table", paths(), "/b12 /c5 /a3")

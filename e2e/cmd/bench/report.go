@@ -344,7 +344,7 @@ func machine(ctx context.Context, traefik string) string {
 	b.WriteString("| | |\n|---|---|\n")
 	for _, line := range [][2]string{
 		{"CPU", first(`(?m)^model name\s*:(.*)$`, string(cpuInfo)) + fmt.Sprintf(", %d cores", runtime.NumCPU())},
-		{"kernel", strings.TrimSpace(string(kernel))},
+		{"kernel", first(`^(\d+\.\d+)`, string(kernel))},
 		{"Go, of backend and benchmark", runtime.Version()},
 		{"Traefik", first(`(?m)^Version:(.*)$`, output(traefik, "version")) + ", " + first(`(?m)^Go version:(.*)$`, output(traefik, "version"))},
 		{"Redis", first(`v=(\S+)`, output("redis-server", "-v"))},
