@@ -379,7 +379,7 @@ func (c *Config) checkKey(k *check, s *settings) {
 	case c.Header != "" && len(c.Key) > 0:
 		k.fail("header", c.Header, "either header or key, not both: header: X-Request-ID means key: [X-Request-ID]")
 	case c.Header != "":
-		texts = []string{k.token("header", c.Header)}
+		texts = []string{kindHeader + ":" + k.token("header", c.Header)}
 		k.free("header", c.Header)
 	case len(texts) == 0:
 		k.fail("key", "", "at least one source")
@@ -443,8 +443,15 @@ func (k *check) keyFormat(format string) *regexp.Regexp {
 	return whole
 }
 
-// source returns the source that text names.
+// source returns the source that text names. Nobody can tell whether IP is meant to be ip or a header.
 func (k *check) source(setting, text string) *source {
+	for _, name := range strings.Split(text, " + ") {
+		name = strings.TrimSpace(name)
+		kind := strings.ToLower(name)
+		if name != kind && (kind == kindAddress || kind == kindContent) {
+			k.fail(setting, text, kind+", or header:"+name+" for the header of that name")
+		}
+	}
 	s := parseSource(text)
 	if s == nil {
 		k.fail(setting, text, sourceForm)

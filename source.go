@@ -60,7 +60,7 @@ const (
 )
 
 // sourceForm says what a source is.
-const sourceForm = "a header name such as X-Request-ID, cookie:session, query:id, form:token, json:/data/id, jwt:sub, ip or ip:1; or two and more of them with + and spaces between them"
+const sourceForm = "a header name such as X-Request-ID, cookie:session, query:id, form:token, json:/data/id, jwt:sub, ip or ip:1; or two and more of them with + between them, which needs a space on each side"
 
 // parseSource returns the source that text names, or nil if it names none.
 func parseSource(text string) *source {
@@ -80,9 +80,9 @@ func parseSource(text string) *source {
 	return s
 }
 
-// joined matches a place and another one behind a + without a space on each side. Both together would be the name of something
-// that nobody sends. For the same reason, a header has no + in its name here.
-var joined = regexp.MustCompile(`:.*\+\s*(header|cookie|query|form|json|jwt|ip):`)
+// joined matches a JSON pointer and another place behind a + without a space on each side. Both together would be a pointer to
+// something that nobody sends. For the same reason, no other place has a + in its name.
+var joined = regexp.MustCompile(`\+\s*(header|cookie|query|form|json|jwt|ip):`)
 
 // parsePlace returns the place that text names, and its normal form; nil if it names none.
 func parsePlace(text string) (*place, string) {
@@ -95,7 +95,7 @@ func parsePlace(text string) (*place, string) {
 	valid := p.name != ""
 	switch kind {
 	case kindHeader:
-		valid = tokenPattern.MatchString(p.name) && !strings.Contains(p.name, "+")
+		valid = tokenPattern.MatchString(p.name)
 		p.name = http.CanonicalHeaderKey(p.name)
 		normal = p.name
 		if p.name == kindHost {
@@ -127,7 +127,7 @@ func parsePlace(text string) (*place, string) {
 	default:
 		valid = false
 	}
-	if !valid || joined.MatchString(text) {
+	if !valid || joined.MatchString(p.name) || (kind != kindJSON && strings.Contains(p.name, "+")) {
 		return nil, ""
 	}
 	return p, normal

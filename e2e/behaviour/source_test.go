@@ -317,6 +317,20 @@ func TestForwardedAddresses(t *testing.T) {
 	}
 }
 
+// TestHeadersNamedLikeSources are headers wherever a setting says so.
+func TestHeadersNamedLikeSources(t *testing.T) {
+	for name, setting := range map[string]hosts.Settings{"ip": {"header": "ip"}, "content": {"header": "content"}, "Ip": {"key": "header:ip"}} {
+		rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+			e := &rig.Env{Host: host}
+			s := e.Serve(t, setting, rig.Created)
+			s.WantRunOf(rig.Post("/", "", name, "a"))
+			s.Want(s.Do(rig.Post("/", "", name, "b")), 201, "first")
+			s.Want(s.Do(rig.Post("/", "")), 201, "")
+			s.Calls(3)
+		})
+	}
+}
+
 // TestKeyFormats has keys that each format allows, and others.
 func TestKeyFormats(t *testing.T) {
 	for format, c := range map[string]struct{ valid, invalid []string }{
