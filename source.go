@@ -257,7 +257,7 @@ func readable(h *handler, r *http.Request, body []byte) bool {
 }
 
 // memberOfBody returns the value at a JSON pointer in the body. A body without a JSON media type may still be JSON;
-// one that says so has to be.
+// one that says so, or begins so, has to be.
 func memberOfBody(h *handler, p *place, r *http.Request, body []byte) (string, int) {
 	if len(body) == 0 {
 		return "", absent
@@ -269,7 +269,7 @@ func memberOfBody(h *handler, p *place, r *http.Request, body []byte) (string, i
 	switch {
 	case isJSON:
 		return valueAt(data, p.path)
-	case saysJSON.MatchString(mediaName(r)):
+	case saysJSON.MatchString(mediaName(r)) || brokenJSON(h, body):
 		return "", unusable
 	}
 	return "", absent
@@ -285,6 +285,24 @@ func jsonBody(h *handler, r *http.Request, body []byte) ([]byte, bool) {
 	data := bytes.TrimPrefix(body, []byte(byteOrderMark))
 	return data, readable(h, r, body) && json.Valid(data)
 }
+
+// brokenJSON reports whether body, which cannot be read as JSON, is the beginning of an object or array: it may be cut off, or too
+// long. Several values, one after the other, are another format.
+func brokenJSON(h *handler, body []byte) bool {
+	if int64(len(body)) > h.maxRequestBody {
+		body = body[:h.maxRequestBody]
+	}
+	body = bytes.TrimPrefix(body, []byte(byteOrderMark))
+	if !beginsJSON.Match(body) {
+		return false
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	err := d.Decode(new(json.RawMessage))
+	return err != nil || !d.More()
+}
+
+// beginsJSON matches more than the first character, which texts and images may have too.
+var beginsJSON = regexp.MustCompile(`^[ \t\r\n]*(\{[ \t\r\n]*(["}]|$)|\[[ \t\r\n]*([]\[{"tfn0-9-]|$))`)
 
 // claimOf returns a claim of the bearer token. It does not check the token's signature.
 func claimOf(p *place, lines []string) (string, int) {
