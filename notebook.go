@@ -60,7 +60,7 @@ type notebook struct {
 	settled []redisclient.Settled
 	known   *redisclient.News // of the last exchange
 	again   []settlement
-	running map[string]time.Time // long runs that are noted, and when that was, by their keys
+	running map[string]notedRun // long runs that are noted, by their keys
 	beats   int
 	err     error // of the last exchange
 }
@@ -73,6 +73,12 @@ type sighting struct {
 	life           time.Duration // how long the note is wanted
 }
 
+// notedRun is when it was noted that a request runs for long, and how long its record is kept when it has ended.
+type notedRun struct {
+	at  time.Time
+	ttl time.Duration
+}
+
 // settlement is what was settled, and at how many exchanges it is still to be forgotten.
 type settlement struct {
 	what []redisclient.Settled
@@ -82,7 +88,7 @@ type settlement struct {
 func newNotebook(memory *store.Memory) *notebook {
 	host, _ := os.Hostname() // without it, the process is told by its number alone
 	host = regexp.MustCompile(`[^0-9A-Za-z._-]`).ReplaceAllString(host, "?")
-	n := &notebook{memory: memory, name: host + "/" + store.Token(memory)[:8], sightings: map[string][]sighting{}, notes: newNotes(), known: &redisclient.News{}, running: map[string]time.Time{}}
+	n := &notebook{memory: memory, name: host + "/" + store.Token(memory)[:8], sightings: map[string][]sighting{}, notes: newNotes(), known: &redisclient.News{}, running: map[string]notedRun{}}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.timer = time.AfterFunc(noteInterval, n.tick)
@@ -247,11 +253,14 @@ func takeSightings(n *notebook) {
 	}
 }
 
-// takeRuns notes what runs for long, and what does not any more. The caller holds io.
+// takeRuns notes what runs for long, and what does not any more: its id may have been shown. The caller holds io.
 func takeRuns(n *notebook, now time.Time) {
-	noted := map[string]time.Time{}
+	noted := map[string]notedRun{}
 	for _, run := range store.LongRuns(n.memory) {
-		at := n.running[run.Key]
+		if len(run.Key) > longestNoted {
+			continue
+		}
+		at := n.running[run.Key].at
 		if now.Sub(at) >= runAgain {
 			at = now
 			note := newNote(noteRunning, run.Key, "")
@@ -261,12 +270,15 @@ func takeRuns(n *notebook, now time.Time) {
 			note.traefik = n.name
 			n.notes.add(note)
 		}
-		noted[run.Key] = at
+		noted[run.Key] = notedRun{at: at, ttl: run.TTL}
 	}
-	for identity := range n.running {
+	for identity, run := range n.running {
 		_, still := noted[identity]
 		if !still {
 			n.notes.end(publicID(identity), noteRunning)
+			note := newNote(noteOther, identity, "")
+			note.until = now.Add(run.ttl).UnixMilli()
+			n.notes.add(note)
 		}
 	}
 	n.running = noted
@@ -276,6 +288,7 @@ func takeRuns(n *notebook, now time.Time) {
 type keyNote struct {
 	kind, id, hash string
 	identity       string // empty in a note that comes from Redis, where nothing leads back to the key
+	place          int64  // among those of its kind; the newest has the highest
 	state          store.State
 	since          int64 // Unix time in ms when it came to be in state; 0: not known
 	until          int64 // likewise, when the note is not wanted any more
@@ -326,7 +339,7 @@ func noteFrom(line redisclient.Note) *keyNote {
 	}
 	state, _ := strconv.Atoi(parts[1])
 	since, _ := strconv.ParseInt(parts[2], 10, 64)
-	return &keyNote{kind: line.Kind, id: line.Name, hash: parts[0], state: store.State(state), since: since, until: line.Until, traefik: parts[3], where: parts[4]}
+	return &keyNote{kind: line.Kind, id: line.Name, place: line.Place, hash: parts[0], state: store.State(state), since: since, until: line.Until, traefik: parts[3], where: parts[4]}
 }
 
 // notes are notes about keys, at most redisclient.MostNotes of each kind: the same as redisclient.Notebook, in this process.
@@ -334,6 +347,7 @@ type notes struct {
 	byID  map[string]*keyNote
 	order map[string][]*keyNote // by kind, the newest last; a note that was replaced or dropped may still be there
 	gone  map[string]string     // kinds of notes that have ended, by id
+	added int64                 // how many were added
 }
 
 func newNotes() *notes {
@@ -354,13 +368,23 @@ func (n *notes) lines() []redisclient.Note {
 	return lines
 }
 
-// prune drops notes that are not wanted any more.
+// prune drops notes that are not wanted any more, and what orders have besides those that are.
 func (n *notes) prune(now int64) {
 	n.gone = map[string]string{}
 	for id, note := range n.byID {
 		if note.until <= now {
 			delete(n.byID, id)
 		}
+	}
+	ordered := 0
+	for _, order := range n.order {
+		ordered += len(order)
+	}
+	if ordered == len(n.byID) {
+		return
+	}
+	for kind, order := range n.order {
+		n.order[kind] = n.shorten(order)
 	}
 }
 
@@ -370,6 +394,8 @@ func (n *notes) add(note *keyNote) {
 	if note.kind == noteOther && old != nil && old.kind != noteOther {
 		return
 	}
+	n.added++
+	note.place = n.added
 	n.byID[note.id] = note
 	order := append(n.order[note.kind], note)
 	for len(order) > 2*redisclient.MostNotes {
@@ -397,21 +423,24 @@ func (n *notes) shorten(order []*keyNote) []*keyNote {
 	return kept
 }
 
-// end drops the note of a key if it is of this kind.
+// end drops the note of a key if it is of this kind. That Redis is not told of more than redisclient.MostNotes does no harm: what is
+// not any more as its note says is not listed.
 func (n *notes) end(id, kind string) {
-	n.gone[id] = kind
+	if len(n.gone) < redisclient.MostNotes {
+		n.gone[id] = kind
+	}
 	note := n.byID[id]
 	if note != nil && note.kind == kind {
 		delete(n.byID, id)
 	}
 }
 
-// newest returns the newest notes of a kind, the newest first, and no more than most.
-func (n *notes) newest(kind string, most int) []*keyNote {
+// newest returns the newest notes of a kind below a place, the newest first, and no more than most.
+func (n *notes) newest(kind string, below int64, most int) []*keyNote {
 	var all []*keyNote
 	order := n.order[kind]
 	for i := len(order) - 1; i >= 0 && len(all) < most; i-- {
-		if n.byID[order[i].id] == order[i] {
+		if order[i].place < below && n.byID[order[i].id] == order[i] {
 			all = append(all, order[i])
 		}
 	}

@@ -3,6 +3,7 @@ package idem
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -58,8 +59,93 @@ func TestWhatRunsForLongIsListed(t *testing.T) {
 		}
 		close(proceed)
 		<-ended
-		for len(listKeys(h, "running").Keys) > 0 {
+		runs := 1
+		for runs > 0 {
 			time.Sleep(10 * time.Millisecond)
+			_ = listKeys(h, "")
+			h.notebook.io.Lock()
+			runs = len(h.notebook.running)
+			h.notebook.io.Unlock()
+		}
+		if again := lookKey(h, k.ID); again.Status != http.StatusOK || again.Key.State != "done" {
+			t.Errorf("%s: when it has ended: %+v %+v", endpoints, again, again.Key)
+		}
+	}
+}
+
+// desks are handlers with keys in Redis and in memory, and what makes a record of a key there.
+func desks(t *testing.T) map[string]func() (*handler, func(key, record string)) {
+	fingerprint := strings.Repeat("f", store.FingerprintSize)
+	return map[string]func() (*handler, func(key, record string)){
+		"Redis": func() (*handler, func(key, record string)) {
+			server := miniredis.RunT(t)
+			h := newDoor(t, store.NewMemory(1<<20), server.Addr())
+			return h, func(key, record string) {
+				_ = server.Set("idem:req:"+newNote(noteOther, key, "").hash, fmt.Sprintf(record, fingerprint, "owner"))
+			}
+		},
+		"memory": func() (*handler, func(key, record string)) {
+			memory := store.NewMemory(1 << 20)
+			t.Cleanup(memory.Close)
+			h := newTestHandler(t, func(*Config) {})
+			h.keys = &store.Keys{Memory: memory}
+			h.notebook = newNotebook(memory)
+			t.Cleanup(h.notebook.Close)
+			return h, func(key, record string) {
+				l := &store.Lease{Key: key, Fingerprint: fingerprint, Owner: "owner"}
+				_ = store.Claim(memory, l, store.Endless)
+				if record != store.RunningFormat {
+					store.Finish(memory, l, fmt.Sprintf(record, fingerprint, "owner"), time.Minute, true)
+				}
+			}
+		},
+	}
+}
+
+// noteKeys notes count keys, and returns the first.
+func noteKeys(h *handler, kind string, count int, life time.Duration) string {
+	h.notebook.io.Lock()
+	defer h.notebook.io.Unlock()
+	for i := 0; i < count; i++ {
+		note := newNote(kind, fmt.Sprint(kind, i, life), "")
+		note.until = time.Now().Add(life).UnixMilli()
+		note.state = map[string]store.State{noteUnknown: store.Unknown, noteRunning: store.Running}[kind]
+		note.since = time.Now().UnixMilli()
+		h.notebook.notes.add(note)
+	}
+	return fmt.Sprint(kind, 0, life)
+}
+
+// TestWhatWaitsForAnOperatorIsListed however many long runs, notes that have expired, and notes of other states are newer.
+func TestWhatWaitsForAnOperatorIsListed(t *testing.T) {
+	for name, open := range desks(t) {
+		h, hold := open()
+		waits := noteKeys(h, noteUnknown, 1, time.Hour)
+		if list := listKeys(h, ""); len(list.Keys) != 0 {
+			t.Errorf("%s: listed without a record: %+v", name, list)
+		}
+		hold(waits, store.UnknownFormat) // as after an outage
+		noteKeys(h, noteUnknown, 250, 40*time.Millisecond)
+		if err := exchange(h.notebook); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+		noteKeys(h, noteUnknown, 250, time.Minute) // whose records are gone
+		noteKeys(h, noteRunning, 250, time.Hour)
+		for i := 0; i < 250; i++ {
+			hold(fmt.Sprint(noteRunning, i, time.Hour), store.RunningFormat)
+		}
+		for state, want := range map[string]int{"": mostListed, "unknown": 1, "running": mostListed} {
+			list := listKeys(h, state)
+			unknown := 0
+			for _, k := range list.Keys {
+				if k.ID == publicID(waits) && k.State == "unknown" {
+					unknown++
+				}
+			}
+			if len(list.Keys) != want || (unknown != 1 && state != "running") {
+				t.Errorf("%s: of state %q %d are listed (%s), and of these %d wait", name, state, len(list.Keys), list.Detail, unknown)
+			}
 		}
 	}
 }
@@ -82,13 +168,24 @@ func TestNotesStayFew(t *testing.T) {
 	if n := len(notes.byID); n > 4*redisclient.MostNotes {
 		t.Errorf("%d notes", n)
 	}
-	newest := notes.newest(noteUnknown, 200)
+	newest := notes.newest(noteUnknown, math.MaxInt64, 200)
 	if len(newest) != 200 || newest[0].identity != fmt.Sprint("unknown ", 20*redisclient.MostNotes-1) {
 		t.Errorf("%d are listed, from %q on", len(newest), newest[0].identity)
 	}
+	notes.end(newest[0].id, noteUnknown)
+	notes.prune(time.Now().UnixMilli())
+	if n := len(notes.order[noteUnknown]) + len(notes.order[noteOther]); n != len(notes.byID) {
+		t.Errorf("%d notes stay, and %d are wanted", n, len(notes.byID))
+	}
 	notes.prune(time.Now().Add(time.Hour).UnixMilli())
-	if len(notes.byID) != 0 {
+	if len(notes.byID)+len(notes.order[noteUnknown])+len(notes.order[noteOther]) != 0 {
 		t.Errorf("%d notes when all have expired", len(notes.byID))
+	}
+	for i := 0; i < 2*redisclient.MostNotes; i++ {
+		notes.end(fmt.Sprint(i), noteRunning)
+	}
+	if len(notes.gone) > redisclient.MostNotes {
+		t.Errorf("Redis is to be told of %d notes that have ended", len(notes.gone))
 	}
 }
 

@@ -2,6 +2,7 @@ package idem
 
 import (
 	"fmt"
+	"math"
 	"mime"
 	"net/http"
 	"net/url"
@@ -171,8 +172,9 @@ func traefikOf(h *handler, owner string, names map[string]string) string {
 	return name
 }
 
-// listKeys lists keys of the state unknown or running, or both if state is empty, the newest first. It leaves out notes of what is
-// not so any more, and drops them.
+// listKeys lists keys of the state unknown or running, or both if state is empty, the newest first. Long runs take only the room
+// that unknown outcomes leave, since these wait for an operator. What is not any more as its note says is left out; the note stays:
+// the record may still be on its way to Redis.
 func listKeys(h *handler, state string) *keysAnswer {
 	err := exchange(h.notebook)
 	if err != nil {
@@ -184,55 +186,70 @@ func listKeys(h *handler, state string) *keysAnswer {
 		if state != "" && state != kind {
 			continue
 		}
-		noted, all, err := listKind(h, kind)
+		err = listKind(h, answer, kind, names)
 		if err != nil {
 			return unreachable("Redis, which has the notes about keys, is out of reach", err)
 		}
-		for i, note := range noted {
-			if all[i] == nil || stateNames[all[i].State] != kind {
-				h.notebook.io.Lock()
-				h.notebook.notes.end(note.id, kind)
-				h.notebook.io.Unlock()
-				continue
-			}
-			answer.Keys = append(answer.Keys, describeKey(h, note, all[i], names))
-		}
 	}
 	sort.SliceStable(answer.Keys, func(i, j int) bool { return answer.Keys[i].Since > answer.Keys[j].Since })
-	if len(answer.Keys) > mostListed {
-		answer.Keys = answer.Keys[:mostListed]
-	}
 	return answer
 }
 
-// listKind returns the newest notes of a kind, and what the keys have that they are about.
-func listKind(h *handler, kind string) ([]*keyNote, []*redisclient.Seen, error) {
+// listKind adds the newest keys of a kind to answer, as far as there is room.
+func listKind(h *handler, answer *keysAnswer, kind string, names map[string]string) error {
+	below := int64(math.MaxInt64)
+	for len(answer.Keys) < mostListed {
+		noted, err := notedBelow(h, kind, below)
+		if err != nil || len(noted) == 0 {
+			return err
+		}
+		all, err := lookAtAll(h, noted)
+		if err != nil {
+			return err
+		}
+		for i, note := range noted {
+			below = note.place
+			if all[i] != nil && stateNames[all[i].State] == kind && len(answer.Keys) < mostListed {
+				answer.Keys = append(answer.Keys, describeKey(h, note, all[i], names))
+			}
+		}
+	}
+	return nil
+}
+
+// notedBelow returns the newest notes of a kind that are older than the one at a place, the newest first.
+func notedBelow(h *handler, kind string, below int64) ([]*keyNote, error) {
 	if h.shared == nil {
 		h.notebook.io.Lock()
-		noted := h.notebook.notes.newest(kind, mostListed)
-		h.notebook.io.Unlock()
-		all := make([]*redisclient.Seen, len(noted))
-		for i, note := range noted {
-			seen, _ := lookAt(h, note) // memory gives no error
-			all[i] = seen
-		}
-		return noted, all, nil
+		defer h.notebook.io.Unlock()
+		return h.notebook.notes.newest(kind, below, mostListed), nil
 	}
-	lines, err := h.notebook.redis().List(kind, mostListed)
-	if err != nil {
-		return nil, nil, err
-	}
+	lines, err := h.notebook.redis().List(kind, time.Now().UnixMilli(), below, mostListed)
 	var noted []*keyNote
-	var hashes []string
 	for _, line := range lines {
 		note := noteFrom(line)
 		if note != nil {
 			noted = append(noted, note)
-			hashes = append(hashes, note.hash)
 		}
 	}
-	all, err := redisclient.LookAll(h.shared, hashes)
-	return noted, all, err
+	return noted, err
+}
+
+// lookAtAll is lookAt for many keys.
+func lookAtAll(h *handler, noted []*keyNote) ([]*redisclient.Seen, error) {
+	all := make([]*redisclient.Seen, len(noted))
+	hashes := make([]string, len(noted))
+	for i, note := range noted {
+		hashes[i] = note.hash
+		if h.shared == nil {
+			seen, _ := lookAt(h, note) // memory gives no error
+			all[i] = seen
+		}
+	}
+	if h.shared == nil {
+		return all, nil
+	}
+	return redisclient.LookAll(h.shared, hashes)
 }
 
 // keyQuery is a request as its caller sent it, as far as that makes its key.

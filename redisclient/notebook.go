@@ -83,14 +83,17 @@ local reply = {epoch, tostring(version), tostring(from)}
 for n = math.max(from + 1, version - ` + mostSettledText + ` + 1), version do reply[#reply + 1] = redis.call('HGET', k, 's ' .. n) or '' end
 return reply`
 
-// listScript returns names and notes of a kind, the newest first. ARGV = the kind, how many at most.
+// listScript returns names and notes of a kind that are still wanted, the newest first. ARGV = the kind, Unix time in ms, the place
+// below which the notes are, how many at most.
 const listScript = `
 local k, kind, reply = KEYS[1], ARGV[1], {}
 local first, place = tonumber(redis.call('HGET', k, kind .. ' first') or 0), tonumber(redis.call('HGET', k, kind .. ' last') or 0)
-while place >= first and #reply < 2 * ARGV[2] do
+place = math.min(place, tonumber(ARGV[3]) - 1)
+while place >= first and #reply < 2 * ARGV[4] do
   local name = redis.call('HGET', k, kind .. ' ' .. place)
   local note = name and redis.call('HGET', k, 'k ' .. name)
-  if note and string.find(note, kind .. ' ' .. place .. ' ', 1, true) == 1 then
+  local till = note and string.match(note, '^' .. kind .. ' ' .. place .. ' (%d+) ')
+  if till and tonumber(till) > tonumber(ARGV[2]) then
     reply[#reply + 1] = name
     reply[#reply + 1] = note
   end
@@ -101,6 +104,7 @@ return reply`
 // Note is a line of the notebook.
 type Note struct {
 	Kind, Name string
+	Place      int64 // among those of its kind; the newest has the highest. Redis sets it
 	Until      int64 // Unix time in ms
 	Text       string
 }
@@ -164,9 +168,9 @@ func (n *Notebook) Get(name string) (Note, error) {
 	return note(name, text(reply)), nil
 }
 
-// List returns the newest notes of a kind, at most that many, the newest first.
-func (n *Notebook) List(kind string, most int) ([]Note, error) {
-	all, err := n.list(Command{Name: "EVAL", Args: []interface{}{listScript, 1, n.key, kind, most}})
+// List returns the newest notes of a kind below a place that are wanted at now, at most that many, the newest first.
+func (n *Notebook) List(kind string, now, below int64, most int) ([]Note, error) {
+	all, err := n.list(Command{Name: "EVAL", Args: []interface{}{listScript, 1, n.key, kind, now, below, most}})
 	if err != nil {
 		return nil, err
 	}
@@ -196,6 +200,7 @@ func note(name, field string) Note {
 	if len(parts) != 4 {
 		return Note{}
 	}
-	until, _ := strconv.ParseInt(parts[2], 10, 64) // 0 for what is not ours
-	return Note{Kind: parts[0], Name: name, Until: until, Text: parts[3]}
+	place, _ := strconv.ParseInt(parts[1], 10, 64) // 0 for what is not ours, as below
+	until, _ := strconv.ParseInt(parts[2], 10, 64)
+	return Note{Kind: parts[0], Name: name, Place: place, Until: until, Text: parts[3]}
 }

@@ -19,6 +19,7 @@ const MostLong = 2000
 type LongRun struct {
 	Key string
 	Age time.Duration
+	TTL time.Duration // of its record, when it has ended
 }
 
 // LongRuns returns the requests that run for longer than Terms.Long as of the watchdog's last tick, at most MostLong, the

@@ -64,7 +64,7 @@ func (m *Memory) watch() {
 		watchTerm(k, r, now)
 		age := since - m.seen[i] // which ticks alone change
 		if age >= k.Terms.Long && len(long) < MostLong {
-			long = append(long, LongRun{Key: r.Key, Age: age})
+			long = append(long, LongRun{Key: r.Key, Age: age, TTL: k.Terms.TTL})
 		}
 	}
 	m.lock()

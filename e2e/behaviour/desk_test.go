@@ -145,7 +145,7 @@ func TestKeysAreSettledOnThePage(t *testing.T) {
 		if string(a.Body) != `{"paid":"<b>"}` || a.Header.Get("Content-Type") != "application/json" {
 			t.Errorf("a duplicate got %s %v", a.Body, a.Header)
 		}
-		if a := admin.send("settle", stale); a.Status != 409 || !strings.Contains(string(a.Body), "not any more what you have seen") || !strings.Contains(string(a.Body), "It was answered with 202") {
+		if a := admin.send("settle", stale); a.Status != 409 || !strings.Contains(string(a.Body), "has changed since you looked") || !strings.Contains(string(a.Body), "It was answered with 202") {
 			t.Errorf("a form about what is not so any more: %d %s", a.Status, content(a))
 		}
 		form = admin.fields(admin.page("?do=release&id="+ids[1]), "settle")

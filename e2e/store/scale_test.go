@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -73,7 +74,7 @@ func TestNotesAreBounded(t *testing.T) {
 	if fields > 2*batch+2*all/batch+256+20 || most > 3<<20 {
 		t.Errorf("%d fields, and at most %d bytes", fields, most)
 	}
-	list, err := notebook.List("unknown", 200)
+	list, err := notebook.List("unknown", now, math.MaxInt64, 200)
 	if err != nil || len(list) != 200 || list[0].Name != fmt.Sprintf("%016x", all-1) || list[199].Name != fmt.Sprintf("%016x", all-200) {
 		t.Errorf("%d are listed, from %+v on: %v", len(list), list[0].Name, err)
 	}
@@ -90,7 +91,7 @@ func TestNotesAreBounded(t *testing.T) {
 		t.Errorf("who comes from another epoch is told of %d in %s: %v", len(other.Settled), other.Epoch, err)
 	}
 	_, err = notebook.Exchange(time.Now().Add(2*time.Hour).UnixMilli(), "epoch", known, nil, []redisclient.Note{{Kind: "unknown", Name: "last", Until: until + int64(2*time.Hour/time.Millisecond), Text: "x"}})
-	list, _ = notebook.List("unknown", 200)
+	list, _ = notebook.List("unknown", now, math.MaxInt64, 200)
 	if err != nil || len(list) != 1 {
 		t.Errorf("when all others have expired, %d are listed: %v", len(list), err)
 	}
