@@ -14,24 +14,28 @@ import (
 // keyCharacters are those that a key may consist of, unless keyFormat allows others. None needs an escape inside quotes.
 const keyCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_./"
 
-// parseKey returns the idempotency key in the lines of its header, or nothing if they are not one valid key: as it is, or
-// as a structured-field string (RFC 8941, section 3.3.3; the IETF draft draft-ietf-httpapi-idempotency-key-header writes
-// it so).
+// parseKey returns the idempotency key in the lines of its header, or nothing if they are not one valid key.
 func parseKey(lines []string, maxLength int, format *regexp.Regexp) string {
 	if len(lines) != 1 {
 		return ""
 	}
-	key := lines[0]
-	if strings.HasPrefix(key, `"`) {
-		if !quotedString.MatchString(key) {
-			return ""
-		}
-		key = unescape.Replace(key[1 : len(key)-1])
-	}
+	key := unquoted(lines[0])
 	if len(key) > maxLength || !visibleKey.MatchString(key) || !format.MatchString(key) {
 		return ""
 	}
 	return key
+}
+
+// unquoted returns what a header says as it is, or as a structured-field string (RFC 8941, section 3.3.3; the IETF draft
+// draft-ietf-httpapi-idempotency-key-header writes keys so); nothing if its quotes are not valid.
+func unquoted(value string) string {
+	if !strings.HasPrefix(value, `"`) {
+		return value
+	}
+	if !quotedString.MatchString(value) {
+		return ""
+	}
+	return unescape.Replace(value[1 : len(value)-1])
 }
 
 var (

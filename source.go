@@ -485,7 +485,6 @@ func findKey(h *handler, r *http.Request, body []byte, bodyIs int) *keyed {
 // keyAt returns the key that r has at s, and what was found.
 func keyAt(h *handler, s *source, r *http.Request, body []byte) (string, int) {
 	p := s.places[0]
-	format := h.otherFormat
 	switch {
 	case len(s.places) > 1:
 	case s.content:
@@ -504,16 +503,23 @@ func keyAt(h *handler, s *source, r *http.Request, body []byte) (string, int) {
 		}
 		return key, present
 	}
-	length := 0
+	length, key := 0, ""
 	for _, p := range s.places {
 		value, state := valueAtPlace(h, p, r, body)
 		if state != present {
 			return "", state
 		}
+		if p.kind == kindHeader {
+			value = unquoted(value)
+		}
 		length += len(value)
-		if length > h.maxKeyLength || !visibleKey.MatchString(value) || !format.MatchString(value) {
+		if length > h.maxKeyLength || !visibleKey.MatchString(value) || !h.otherFormat.MatchString(value) {
 			return "", unusable
 		}
+		if len(s.places) > 1 { // as in valueOf
+			value = strconv.Quote(value)
+		}
+		key += value
 	}
-	return valueOf(h, s, r, body)
+	return key, present
 }

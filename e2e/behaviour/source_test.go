@@ -372,6 +372,17 @@ func TestAQuotedKeyIsUnescaped(t *testing.T) {
 		s.Want(first, 201, "first")
 		s.WantReplay(first, s.Do(rig.Post("/", `a"b\c\`)))
 		s.Calls(1)
+		joined := e.Serve(t, hosts.Settings{"key": "X-Tenant + X-Key + query:id"}, rig.Created)
+		parts := func(tenant, key string) rig.Call { return rig.Post(`/?id="a"`, "", "X-Tenant", tenant, "X-Key", key) }
+		first = joined.Do(parts("a", "b c"))
+		joined.Want(first, 201, "first")
+		joined.WantReplay(first, joined.Do(parts(`"a"`, `"b c"`)))
+		joined.Want(joined.Do(parts("a", `"b \"c"`)), 201, "first")
+		joined.Want(joined.Do(rig.Post(`/?id=a`, "", "X-Tenant", "a", "X-Key", "b c")), 201, "first")
+		for _, key := range []string{`"b c`, `"`, `""`, `"b\c"`} {
+			joined.WantProblem(joined.Do(parts("a", key)), 400, "invalid-key", "invalid")
+		}
+		joined.Calls(3)
 	})
 }
 
