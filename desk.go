@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/example/traefik-idem/stats"
+	"github.com/example/traefik-idem/store"
 )
 
 // This file is what the page has for an operator: the keys that wait for one, a key that was looked up, and the forms that settle
@@ -31,11 +32,10 @@ func deskOf(h *handler, r *http.Request, who *visitor) *stats.Desk {
 	d.Keys = listed.Keys
 	d.Unlisted = listed.Detail
 	query := r.URL.Query()
-	id := strings.TrimSpace(query.Get("id"))
-	if id == "" {
+	d.ID = idIn(query.Get("id"))
+	if d.ID == "" {
 		return d
 	}
-	d.ID = strings.TrimPrefix(strings.ToLower(id), "urn:traefik-idem:key:")
 	if !idPattern.MatchString(d.ID) {
 		d.Said = "An id has 16 hexadecimal digits. 409 and 422 answers have it, behind urn:traefik-idem:key:, and so does the log."
 		return d
@@ -48,10 +48,13 @@ func deskOf(h *handler, r *http.Request, who *visitor) *stats.Desk {
 		return d
 	}
 	d.Good = true
-	switch query.Get("did") {
-	case "settled":
+	settled := looked.Key.State == stateNames[store.Free] || looked.Key.State == stateNames[store.Done]
+	did := query.Get("did")
+	switch { // anybody can write an address, and a request may have come since
+	case !settled:
+	case did == "settled":
 		d.Said = "Done. Every Traefik knows within 2 seconds."
-	case "later":
+	case did == "later":
 		d.Said = "Done in Redis, which could not be asked after that. Traefiks that remember the key otherwise are told as soon as Redis is back."
 	}
 	return d

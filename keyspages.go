@@ -15,6 +15,11 @@ import (
 // idPattern matches a public id.
 var idPattern = regexp.MustCompile(`^[0-9a-f]{16}$`)
 
+// idIn returns the public id in what somebody has copied, perhaps as a problem names it.
+func idIn(text string) string {
+	return strings.TrimPrefix(strings.ToLower(strings.TrimSpace(text)), "urn:traefik-idem:key:")
+}
+
 // keyList is keys of one or more states. Like all that is marshalled here, it has no unexported fields: see problem.
 type keyList struct {
 	Keys []*stats.Key `json:"keys"`
@@ -43,7 +48,7 @@ func isKeysPage(page string) bool {
 
 // serveKeys answers for the pages about keys. user is the name of the login, which may do what r asks for.
 func serveKeys(h *handler, w http.ResponseWriter, r *http.Request, page, user string) {
-	id := strings.TrimPrefix(strings.TrimPrefix(page, "/keys"), "/")
+	id := idIn(strings.TrimPrefix(strings.TrimPrefix(page, "/keys"), "/"))
 	allowed := "GET, HEAD"
 	switch {
 	case id == "find":
@@ -84,9 +89,13 @@ func serveList(h *handler, w http.ResponseWriter, r *http.Request) {
 
 // serveChange finds or settles a key.
 func serveChange(h *handler, w http.ResponseWriter, r *http.Request, id, user string) {
-	version := strings.Trim(strings.TrimPrefix(r.Header.Get("If-Match"), "W/"), `"`)
-	if version == "*" {
+	version := strings.Trim(strings.TrimPrefix(r.Header.Get("If-Match"), "W/"), `" `)
+	switch {
+	case version == "*":
 		version = ""
+	case version == "" && r.Header["If-Match"] != nil: // what was meant as a condition must not count as none
+		answerKeys(h, w, badQuery("If-Match is empty: want the version of the record that you have seen, or no such header"))
+		return
 	}
 	switch r.Method {
 	case http.MethodDelete:
@@ -110,7 +119,7 @@ func serveChange(h *handler, w http.ResponseWriter, r *http.Request, id, user st
 }
 
 // readHandAnswer reads the members of an answer that an operator gives, or returns why it cannot. The body is the text in a JSON
-// string, or any other JSON value as it is. A map, because Yaegi makes no json.RawMessage of a struct's field.
+// string, or any other JSON value as it is, but for null: that is none. A map, because Yaegi makes no json.RawMessage of a struct's field.
 func readHandAnswer(given map[string]json.RawMessage) (*handAnswer, *keysAnswer) {
 	a := &handAnswer{}
 	for name, value := range given {

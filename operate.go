@@ -453,7 +453,9 @@ func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, r
 	default:
 		done, err = redisclient.Answer(h.shared, note.hash, seen, record, h.ttl)
 	}
+	about := fmt.Sprintf(" user=%q state=%s key=%s", user, stateNames[seen.State], note.id)
 	if err != nil {
+		h.log.write(levelWarn, "a key may have been settled by hand; that is not known", about+fmt.Sprintf(" cause=%q", err))
 		return unreachable("whether the key was settled is not known; look at it again when Redis is back", err)
 	}
 	settled := *note
@@ -467,7 +469,7 @@ func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, r
 	settled.traefik = h.notebook.name
 	if done {
 		h.stats.Counts[stats.Settled].Add(1)
-		h.log.write(levelInfo, msg, fmt.Sprintf(" user=%q state=%s key=%s", user, stateNames[seen.State], note.id))
+		h.log.write(levelInfo, msg, about)
 		err = tell(h, what, &settled)
 	}
 	now, failed := lookAt(h, note)
@@ -477,6 +479,11 @@ func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, r
 	case !done:
 		return changed(h, note, now, "the key was changed meanwhile; nothing was changed by this")
 	case err != nil || failed != nil:
+		if failed != nil && record != "" { // it has what was just written
+			held, _ := store.Decode(record) // it is one, so there is no error
+			held.Left = longer(h.ttl, seen.Left)
+			now = inMemory(held)
+		}
 		answer := refused(http.StatusOK, "", "the key is settled in Redis; Traefiks that remember it otherwise are told as soon as Redis is back")
 		answer.Key = describeKey(h, &settled, now, map[string]string{})
 		return answer

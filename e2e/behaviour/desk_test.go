@@ -109,6 +109,7 @@ func TestKeysAreSettledOnThePage(t *testing.T) {
 		viewer.wants(seen, "2 to settle", "Unknown outcome", `id="k`+ids[0], `id="k`+ids[1], "POST "+s.Name+" /unknown", "Duplicates get 409", "You may look.")
 		viewer.wantsNone(seen+viewer.page("?do=settle&id="+ids[0]), "do=settle", "do=release", `method="post"`, `name="token"`, "secret-")
 		viewer.wants(viewer.page("?id=0123456789abcdef"), "No key of this id was noted lately")
+		viewer.wantsNone(viewer.page("?did=settled&id="+ids[0]), "Every Traefik knows")
 		viewer.wants(viewer.page("?id=%3Cb%3E"), "An id has 16 hexadecimal digits", "&lt;b&gt;")
 		form := admin.fields(admin.page("?do=settle&id="+ids[0]), "settle")
 		if a := viewer.send("settle", form); a.Status != 403 || !strings.Contains(string(a.Body), "may only look") {

@@ -159,6 +159,7 @@ func TestAnUnknownOutcomeIsAnsweredByHand(t *testing.T) {
 			{`{"status":202,"body":"pay\nment 1"}`, "pay\nment 1", "text/plain; charset=utf-8"},
 			{`{"status":200,"body":"<a/>","contentType":"application/xml"}`, "<a/>", "application/xml"},
 			{`{"status":204}`, "", ""},
+			{`{"status":200,"body":null}`, "", ""},
 		} {
 			key := rig.UnusedKey()
 			s.Send(rig.Post("/unknown", key))
@@ -168,6 +169,12 @@ func TestAnUnknownOutcomeIsAnsweredByHand(t *testing.T) {
 			seen := s.Key(id)
 			for _, wrong := range []string{"", "{}", "[]", `{"status":"200"}`, `{"status":200,"headers":{}}`, `{"status":99}`, `{"status":600}`, `{"status":204,"body":"x"}`, `{"status":200,"body":"x","contentType":"no type"}`, `{"status":200,"contentType":"text/plain\r\nA: b"}`} {
 				s.WantKeyProblem(s.Do(rig.AsBoss("PUT", id, wrong)), 400, "invalid-query")
+			}
+			for _, none := range []string{"", `""`, ` W/"" `} {
+				s.WantKeyProblem(s.Do(rig.AsBoss("PUT", id, c.given, "If-Match", none)), 400, "invalid-query")
+			}
+			if named := s.Key("URN:traefik-idem:key:" + strings.ToUpper(id)); named != seen {
+				t.Errorf("by its whole name: %+v, want %+v", named, seen)
 			}
 			if now := s.WantKeyProblem(s.Do(rig.AsBoss("PUT", id, c.given, "If-Match", `"0123"`)), 409, "key-changed"); now.State != "unknown" || now.Version != seen.Version {
 				t.Errorf("who has seen something else is told %+v", now)
@@ -194,7 +201,7 @@ func TestAnUnknownOutcomeIsAnsweredByHand(t *testing.T) {
 		if list := s.Keys("unknown"); len(list) != 0 {
 			t.Errorf("still to be looked at: %+v", list)
 		}
-		if metrics := string(s.Do(rig.Get("/_idem/metrics")).Body); !strings.Contains(metrics, "\ntraefik_idem_settled_total 4\n") {
+		if metrics := string(s.Do(rig.Get("/_idem/metrics")).Body); !strings.Contains(metrics, "\ntraefik_idem_settled_total 5\n") {
 			t.Errorf("the metrics say\n%s", metrics)
 		}
 	})
