@@ -50,7 +50,8 @@ func fingerprintAs(h *handler, c *comparison, r *http.Request, identity string, 
 	return sumBody(h, head, boundary, comparedBody(h, c, r, body))
 }
 
-// comparedBody returns what is compared of a body. That is the body itself, unless it is a form with fields to ignore, or JSON.
+// comparedBody returns what is compared of a body. That is the body itself, unless it is JSON, or a form with fields to ignore. JSON
+// may come with the media type of a form, as from curl -d.
 func comparedBody(h *handler, c *comparison, r *http.Request, body []byte) []byte {
 	isForm := mediaName(r) == formType
 	switch {
@@ -62,20 +63,20 @@ func comparedBody(h *handler, c *comparison, r *http.Request, body []byte) []byt
 		return body
 	case !readable(h, r, body):
 		return body
-	case isForm:
-		return []byte(withoutFields(string(body), c.ignored, kindForm))
-	case !c.asJSON:
+	case !c.asJSON && !isForm:
 		return body
 	}
 	data, isJSON := jsonBody(h, r, body)
-	if !isJSON {
-		return body
+	if isJSON && c.asJSON {
+		values := canonical(data, c.ignored)
+		if values != nil {
+			return values
+		}
 	}
-	values := canonical(data, c.ignored)
-	if values == nil {
-		return body
+	if isForm && !isJSON {
+		return []byte(withoutFields(string(body), c.ignored, kindForm))
 	}
-	return values
+	return body
 }
 
 // withoutFields returns an encoded query string or form without the ignored fields of this kind: unchanged if there are none,

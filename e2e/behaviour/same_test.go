@@ -103,6 +103,24 @@ func TestSame(t *testing.T) {
 			[]rig.Call{formPost("amount=10&to=bob&csrf=2&csrf=3"), formPost("to=bob&amount=10"), formPost("csrf=x&amount=10&to=b%6Fb")},
 			[]rig.Call{formPost("amount=11&csrf=1&to=bob"), formPost("amount=10&amount=10&csrf=1&to=bob"), at("/?csrf=1", formPost("amount=10&csrf=1&to=bob")), post("/", "text/plain", "amount=10&csrf=1&to=bob"), formPost("amount=10&csrf=1&to=bob&%zz")},
 		},
+		{ // JSON that is sent as a form, as curl -d does
+			hosts.Settings{"ignore": "json:/sentAt, form:csrf", "same": "query, type, json"},
+			formPost(`{"a":1,"b":"&csrf=1","sentAt":1}`),
+			[]rig.Call{formPost(`{ "b":"&csrf=1", "a":1.0 }`)},
+			[]rig.Call{formPost(`{"a":1,"b":"&csrf=2"}`), formPost(`{"a":2,"b":"&csrf=1"}`), formPost("a=1&csrf=1")},
+		},
+		{
+			hosts.Settings{"ignore": "form:csrf"},
+			formPost(`{"b":"csrf=1&csrf=1&c=1"}`),
+			nil,
+			[]rig.Call{formPost(`{"b":"csrf=1&csrf=2&c=1"}`), formPost(`{"b":"csrf=1&c=1"}`), formPost(`{"b": "csrf=1&csrf=1&c=1"}`)},
+		},
+		{ // a form all the same
+			hosts.Settings{"ignore": "form:csrf, json:/sentAt"},
+			formPost("amount=10&csrf=1"),
+			[]rig.Call{formPost("csrf=2&amount=10")},
+			[]rig.Call{formPost("amount=1e1&csrf=1")},
+		},
 	} {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
