@@ -139,7 +139,7 @@ func CreateConfig() *Config {
 	return &Config{
 		TTL:                  "60s",
 		MaxTTL:               "60s",
-		ContentTTL:           defaultContentTTL,
+		ContentTTL:           defaultContentTTL.String(),
 		Mode:                 "enforce",
 		KeyFormat:            "token",
 		MaxKeyLength:         128,
@@ -369,8 +369,8 @@ func (c *Config) settings() (*settings, string, error) {
 	return s, warning, nil
 }
 
-// defaultContentTTL is the default of contentTTL.
-const defaultContentTTL = "5s"
+// defaultContentTTL is the default of contentTTL. Nobody can tell whether it is set too, so it is cut to ttl.
+const defaultContentTTL = 5 * time.Second
 
 // checkKey sets where keys come from, and what they may look like.
 func (c *Config) checkKey(k *check, s *settings) {
@@ -410,7 +410,7 @@ func (c *Config) checkKey(k *check, s *settings) {
 		s.contentTTL = contentTTL
 		if contentTTL > s.ttl {
 			s.contentTTL = s.ttl
-			if c.ContentTTL != defaultContentTTL {
+			if contentTTL != defaultContentTTL {
 				k.fail("contentTTL", c.ContentTTL, "at most ttl, "+s.ttl.String())
 			}
 		}

@@ -63,6 +63,7 @@ func TestBadSettings(t *testing.T) {
 		{"key", "ip + content", "ip:1", func(c *Config) { c.Key = []string{"ip + content"} }},
 		{"key", "X-A", "after content", func(c *Config) { c.Key = []string{"content", "X-A"} }},
 		{"contentTTL", "10s", "at most ttl, 9s", func(c *Config) { c.Key = []string{"content"}; c.TTL = "9s"; c.ContentTTL = "10s" }},
+		{"contentTTL", "5001ms", "at most ttl, 2s", func(c *Config) { c.Key = []string{"content"}; c.TTL = "2s"; c.ContentTTL = "5001ms" }},
 		{"contentTTL", "x", "duration", func(c *Config) { c.ContentTTL = "x" }},
 		{"keyFormat", "base64", "between slashes", func(c *Config) { c.KeyFormat = "base64" }},
 		{"keyFormat", "/a", "between slashes", func(c *Config) { c.KeyFormat = "/a" }},
@@ -348,6 +349,23 @@ func TestALongTTLIsCut(t *testing.T) {
 	set, warning, err = config.settings()
 	if err != nil || set.ttl != 24*time.Hour || warning != "" {
 		t.Errorf("ttl under maxTTL: %v, %q, %v", set.ttl, warning, err)
+	}
+}
+
+// TestTheDefaultOfContentTTLIsCut to ttl, in whatever way it is written.
+func TestTheDefaultOfContentTTLIsCut(t *testing.T) {
+	for _, text := range []string{"5s", "5", "5000ms"} {
+		config := CreateConfig()
+		config.Key = []string{"content"}
+		config.TTL = "2s"
+		config.ContentTTL = text
+		set, _, err := config.settings()
+		if err != nil || set.contentTTL != 2*time.Second {
+			t.Errorf("contentTTL %q: %v, %v", text, set, err)
+		}
+	}
+	if text := CreateConfig().ContentTTL; text != "5s" {
+		t.Errorf("contentTTL is %q by default", text)
 	}
 }
 
