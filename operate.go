@@ -360,8 +360,8 @@ func answerKey(h *handler, user, id, version string, a *handAnswer) *keysAnswer 
 	switch {
 	case failed != nil:
 		return failed
-	case wrong != "":
-		return badQuery(wrong)
+	case wrong != nil:
+		return wrong
 	case seen == nil || seen.State != store.Unknown:
 		return changed(h, note, seen, "only a key whose outcome is unknown can be answered by hand; nothing was changed")
 	}
@@ -373,21 +373,21 @@ func answerKey(h *handler, user, id, version string, a *handAnswer) *keysAnswer 
 	return settleKey(h, user, note, seen, record, "a key was answered by hand")
 }
 
-// wrongIn returns what is wrong with an answer; empty if nothing is.
-func wrongIn(h *handler, a *handAnswer) string {
+// wrongIn returns a refusal if something is wrong with an answer.
+func wrongIn(h *handler, a *handAnswer) *keysAnswer {
 	_, _, err := mime.ParseMediaType(a.ContentType)
 	switch {
 	case a.Status < 200 || a.Status > 599:
-		return fmt.Sprintf("status %d: want 200 to 599", a.Status)
+		return badQuery(fmt.Sprintf("status %d: want 200 to 599", a.Status))
 	case a.Body != "" && bodiless(a.Status):
-		return fmt.Sprintf("status %d has no body", a.Status)
+		return badQuery(fmt.Sprintf("status %d has no body", a.Status))
 	case len(a.Body) > h.maxResponseBody:
-		return fmt.Sprintf("body is longer than maxResponseBodyBytes: %d, allowed are %d", len(a.Body), h.maxResponseBody)
+		return badQuery(fmt.Sprintf("body is longer than maxResponseBodyBytes: %d, allowed are %d", len(a.Body), h.maxResponseBody))
 	case a.ContentType == "":
 	case err != nil || strings.ContainsAny(a.ContentType, store.Unreadable+"\r\n"):
-		return fmt.Sprintf("contentType %q: want a media type, as application/json", a.ContentType)
+		return badQuery(fmt.Sprintf("contentType %q: want a media type, as application/json", a.ContentType))
 	}
-	return ""
+	return nil
 }
 
 // toSettle returns the note about a key that is to be settled, and what the key has; or the answer if it is not what the user has
