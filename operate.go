@@ -85,15 +85,13 @@ func lookKey(h *handler, id string) *keysAnswer {
 // findNote returns the note about the key with this public id, or the answer if there is none.
 func findNote(h *handler, id string) (*keyNote, *keysAnswer) {
 	err := exchange(h.notebook)
-	if err != nil {
+	if redisclient.IsUnreachable(err) { // one that only refuses to write can still be asked
 		return nil, unreachable("Redis, which has the notes about keys, is out of reach", err)
 	}
-	var note *keyNote
-	if h.shared == nil {
-		h.notebook.io.Lock()
-		note = h.notebook.notes.byID[id]
-		h.notebook.io.Unlock()
-	} else {
+	h.notebook.io.Lock()
+	note := h.notebook.notes.byID[id] // all there are, or those that Redis has not taken yet
+	h.notebook.io.Unlock()
+	if note == nil && h.shared != nil {
 		line, err := h.notebook.redis().Get(id)
 		if err != nil {
 			return nil, unreachable("Redis, which has the notes about keys, is out of reach", err)
@@ -177,7 +175,7 @@ func traefikOf(h *handler, owner string, names map[string]string) string {
 // the record may still be on its way to Redis.
 func listKeys(h *handler, state string) *keysAnswer {
 	err := exchange(h.notebook)
-	if err != nil {
+	if redisclient.IsUnreachable(err) { // as in findNote
 		return unreachable("Redis, which has the notes about keys, is out of reach", err)
 	}
 	answer := &keysAnswer{Status: http.StatusOK, Keys: []*stats.Key{}}
@@ -203,13 +201,16 @@ func listKind(h *handler, answer *keysAnswer, kind string, names map[string]stri
 		if err != nil || len(noted) == 0 {
 			return err
 		}
-		all, err := lookAtAll(h, noted)
-		if err != nil {
-			return err
-		}
+		all, errs := lookAtAll(h, noted)
 		for i, note := range noted {
 			below = note.place
-			if all[i] != nil && stateNames[all[i].State] == kind && len(answer.Keys) < mostListed {
+			switch {
+			case len(answer.Keys) == mostListed:
+			case errs[i] != nil: // of a cluster, one node may be away
+				k := describeKey(h, note, nil, names)
+				k.State = "unreachable"
+				answer.Keys = append(answer.Keys, k)
+			case all[i] != nil && stateNames[all[i].State] == kind:
 				answer.Keys = append(answer.Keys, describeKey(h, note, all[i], names))
 			}
 		}
@@ -236,20 +237,20 @@ func notedBelow(h *handler, kind string, below int64) ([]*keyNote, error) {
 }
 
 // lookAtAll is lookAt for many keys.
-func lookAtAll(h *handler, noted []*keyNote) ([]*redisclient.Seen, error) {
-	all := make([]*redisclient.Seen, len(noted))
+func lookAtAll(h *handler, noted []*keyNote) ([]*redisclient.Seen, []error) {
 	hashes := make([]string, len(noted))
 	for i, note := range noted {
 		hashes[i] = note.hash
-		if h.shared == nil {
-			seen, _ := lookAt(h, note) // memory gives no error
-			all[i] = seen
-		}
 	}
-	if h.shared == nil {
-		return all, nil
+	if h.shared != nil {
+		return redisclient.LookAll(h.shared, hashes)
 	}
-	return redisclient.LookAll(h.shared, hashes)
+	all := make([]*redisclient.Seen, len(noted))
+	for i, note := range noted {
+		seen, _ := lookAt(h, note) // memory gives no error
+		all[i] = seen
+	}
+	return all, make([]error, len(noted))
 }
 
 // keyQuery is a request as its caller sent it, as far as that makes its key.

@@ -85,8 +85,8 @@ func readSeen(seen *Seen) error {
 	return err
 }
 
-// LookAll is Look for many keys. It returns the first error.
-func LookAll(k *Keys, hashes []string) ([]*Seen, error) {
+// LookAll is Look for many keys. Values that are no records are none.
+func LookAll(k *Keys, hashes []string) ([]*Seen, []error) {
 	all := make([]*Seen, len(hashes))
 	errs := make([]error, len(hashes))
 	var looks sync.WaitGroup
@@ -95,12 +95,7 @@ func LookAll(k *Keys, hashes []string) ([]*Seen, error) {
 		go lookOne(k, hash, i, all, errs, &looks)
 	}
 	looks.Wait()
-	for _, err := range errs {
-		if err != nil && !errors.Is(err, store.ErrForeign) {
-			return nil, err
-		}
-	}
-	return all, nil
+	return all, errs
 }
 
 // lookOne is Look for number i of many.
@@ -109,6 +104,10 @@ func lookOne(k *Keys, hash string, i int, all []*Seen, errs []error, looks *sync
 	defer looks.Done()
 	errs[i] = errProtocol // a panic tells nothing of the key
 	seen, err := Look(k, hash)
+	if errors.Is(err, store.ErrForeign) {
+		seen = nil
+		err = nil
+	}
 	all[i] = seen
 	errs[i] = err
 }

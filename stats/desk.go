@@ -37,9 +37,10 @@ func (v *view) desk(d *Desk, now time.Time) {
 	unknown, running := int64(0), int64(0)
 	for _, k := range d.Keys {
 		r := newKeyRow(k, now)
-		if r.Unknown {
+		switch {
+		case r.Unknown:
 			unknown++
-		} else {
+		case r.Running:
 			running++
 		}
 		v.Keys = append(v.Keys, r)
@@ -92,6 +93,8 @@ func newKeyRow(k *Key, now time.Time) keyRow {
 	case "unkept":
 		r.State = "Not kept"
 		r.Means = fmt.Sprintf("It was answered with %d, and the answer was too large to keep. Duplicates get 409.", k.Status)
+	case "unreachable":
+		r.State, r.Class = "Not readable now", "warn"
 	default:
 		r.State, r.Free = "Free", true
 		r.Means = "Nothing is kept of it: the next request with it runs."

@@ -231,6 +231,72 @@ func TestKeysAreSettledInACluster(t *testing.T) {
 	})
 }
 
+// TestKeysAreLookedUpWhileRedisRefusesToWrite because it is full.
+func TestKeysAreLookedUpWhileRedisRefusesToWrite(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		server := redistest.Start(t)
+		one, other := two(t, host, server.Addr, rig.NewFront(t, server.Addr).Addr, rig.NewBackend(t, ends), nil)
+		c := rig.Post("/unknown", rig.UnusedKey())
+		one.Send(c)
+		id := one.IDOf(one.Do(c))
+		version := one.Key(id).Version // now Redis has the note
+		server.Do("CONFIG", "SET", "maxmemory", "1")
+		for _, s := range []*rig.Site{one, other} {
+			if k := s.Key(id); k.State != "unknown" || k.Version != version {
+				t.Errorf("it is %+v", k)
+			}
+			if list := s.Keys(""); len(list) != 1 || list[0].ID != id {
+				t.Errorf("listed are %+v", list)
+			}
+			s.WantKeyProblem(s.Do(rig.AsBoss("PUT", id, `{"status":201}`)), 503, "store-unavailable")
+			if k := s.Find(c); k.State != "unknown" {
+				t.Errorf("found is %+v", k)
+			}
+		}
+		server.Do("CONFIG", "SET", "maxmemory", "0")
+		one.AwaitRedis()
+		one.Settle("DELETE", id, "")
+	})
+}
+
+// TestALostNodeHidesOnlyItsKeys from a list.
+func TestALostNodeHidesOnlyItsKeys(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		cluster := redistest.StartMasters(t, 3)
+		for _, node := range cluster.Masters {
+			node.Do("CONFIG", "SET", "cluster-require-full-coverage", "no")
+		}
+		s := rig.Serve(t, host, ends, hosts.Settings{"statusHeader": "Decision", "stats": rig.AdminStats["stats"],
+			"redis": map[string]any{"cluster": true, "endpoints": cluster.Endpoints(), "keyPrefix": "p"}})
+		const all = 20
+		for range all {
+			s.Send(rig.Post("/unknown", rig.UnusedKey()))
+		}
+		for len(s.Keys("unknown")) < all { // what is lost ends in the test's time-out, as below
+			time.Sleep(10 * time.Millisecond)
+		}
+		lost := cluster.Masters[0]
+		if cluster.Owner("p:keys") == lost { // which has the notes
+			lost = cluster.Masters[1]
+		}
+		lost.Kill()
+		states := map[string]int{}
+		for states["unreachable"] == 0 {
+			time.Sleep(10 * time.Millisecond)
+			states = map[string]int{}
+			for _, k := range s.Keys("unknown") {
+				states[k.State]++
+				if k.Path != "/unknown" || (k.State == "unreachable" && k.Version+k.Since+k.Until != "") {
+					t.Errorf("listed is %+v", k)
+				}
+			}
+		}
+		if states["unknown"] == 0 || states["unknown"]+states["unreachable"] != all {
+			t.Errorf("listed are %v", states)
+		}
+	})
+}
+
 // TestALeaseIsTakenFromATraefikThatIsNotHeardOf cuts one off from Redis while it runs a request. What it sends late, and the end of its
 // request, change nothing for the next owner.
 func TestALeaseIsTakenFromATraefikThatIsNotHeardOf(t *testing.T) {
