@@ -403,16 +403,16 @@ func passRead(h *handler, w http.ResponseWriter, r *http.Request, body *takenBod
 
 // recordable returns r without what would keep its answer from being recorded, or it from reaching the backend once.
 func recordable(r *http.Request, l *store.Run) *http.Request {
-	if r.ContentLength != 0 && r.Header["Connection"] == nil {
+	empty := r.ContentLength == 0 || (l.Taken != nil && l.Taken.Size() == 0) // chunks may have nothing in them
+	if !empty && r.Header["Connection"] == nil {
 		return r
 	}
 	r = r.Clone(r.Context())
 	if r.Header["Connection"] != nil {
 		dropOffer(r)
 	}
-	if r.ContentLength == 0 {
-		hideEmptyBody(r)
-		l.Body = r.Body
+	if empty {
+		hideEmptyBody(r, l)
 		l.Sought = &atomic.Int32{}
 		l.Client = httptrace.WithClientTrace(l.Client, &httptrace.ClientTrace{GetConn: func(_ string) { l.Sought.Add(1) }})
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -31,6 +32,7 @@ http:
   middlewares:
     ROUTER-idem: {plugin: {idem: {statusHeader: Decision, %s}}}
     ROUTER-retry: {retry: {attempts: 4}}
+    ROUTER-buffering: {buffering: {maxRequestBodyBytes: 100000}}
     ROUTER-headers: {headers: {customResponseHeaders: {X-Above: "yes"}}}
     ROUTER-errors: {errors: {status: ["500-599"], service: ROUTER-pages, query: "/page/{status}"}}
 `, names, strings.Join(urls, ", "), pages, settings), "'", "`")), b)
@@ -66,6 +68,10 @@ func digest(w http.ResponseWriter, r *http.Request) {
 var payloads = map[string]func(c *rig.Call) []byte{
 	"nothing": func(c *rig.Call) []byte { c.Body = ""; return nil },
 	"DELETE":  func(c *rig.Call) []byte { c.Method, c.Body = http.MethodDelete, ""; return nil },
+	"nothing in chunks": func(c *rig.Call) []byte {
+		c.Reader = io.MultiReader() // whose length net/http does not know
+		return nil
+	},
 	"a little": func(c *rig.Call) []byte {
 		return []byte(c.Body)
 	},
@@ -139,6 +145,40 @@ func TestRetryInBothOrders(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// TestNoTransportResendsBelowBuffering has a backend that breaks a kept connection after it has acted. buffering tells the
+// transport that there is no body, and then only the method or the key's header can make it send the request again.
+func TestNoTransportResendsBelowBuffering(t *testing.T) {
+	for _, chain := range []string{"[idem]", "[idem, buffering]"} {
+		for _, header := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+			for _, name := range []string{"nothing", "nothing in chunks", "DELETE"} {
+				t.Run(fmt.Sprintf("%s %s %s", chain, header, name), func(t *testing.T) {
+					b := rig.NewRawBackend(t, func(conn net.Conn, n int64, _ *http.Request) bool {
+						if n > 1 {
+							return false
+						}
+						fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+						return true
+					})
+					s := among(t, nil, chain, "header: "+header, []string{b.URL}, b.URL)
+					request := func(key string) rig.Call {
+						c := rig.Post("/", "", header, key)
+						payloads[name](&c)
+						return c
+					}
+					s.Want(s.Do(request("one")), 200, "first") // leaves a connection to reuse
+					s.Want(s.Do(request("two")), 502, "unknown")
+					s.WantProblem(s.Do(request("two")), 409, "outcome-unknown", "unknown")
+					b.Calls(t, 2)
+					seen := b.Header.Load().(http.Header)
+					if seen.Get(header) != "two" {
+						t.Errorf("the backend does not get the key: %v", seen)
+					}
+				})
+			}
 		}
 	}
 }
