@@ -146,7 +146,7 @@ func note(h, claims *handler, l *store.Run, r *http.Request) {
 	}
 	switch {
 	case held == nil:
-		finish(claims, l, fmt.Sprintf(store.UnknownFormat, l.Fingerprint, l.Owner))
+		finish(claims, l, fmt.Sprintf(store.ObservedFormat, l.Fingerprint, l.Owner))
 	case held.Err != nil:
 		h.stats.Counts[stats.Unobserved].Add(1)
 	case mismatch(h, l, held):

@@ -40,6 +40,14 @@ const silence = 3 * time.Second
 
 var stateNames = map[store.State]string{store.Free: "free", store.Running: "running", store.Done: "done", store.Unknown: "unknown", store.Unkept: "unkept"}
 
+// stateOf is the state of a key that has seen, as it is shown.
+func stateOf(seen *redisclient.Seen) string {
+	if store.WasObserved(&seen.Held) {
+		return "observed"
+	}
+	return stateNames[seen.State]
+}
+
 // refused is the answer to what cannot be done. problem is the end of its type.
 func refused(status int, problem, detail string) *keysAnswer {
 	return &keysAnswer{Status: status, Problem: problem, Detail: detail}
@@ -136,7 +144,7 @@ func describeKey(h *handler, note *keyNote, seen *redisclient.Seen, names map[st
 	if seen == nil {
 		return k
 	}
-	k.State = stateNames[seen.State]
+	k.State = stateOf(seen)
 	k.Version = seen.Version
 	k.Bytes = seen.Body
 	if seen.Answer != nil {
@@ -210,7 +218,7 @@ func listKind(h *handler, answer *keysAnswer, kind string, names map[string]stri
 				k := describeKey(h, note, nil, names)
 				k.State = "unreachable"
 				answer.Keys = append(answer.Keys, k)
-			case all[i] != nil && stateNames[all[i].State] == kind:
+			case all[i] != nil && stateOf(all[i]) == kind:
 				answer.Keys = append(answer.Keys, describeKey(h, note, all[i], names))
 			}
 		}
@@ -363,7 +371,7 @@ func answerKey(h *handler, user, id, version string, a *handAnswer) *keysAnswer 
 		return failed
 	case wrong != nil:
 		return wrong
-	case seen == nil || seen.State != store.Unknown:
+	case seen == nil || stateOf(seen) != stateNames[store.Unknown]:
 		return changed(h, note, seen, "only a key whose outcome is unknown can be answered by hand; nothing was changed")
 	}
 	header := ""
@@ -454,7 +462,7 @@ func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, r
 	default:
 		done, err = redisclient.Answer(h.shared, note.hash, seen, record, h.ttl)
 	}
-	about := fmt.Sprintf(" user=%q state=%s key=%s", user, stateNames[seen.State], note.id)
+	about := fmt.Sprintf(" user=%q state=%s key=%s", user, stateOf(seen), note.id)
 	if err != nil {
 		h.log.write(levelWarn, "a key may have been settled by hand; that is not known", about+fmt.Sprintf(" cause=%q", err))
 		return unreachable("whether the key was settled is not known; look at it again when Redis is back", err)

@@ -3,7 +3,7 @@ package stats
 // Key is what may be shown of a key. What is not known is empty. It has no unexported fields, since Yaegi would marshal those too.
 type Key struct {
 	ID      string `json:"id"`
-	State   string `json:"state"` // running, done, unknown, unkept or free; in a list also unreachable: its record could not be read
+	State   string `json:"state"` // running, done, unknown, unkept, observed or free; in a list also unreachable: its record could not be read
 	Since   string `json:"since,omitempty"`
 	Until   string `json:"until,omitempty"`  // end of the lease, or of the record
 	Status  int    `json:"status,omitempty"` // of the answer that the backend gave

@@ -21,7 +21,7 @@ const headLen = len(magic) + 1 + FingerprintSize
 // Records are strings, laid out so that the standard library writes and reads an answer in few calls:
 //
 //	magic  R  fingerprint  owner
-//	magic  U  fingerprint  owner
+//	magic  U  fingerprint  owner, of an observed request behind observedMark
 //	magic  K  fingerprint  status CRLF  owner
 //	magic  D  fingerprint  status CRLF  header lines  CRLF  body
 //
@@ -33,7 +33,17 @@ const (
 	UnknownFormat = magic + "U%s%s"
 	UnkeptFormat  = magic + "K%s%d\r\n%s"
 	DoneHead      = magic + "D"
+
+	ObservedFormat = magic + "U%s" + observedMark + "%s"
 )
+
+// observedMark tells the record of a request that was only observed, and then let through, from one with an unknown outcome.
+const observedMark = "observed "
+
+// WasObserved reports whether a record is that of a request that was only observed.
+func WasObserved(held *Held) bool {
+	return held.State == Unknown && strings.HasPrefix(held.Record[headLen:], observedMark)
+}
 
 // StatusLines has each status from 100 to 999 with its CRLF, indexed by the status.
 var StatusLines = newStatusLines()

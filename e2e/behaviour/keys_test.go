@@ -99,6 +99,30 @@ func TestKeysAreLookedUp(t *testing.T) {
 	})
 }
 
+// TestAnObservedKeyIsLookedUp and has nothing to settle.
+func TestAnObservedKeyIsLookedUp(t *testing.T) {
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		s := e.Serve(t, hosts.Settings{"mode": "observe", "stats": rig.AdminStats["stats"]}, rig.Created)
+		c := rig.Post("/pay", rig.UnusedKey())
+		s.Do(c)
+		k := s.Find(c)
+		for k.State != "observed" { // it is noted in the background; one that never is ends in the test's time-out
+			time.Sleep(10 * time.Millisecond)
+			k = s.Find(c)
+		}
+		page := &desk{s, basic("boss", "pass")}
+		text := page.page("?do=settle&id=" + k.ID)
+		page.wants(text, "Observed", "were let through")
+		page.wantsNone(text, "Duplicates get 409", "Settle this key", "do=settle")
+		if now := s.WantKeyProblem(s.Do(rig.AsBoss("PUT", k.ID, `{"status":201}`)), 409, "key-changed"); now.State != "observed" {
+			t.Errorf("it is not observed any more: %+v", now)
+		}
+		if freed := s.Settle("DELETE", k.ID, ""); freed.State != "free" {
+			t.Errorf("freed: %+v", freed)
+		}
+	})
+}
+
 // TestARunningKeyIsLookedUp while its request runs.
 func TestARunningKeyIsLookedUp(t *testing.T) {
 	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
