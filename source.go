@@ -353,13 +353,14 @@ func clientAddress(p *place, r *http.Request) (string, int) {
 // valueAt returns the string, number or boolean at a JSON pointer in data, which is valid JSON.
 func valueAt(data []byte, path []string) (string, int) {
 	var state int
-	for _, token := range path {
+	for len(path) > 0 {
 		data = bytes.TrimLeft(data, " \t\r\n")
 		switch data[0] {
 		case '{':
-			data, state = member(data, token)
+			data, path, state = member(json.NewDecoder(bytes.NewReader(data)), data, path)
 		case '[':
-			data, state = element(data, token)
+			data, state = element(data, path[0])
+			path = path[1:]
 		default:
 			state = absent
 		}
@@ -385,30 +386,40 @@ func valueAt(data []byte, path []string) (string, int) {
 	return string(data), present
 }
 
-// member returns the value of a member of a JSON object.
-func member(object []byte, name string) ([]byte, int) {
-	d := json.NewDecoder(bytes.NewReader(object))
+// member goes along path into the object that d, which reads data, comes to next, and into objects in it, so that all of them are
+// read once. It returns the value there, and the rest of path.
+func member(d *json.Decoder, data []byte, path []string) ([]byte, []string, int) {
 	_, _ = d.Token() // the bracket
 	var found []byte
+	var rest []string
 	state := absent
+	seen := false
 	for n := 0; d.More(); n++ {
 		token, _ := d.Token()
-		text, _ := token.(string)
-		value := new(json.RawMessage)
-		err := d.Decode(value)
-		if err != nil || n == mostMembers {
-			return nil, unusable
+		name, _ := token.(string)
+		here := name == path[0]
+		if n == mostMembers || (here && seen) { // parsers do not agree on which of two counts
+			return nil, nil, unusable
 		}
-		if text != name {
+		seen = seen || here
+		if here && len(path) > 1 && bytes.TrimLeft(data[d.InputOffset():], " \t\r\n:")[0] == '{' {
+			found, rest, state = member(d, data, path[1:])
+			if state == unusable {
+				return nil, nil, unusable
+			}
 			continue
 		}
-		if state == present { // parsers do not agree on which of them counts
-			return nil, unusable
+		value := new(json.RawMessage)
+		err := d.Decode(value)
+		if err != nil {
+			return nil, nil, unusable
 		}
-		found = *value
-		state = present
+		if here {
+			found, rest, state = *value, path[1:], present
+		}
 	}
-	return found, state
+	_, _ = d.Token() // the other bracket
+	return found, rest, state
 }
 
 // element returns an element of a JSON array.

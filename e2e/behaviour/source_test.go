@@ -111,6 +111,16 @@ func TestSourcesOfKeys(t *testing.T) {
 				post("/", "text/plain", `{"data":[{"a/b~":{"id":"a"}}]}`).Headers("Content-Encoding", "br"),
 			},
 		},
+		{ // objects in objects
+			key:    "json:/a/b/c",
+			same:   []rig.Call{jsonPost(`{"a":{"b":{"c":"k"}}}`), jsonPost(`{"x":{"b":1},"a" : {"y":[],"b"	:	{ "d":{}, "c" :"k","e":1} , "z":{"b":{"c":"l"}}},"b":2}`)},
+			others: []rig.Call{jsonPost(`{"a":{"b":{"c":"l"}}}`)},
+			none:   []rig.Call{jsonPost(`{"a":{"b":{}},"c":1}`), jsonPost(`{"a":{"b":"c"}}`), jsonPost(`{"a":{"b":["c"]}}`), jsonPost(`{"a":{},"b":{"c":"k"}}`), jsonPost(`{"a":null}`)},
+			invalid: []rig.Call{
+				jsonPost(`{"a":{"b":{"c":"k"}},"a":1}`), jsonPost(`{"a":{"b":{"c":"k"},"b":{}}}`), jsonPost(`{"a":{},"a":{"b":{"c":"k"}}}`), jsonPost(`{"a":{"b":{"c":"k","d":1,"c":"k"}}}`),
+				jsonPost(`{"a":{"b":{"c":{}}}}`), jsonPost(`{"a":{"b":1,"b":{"c":"k"}}}`),
+			},
+		},
 		{
 			key:    "jwt:sub",
 			same:   []rig.Call{rig.Post("/", "", "Authorization", bearer(`{"sub":"a"}`)), rig.Post("/", "", "Authorization", "bEARER"+strings.TrimPrefix(bearer(`{"sub":"a"}`), "Bearer"))},
