@@ -89,6 +89,7 @@ type Collector struct {
 
 	io       sync.Mutex // held while the store is asked; guards everything below
 	known    *Numbers   // numbers of the store when it was last asked
+	loaded   bool       // the store has told its numbers once
 	waiting  *Numbers   // gathered, to be sent
 	lost     *Numbers   // numbers that the store has lost; added to the metrics, so that those never fall
 	sending  *Numbers   // sent, but perhaps not arrived: it is sent again unchanged. Nil if there is none
@@ -350,6 +351,7 @@ func (c *Collector) take() ([]map[string]int64, Limits) {
 type Snapshot struct {
 	Now        time.Time
 	Numbers    *Numbers
+	Loaded     bool     // the store has told its numbers once; else Numbers are those of this process alone
 	Lost       *Numbers // counted while this process runs, but lost by the store
 	Kind       string   // kind of the store
 	Err        error    // why the store cannot be asked; then Numbers are the last known ones plus those of this process since
@@ -379,7 +381,7 @@ func (c *Collector) Read() Snapshot {
 	if trouble == nil {
 		trouble = c.store.Trouble()
 	}
-	return Snapshot{Now: now, Numbers: numbers, Lost: c.lost.copy(), Kind: c.store.Kind(), Err: trouble, Memory: c.memory, Measured: c.measured, Unmeasured: c.unmeasured, Middlewares: c.middlewares()}
+	return Snapshot{Now: now, Numbers: numbers, Loaded: c.loaded, Lost: c.lost.copy(), Kind: c.store.Kind(), Err: trouble, Memory: c.memory, Measured: c.measured, Unmeasured: c.unmeasured, Middlewares: c.middlewares()}
 }
 
 // middlewares returns the settings of those that count here, by name.
@@ -406,6 +408,7 @@ func (c *Collector) ask(now time.Time) {
 	}
 	c.noteLoss(known)
 	c.known = known
+	c.loaded = true
 	if now.Sub(c.measured) < memoryLife {
 		return
 	}

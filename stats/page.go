@@ -15,6 +15,7 @@ import (
 type view struct {
 	GeneratedAt, Generated            string
 	Kind, Health, HealthText, Trouble string
+	Loaded                            bool // the numbers of all are known
 	Label, Headline, Since, Protected string
 	Share, Last, LastAt, LastAgo      string
 	Look, LookClass, LookNote         string
@@ -206,6 +207,7 @@ func (v *view) health(s Snapshot) {
 		v.Health = "bad"
 		v.HealthText = "Redis cannot be used"
 		v.Trouble = s.Err.Error()
+		v.Loaded = s.Loaded
 	case s.Kind == "redis":
 		v.Health = "good"
 		v.HealthText = "Redis answers"

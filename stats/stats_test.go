@@ -77,6 +77,32 @@ func TestWhatIsSentTwiceIsAddedOnce(t *testing.T) {
 	}
 }
 
+// TestSharedMetricsBeginWithWhatAllShare in a process that cannot ask the store at first.
+func TestSharedMetricsBeginWithWhatAllShare(t *testing.T) {
+	c, store := newCollector(t)
+	store.numbers.Totals[UnknownOutcomes] = 40
+	store.fail = true
+	c.Counts[UnknownOutcomes].Add(1)
+	for range 2 {
+		text := c.Metrics("v")
+		if strings.Contains(text, "_total") || strings.Contains(text, "memory_bytes") || !strings.Contains(text, "\ntraefik_idem_store_healthy 0\n") || !strings.Contains(text, "build_info") {
+			t.Errorf("while the store is away:\n%s", text)
+		}
+		if page := Page(c.Read(), "m", "v", &Desk{}); !strings.Contains(page, "what this Traefik has counted since it started") {
+			t.Errorf("the page says\n%s", page)
+		}
+	}
+	store.fail = false
+	c.failed = time.Time{}
+	for _, fails := range []bool{false, true} {
+		store.fail = fails
+		c.Counts[UnknownOutcomes].Add(1)
+		if text := c.Metrics("v"); !regexp.MustCompile(`\ntraefik_idem_unknown_outcomes_total 4[23]\n`).MatchString(text) {
+			t.Errorf("once the store has answered:\n%s", text)
+		}
+	}
+}
+
 func TestManyCountAtOnce(t *testing.T) {
 	c, _ := newCollector(t)
 	var all sync.WaitGroup
