@@ -254,11 +254,13 @@ func lookAtAll(h *handler, noted []*keyNote) ([]*redisclient.Seen, []error) {
 		return redisclient.LookAll(h.shared, hashes)
 	}
 	all := make([]*redisclient.Seen, len(noted))
+	errs := make([]error, len(noted)) // memory gives none
 	for i, note := range noted {
-		seen, _ := lookAt(h, note) // memory gives no error
+		seen, err := lookAt(h, note)
 		all[i] = seen
+		errs[i] = err
 	}
-	return all, make([]error, len(noted))
+	return all, errs
 }
 
 // keyQuery is a request as its caller sent it, as far as that makes its key.
