@@ -416,6 +416,13 @@ func F(x int) bool { l := f(2); l = f(1); return len(l) == 1 }`},
 func f(x int) int { defer func() { recover() }(); if x > 0 { return 7 }; panic("x") }
 func F(x int) bool { n := 0; for i := 1; i >= 0; i-- { v := f(i); n += v }; return n == 7 }`},
 
+	{name: "builtin returned behind another value", want: broken, code: `
+func f(n int) ([]int, int) { l := make([]int, n); return l, len(l) }
+func F(x int) bool { l, n := f(x); return len(l) == n }`},
+	{name: "builtin returned before another value", want: works, code: `
+func f(n int) ([]int, int) { return make([]int, n), n }
+func F(x int) bool { l, n := f(x); return len(l) == n }`},
+
 	{name: "own type in a native struct literal", want: broken, code: `
 type body struct { n int }
 func (b *body) Read(p []byte) (int, error) { return 0, io.EOF }

@@ -331,6 +331,13 @@ var snippets = []struct{ rule, bad, good string }{
 		`func f() (n int, err error) { if n, err = g(); err != nil { return 0, err }; return }
 		func g() (n int, err error) { return 1, nil }`},
 
+	{"return-builtin",
+		`func f(n int) ([]int, []error) { a := make([]int, n); return a, make([]error, n) }`,
+		`func f(n int) ([]int, []error) { a := make([]error, n); return make([]int, n), a }`},
+	{"return-builtin",
+		`func f(n []int) ([]int, int) { return n, len(n) }`,
+		`func f(n []int) ([]int, string) { return append(n, 1), string(rune(n[0])) }`},
+
 	{"map-multi-assign",
 		`func f(m map[string]int) error { var err error; m["a"], err = g(); return err }
 		func g() (int, error) { return 1, nil }`,

@@ -24,6 +24,7 @@ var Rules = map[string]string{
 	"select":              "all goroutines that run the same select share its cases: values get lost or go to the wrong one",
 	"go-literal-in-loop":  "now and then it calls a nil function, which ends Traefik: start a named function",
 	"return-receive":      "panics: receive into a variable and return that",
+	"return-builtin":      "what a builtin function gives lands in the first result: put it into a variable and return that",
 	"receive-into":        "the received value is lost: receive into a variable, then store that",
 	"loop-variable":       "all rounds of the loop share one variable: copy it first, or pass it as an argument",
 	"defer-in-loop":       "all deferred calls see the last round's values: defer in a function of its own",
@@ -402,9 +403,12 @@ func (c *checker) node(n ast.Node, stack []ast.Node) {
 		c.deferred(n, stack)
 
 	case *ast.ReturnStmt:
-		for _, r := range n.Results {
+		for i, r := range n.Results {
 			if receives(r) {
 				c.found(r, "return-receive", "return <-")
+			}
+			if call, ok := ast.Unparen(r).(*ast.CallExpr); ok && i > 0 && c.info.Types[call.Fun].IsBuiltin() {
+				c.found(r, "return-builtin", "return …, %s", types.ExprString(call.Fun))
 			}
 		}
 
