@@ -176,7 +176,6 @@ func keepRecorded(x *recorder) {
 	default:
 		body = x.body.String()
 	}
-	x.settled = true
 	header := x.kept.String()
 	if len(header)+len(body) > x.h.maxResponseBody || strings.ContainsAny(header, store.Unreadable) {
 		x.outcome = tooLarge

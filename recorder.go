@@ -54,7 +54,7 @@ type recorder struct {
 	gone        bool         // the client takes no more
 
 	returned bool // the handler below has, and did not panic
-	settled  bool // the key is
+	settled  bool // the key is: the answer was kept when its last byte came
 	done     bool // an ordinary answer was kept and sent: nothing is left to do
 
 	// What Traefik's transport reports, from its own goroutines: a connection was asked for; a request header was written,
@@ -204,6 +204,7 @@ func writePart(x *recorder, p []byte) (int, error) {
 	err := x.stream.take(p, last)
 	if last { // the client gets the last byte when the answer is kept
 		keepRecorded(x)
+		x.settled = true
 		x.stream.finish()
 	}
 	if err != nil && !x.h.detach {

@@ -14,17 +14,22 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// TestAPanicWhenARunIsSettled has a run whose end cannot be written as a record: its key is looked after no more, and its
-// duplicates are told that nobody knows.
+// TestAPanicWhenARunIsSettled has a run whose end cannot be written as a record, of an answer that goes whole and of one that
+// is streamed: its key is looked after no more, and its duplicates are told that nobody knows.
 func TestAPanicWhenARunIsSettled(t *testing.T) {
-	for _, endpoints := range [][]string{nil, {miniredis.RunT(t).Addr()}} {
+	redis := miniredis.RunT(t).Addr()
+	for i, endpoints := range [][]string{nil, nil, {redis}, {redis}} {
 		calls, key := 0, ""
 		next := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			calls++
 			x, _ := w.(*recorder)
 			key = x.lease.Key
+			length := i % 2 * (wholeBytes + 1)
+			x.Header().Set("Date", "Thu, 26 Nov 2026 03:14:04 GMT") // the backend's answer
+			x.Header().Set("Content-Length", fmt.Sprint(length))
 			x.WriteHeader(http.StatusCreated)
 			x.status = 1 << 20
+			_, _ = x.Write(make([]byte, length))
 		})
 		config := CreateConfig()
 		config.Redis.Endpoints = endpoints
