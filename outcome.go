@@ -67,9 +67,10 @@ func classify(x *recorder) {
 	}
 }
 
-// isBackends reports whether the answer comes from a backend. fastProxy reports no connections.
-func isBackends(x *recorder) bool {
-	if isFailure(x.status) && unadorned(x.header) {
+// flows reports whether the answer may be sent while it comes: it is a backend's, and no error. fastProxy reports no
+// connections.
+func flows(x *recorder) bool {
+	if x.status >= http.StatusBadRequest {
 		return false
 	}
 	return times(&x.answered) > 0 || (x.sought.Value() == "" && x.header["Date"] != nil)

@@ -18,10 +18,12 @@ import (
 //
 //   - whole: an answer with one Content-Length of at most wholeBytes is taken whole, kept, and only then sent. A client that
 //     has one byte of it finds it kept.
-//   - streamed: any other answer of the backend is sent while it comes, and recording runs ahead of a client that reads
-//     slowly or not at all; see stream.
-//   - passed: what is not kept goes straight to the client. What Traefik itself answers is not flushed, since a retry above
-//     would take it for final.
+//   - streamed: any other answer of the backend that is no error is sent while it comes, and recording runs ahead of a client
+//     that reads slowly or not at all; see stream.
+//   - passed: what is not kept goes straight to the client.
+//
+// What Traefik itself answers, and an error of the backend, is not flushed: a retry or failover above may have taken its header
+// away, and then the flush would begin a 200. Such an answer goes whole, whatever its length.
 //
 // Under Yaegi the reverse proxy sees only the three methods of http.ResponseWriter, so nobody above can flush.
 type recorder struct {
@@ -42,7 +44,7 @@ type recorder struct {
 	length   string       // Content-Length of an ordinary answer
 	declared int          // Content-Length of any other; -1 if there is none
 	whole    bool         // the answer goes whole
-	held     bool         // it is taken as if it went whole, though its length is not known, since it is not the backend's
+	held     bool         // it is taken as if it went whole, whatever its length, since it must not be flushed
 	stream   *stream      // the way that it goes; nil if it is not streamed
 	kept     bytes.Buffer // its header as it is to be kept, in HTTP's wire format
 
@@ -112,11 +114,11 @@ func writeHeaderSlow(x *recorder, status int) {
 	}
 	switch {
 	case x.outcome != answered:
-		x.flushes = x.outcome == tooLarge && isBackends(x)
+		x.flushes = x.outcome == tooLarge && flows(x)
 		sendHeader(x)
 	case x.declared >= 0 && x.declared <= wholeBytes:
 		x.whole = true
-	case isBackends(x):
+	case flows(x):
 		sendHeader(x)
 		startStream(x)
 	default:
@@ -124,14 +126,27 @@ func writeHeaderSlow(x *recorder, status int) {
 	}
 }
 
-// sendHeader writes the header of the answer, with the decision that is known by now.
+// sendHeader writes the header of the answer, with the decision that is known by now. Trailers that the handler below has set
+// already follow the body.
 func sendHeader(x *recorder) {
 	left := time.Duration(0)
 	if x.outcome == answered {
 		left = x.h.ttl
 	}
 	announce(x.h, x.ResponseWriter, x.r, decisions[x.outcome], x.lease.Degraded, left)
+	trailers := http.Header{}
+	for _, name := range options(x.header["Trailer"]) {
+		name = http.CanonicalHeaderKey(name)
+		values, set := x.header[name]
+		if set {
+			trailers[name] = values
+			delete(x.header, name)
+		}
+	}
 	x.ResponseWriter.WriteHeader(x.status)
+	for name, values := range trailers {
+		x.ResponseWriter.Header()[name] = values // a retry above has changed from its own to the client's
+	}
 }
 
 // declaredLength is how long the body is going to be, -1 if nobody knows.
@@ -230,6 +245,9 @@ func makeRoom(x *recorder, n int) bool {
 		return true
 	case !reserve(&x.reservation, header+x.declared):
 		return false
+	case x.held:
+		x.body.Grow(x.declared)
+		return true
 	}
 	x.stream.grow(x.declared)
 	return true

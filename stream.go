@@ -51,7 +51,7 @@ func endStreaming(x *recorder) error {
 	for name, values := range x.Header() {
 		_, sent := x.header[name]
 		if !sent {
-			x.header[name] = values
+			x.stream.client.Header()[name] = values // see sendHeader
 		}
 	}
 	x.ResponseWriter = x.stream.client

@@ -235,24 +235,28 @@ func TestHead(t *testing.T) {
 // TestTrailers: the first caller gets them; a replay, which has a length, has none.
 func TestTrailers(t *testing.T) {
 	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
-		s := e.Serve(t, nil, func(w http.ResponseWriter, _ *http.Request) {
+		s := e.Serve(t, nil, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Trailer", "X-Sum")
+			w.WriteHeader(asked(r))
 			_, _ = io.WriteString(w, "hello")
 			w.Header().Set("X-Sum", "5")
 		})
-		response, err := s.HTTP.Do(s.Request(rig.Post("/", "k")))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer response.Body.Close()
-		body, err := io.ReadAll(response.Body)
-		if err != nil || string(body) != "hello" || response.Trailer.Get("X-Sum") != "5" {
-			t.Errorf("first: %q, trailer %v, %v", body, response.Trailer, err)
-		}
-		again := s.Do(rig.Post("/", "k"))
-		s.Want(again, 200, "replayed")
-		if string(again.Body) != "hello" || again.Header.Get("Trailer") != "" {
-			t.Errorf("replay %q %v", again.Body, again.Header)
+		for _, status := range []int{200, 500} {
+			c := rig.Post(fmt.Sprintf("/%d", status), "k")
+			response, err := s.HTTP.Do(s.Request(c))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer response.Body.Close()
+			body, err := io.ReadAll(response.Body)
+			if err != nil || string(body) != "hello" || response.Header.Get("X-Sum") != "" || response.Trailer.Get("X-Sum") != "5" {
+				t.Errorf("first: %q, header %v, trailer %v, %v", body, response.Header, response.Trailer, err)
+			}
+			again := s.Do(c)
+			s.Want(again, status, "replayed")
+			if string(again.Body) != "hello" || again.Header.Get("Trailer") != "" {
+				t.Errorf("replay %q %v", again.Body, again.Header)
+			}
 		}
 	})
 }

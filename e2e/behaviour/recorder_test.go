@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path"
 	"runtime"
 	"strconv"
 	"strings"
@@ -506,6 +507,68 @@ func TestStreamsEnd(t *testing.T) {
 		}
 		for runtime.NumGoroutine() > before+5 { // what never ends, ends in the test's time-out
 			time.Sleep(10 * time.Millisecond)
+		}
+	})
+}
+
+// TestAnErrorIsNotFlushed: a retry or failover above takes the header of an error away, and a flush would make it a 200.
+func TestAnErrorIsNotFlushed(t *testing.T) {
+	handlers(t, func(t *testing.T, build func(http.HandlerFunc) http.Handler) {
+		for _, status := range []int{201, 404, 500, 503} {
+			for _, from := range []string{"the backend", "a middleware"} {
+				for _, size := range []int{wholeBytes + 1, 2 << 20} { // more than is kept
+					for _, declared := range []bool{true, false} {
+						h := build(func(w http.ResponseWriter, _ *http.Request) {
+							if from == "the backend" {
+								w.Header().Set("Date", "Thu, 01 Jan 2026 00:00:00 GMT")
+							}
+							if declared {
+								w.Header().Set("Content-Length", strconv.Itoa(size))
+							}
+							w.WriteHeader(status)
+							_, _ = w.Write(make([]byte, size/2))
+							_, _ = w.Write(make([]byte, size-size/2))
+						})
+						w := httptest.NewRecorder()
+						h.ServeHTTP(w, rig.Keyed("POST", "k"))
+						if live := status == 201 && from == "the backend"; w.Code != status || w.Body.Len() != size || w.Flushed != live {
+							t.Errorf("%d of %s, %d bytes, declared: %t: got %d, %d bytes, flushed: %t", status, from, size, declared, w.Code, w.Body.Len(), w.Flushed)
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
+// TestAnErrorGoesWhole, so that its header says how it ended.
+func TestAnErrorGoesWhole(t *testing.T) {
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		s := e.Serve(t, nil, func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasPrefix(r.URL.Path, "/declared") {
+				w.Header().Set("Content-Length", strconv.Itoa(100_000))
+			}
+			status := asked(r)
+			w.WriteHeader(status)
+			writePart(w, 50_000)
+			if strings.HasSuffix(path.Dir(r.URL.Path), "/broken") {
+				panic(http.ErrAbortHandler)
+			}
+			writePart(w, 50_000)
+		})
+		for _, length := range []string{"/declared", "/open"} {
+			for _, status := range []int{400, 500} {
+				where := fmt.Sprintf("%s/whole/%d", length, status)
+				first := s.Do(rig.Post(where, "k"))
+				s.Want(first, status, "first")
+				s.WantReplay(first, s.Do(rig.Post(where, "k")))
+				where = fmt.Sprintf("%s/broken/%d", length, status)
+				broken := s.Send(rig.Post(where, "k"))
+				if broken.Err == nil || broken.Status != status || broken.Header.Get("Decision") != "unknown" {
+					t.Errorf("%s: %d %q, %v", where, broken.Status, broken.Header.Get("Decision"), broken.Err)
+				}
+				s.WantProblem(s.Do(rig.Post(where, "k")), 409, "outcome-unknown", "unknown")
+			}
 		}
 	})
 }

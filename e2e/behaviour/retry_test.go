@@ -182,3 +182,27 @@ func TestNoTransportResendsBelowBuffering(t *testing.T) {
 		}
 	}
 }
+
+// TestTrailersBelowRetry: the header that retry hands to the plugin is not the client's any more when the trailers come.
+func TestTrailersBelowRetry(t *testing.T) {
+	b := rig.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Trailer", "X-Sum")
+		w.WriteHeader(asked(r))
+		_, _ = io.WriteString(w, "hello")
+		w.Header().Set("X-Sum", "5")
+	})
+	for _, chain := range []string{"[retry]", "[retry, idem]", "[retry, headers, idem]"} {
+		s := among(t, b, chain, "", []string{b.URL}, b.URL)
+		for _, status := range []int{200, 400} {
+			response, err := s.HTTP.Do(s.Request(rig.Post(fmt.Sprintf("/%d", status), "k")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer response.Body.Close()
+			body, err := io.ReadAll(response.Body)
+			if err != nil || string(body) != "hello" || response.Header.Get("X-Sum") != "" || response.Trailer.Get("X-Sum") != "5" {
+				t.Errorf("%s: %q, header %v, trailer %v, %v", chain, body, response.Header, response.Trailer, err)
+			}
+		}
+	}
+}

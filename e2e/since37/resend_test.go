@@ -33,6 +33,7 @@ func newTill(t *testing.T, ends ...string) *till {
 const (
 	unpaid500 = "500, not paid"
 	unpaid503 = "503, not paid"
+	longer500 = "500, not paid, and told in more than is taken whole"
 	breaks    = "paid, and the connection breaks"
 )
 
@@ -50,6 +51,10 @@ func (l *till) serve(w http.ResponseWriter, r *http.Request) {
 	switch end {
 	case unpaid500:
 		http.Error(w, "rolled back", http.StatusInternalServerError)
+	case longer500:
+		w.Header().Set("Content-Length", "100000")
+		w.WriteHeader(http.StatusInternalServerError)
+		_, _ = w.Write(make([]byte, 100_000))
 	case unpaid503:
 		http.Error(w, "come again", http.StatusServiceUnavailable)
 	case breaks:
@@ -127,6 +132,22 @@ func TestRetrySince37(t *testing.T) {
 		l := newTill(t, unpaid500)
 		s := serve(t, l, "kept", hosts.Settings{}, "retry-kept", "kept.test")
 		s.Want(s.Do(rig.Post("/pay", "k")), 500, "replayed")
+		l.wantPaid(t, 1, 0)
+	})
+	t.Run("above, a status that does not free the key, with a long answer", func(t *testing.T) {
+		l := newTill(t, longer500)
+		s := serve(t, l, "kept-long", hosts.Settings{}, "retry-kept-long", "kept-long.test")
+		a := s.Do(rig.Post("/pay", "k"))
+		s.Want(a, 500, "replayed")
+		if len(a.Body) != 100_000 {
+			t.Errorf("%d bytes of it", len(a.Body))
+		}
+		l.wantPaid(t, 1, 0)
+	})
+	t.Run("above, a status that does not free the key, with an answer that is too large", func(t *testing.T) {
+		l := newTill(t, longer500)
+		s := serve(t, l, "unkept", hosts.Settings{"maxResponseBodyBytes": 1000}, "retry-unkept", "unkept.test")
+		s.WantProblem(s.Do(rig.Post("/pay", "k")), 409, "response-not-kept", "unkept")
 		l.wantPaid(t, 1, 0)
 	})
 	t.Run("above, a server that pays and breaks off", func(t *testing.T) {
@@ -379,6 +400,13 @@ func TestFailoverSince37(t *testing.T) {
 		s.WantReplay(first, s.Do(rig.Post("/pay", "k")))
 		main.wantPaid(t, 1, 0)
 		spare.wantPaid(t, 1, 1)
+	})
+	t.Run("plugin on both services, and the first tells of its failure at length", func(t *testing.T) {
+		main, spare := newTill(t, longer500), newTill(t)
+		s := serve(t, "each-long", main, spare, true)
+		s.Want(s.Do(rig.Post("/pay", "k")), 500, "replayed")
+		main.wantPaid(t, 1, 0)
+		spare.wantPaid(t, 0, 0)
 	})
 	t.Run("plugin on both services, and the first breaks off", func(t *testing.T) {
 		main, spare := newTill(t, breaks), newTill(t)
