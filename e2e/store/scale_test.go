@@ -9,9 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/example/traefik-idem/e2e/internal/hosts"
 	"github.com/example/traefik-idem/e2e/internal/redistest"
 	"github.com/example/traefik-idem/e2e/internal/rig"
 	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/store"
 	"github.com/example/traefik-idem/store/storetest"
 )
 
@@ -36,9 +38,10 @@ func TestStoreInARealRedisConforms(t *testing.T) {
 	})
 }
 
-// TestNotesAreBounded has ten times as many keys noted as are kept, each with a long path, and others meanwhile.
+// TestNotesAreBounded has a hundred times as many keys noted as are kept, each with a long path, and others meanwhile. So are the
+// list and the page of those keys.
 func TestNotesAreBounded(t *testing.T) {
-	const all, batch = 10 * redisclient.MostNotes, redisclient.MostNotes
+	const all, batch = 100 * redisclient.MostNotes, redisclient.MostNotes
 	server := redistest.Start(t)
 	options := redisclient.Options{Address: server.Addr, DialTimeout: rig.Never, ReadTimeout: rig.Never, WriteTimeout: rig.Never}
 	client := redisclient.New(options)
@@ -50,7 +53,8 @@ func TestNotesAreBounded(t *testing.T) {
 	for i := 0; i < all; {
 		var notes []redisclient.Note
 		for range batch {
-			notes = append(notes, redisclient.Note{Kind: "unknown", Name: fmt.Sprintf("%016x", i), Until: until, Text: strings.Repeat("x", 600)})
+			where := "POST shop.example /" + strings.Repeat("x", 500)
+			notes = append(notes, redisclient.Note{Kind: "unknown", Name: fmt.Sprintf("%016x", i), Until: until, Text: fmt.Sprintf("%064x %d %d edge %s", i, store.Unknown, now, where)})
 			i++
 		}
 		notes = append(notes, redisclient.Note{Kind: "other", Name: fmt.Sprintf("%016x", i-1), Until: until, Text: "seen"}, redisclient.Note{Kind: "other", Name: "o" + strconv.Itoa(i), Until: until, Text: "seen"})
@@ -78,6 +82,23 @@ func TestNotesAreBounded(t *testing.T) {
 	if err != nil || len(list) != 200 || list[0].Name != fmt.Sprintf("%016x", all-1) || list[199].Name != fmt.Sprintf("%016x", all-200) {
 		t.Errorf("%d are listed, from %+v on: %v", len(list), list[0].Name, err)
 	}
+	for i := all - 300; i < all; i++ {
+		server.Do("SET", fmt.Sprintf("idem:req:%064x", i), fmt.Sprintf(store.UnknownFormat, strings.Repeat("f", store.FingerprintSize), "owner"), "EX", "3600")
+	}
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		s := rig.Serve(t, host, rig.Created, hosts.Settings{"stats": rig.OpenStats["stats"], "redis": map[string]any{"endpoints": server.Addr}})
+		for _, state := range []string{"unknown", ""} {
+			if keys := s.Keys(state); len(keys) != 200 || keys[0].State != "unknown" {
+				t.Errorf("%d keys of state %q are listed, from %+v on", len(keys), state, keys[0])
+			}
+		}
+		page := s.Do(rig.Get("/_idem/"))
+		rows := strings.Count(string(page.Body), `<a class="id" id="k`)
+		t.Logf("the page has %d bytes", len(page.Body))
+		if page.Status != 200 || rows != 200 || len(page.Body) > 400<<10 || !strings.Contains(string(page.Body), "200 to settle") {
+			t.Errorf("page: %d, %d rows in %d bytes", page.Status, rows, len(page.Body))
+		}
+	})
 	for i, there := range map[int]bool{all - 1: true, all - batch: true, all - batch - 1: false, 0: false} {
 		note, err := notebook.Get(fmt.Sprintf("%016x", i))
 		if err != nil || (note.Kind == "unknown") != there {
