@@ -19,19 +19,19 @@ func parseKey(lines []string, maxLength int, format *regexp.Regexp) string {
 	if len(lines) != 1 {
 		return ""
 	}
-	key := unquoted(lines[0])
+	key := lines[0]
+	if strings.HasPrefix(key, `"`) {
+		key = unquoted(key)
+	}
 	if len(key) > maxLength || !visibleKey.MatchString(key) || !format.MatchString(key) {
 		return ""
 	}
 	return key
 }
 
-// unquoted returns what a header says as it is, or as a structured-field string (RFC 8941, section 3.3.3; the IETF draft
-// draft-ietf-httpapi-idempotency-key-header writes keys so); nothing if its quotes are not valid.
+// unquoted returns what a header in quotes says, which is a structured-field string (RFC 8941, section 3.3.3; the IETF draft
+// draft-ietf-httpapi-idempotency-key-header writes keys so). It returns nothing if it is not valid.
 func unquoted(value string) string {
-	if !strings.HasPrefix(value, `"`) {
-		return value
-	}
 	if !quotedString.MatchString(value) {
 		return ""
 	}

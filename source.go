@@ -520,7 +520,7 @@ func keyAt(h *handler, s *source, r *http.Request, body []byte) (string, int) {
 		if state != present {
 			return "", state
 		}
-		if p.kind == kindHeader {
+		if p.kind == kindHeader && strings.HasPrefix(value, `"`) {
 			value = unquoted(value)
 		}
 		length += len(value)
