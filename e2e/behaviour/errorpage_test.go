@@ -35,7 +35,7 @@ func TestPagesForErrorsBelow(t *testing.T) {
 			rig.Created(w, r)
 		}
 	})
-	for _, chain := range []string{"[idem, errors]", "[idem, errors, retry]", "[idem, retry, errors]", "[retry, idem, errors]"} {
+	for _, chain := range []string{"[idem, errors]", "[idem, errors, retry]", "[idem, retry, errors]", "[retry, idem, errors]", "[buffering, idem, errors]"} {
 		t.Run(chain, func(t *testing.T) {
 			down := among(t, b, chain, "", []string{dead(t)}, pages.URL)
 			s := among(t, b, chain, "", []string{b.URL}, pages.URL)

@@ -32,7 +32,7 @@ http:
   middlewares:
     ROUTER-idem: {plugin: {idem: {statusHeader: Decision, %s}}}
     ROUTER-retry: {retry: {attempts: 4}}
-    ROUTER-buffering: {buffering: {maxRequestBodyBytes: 100000}}
+    ROUTER-buffering: {buffering: {maxRequestBodyBytes: 1000000}}
     ROUTER-headers: {headers: {customResponseHeaders: {X-Above: "yes"}}}
     ROUTER-errors: {errors: {status: ["500-599"], service: ROUTER-pages, query: "/page/{status}"}}
 `, names, strings.Join(urls, ", "), pages, settings), "'", "`")), b)
