@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
+	miniredisserver "github.com/alicebob/miniredis/v2/server"
 
 	"github.com/example/traefik-idem/store"
 )
@@ -94,5 +95,45 @@ func TestAClosedClientTellsNobodyThatRedisIsBack(t *testing.T) {
 	time.Sleep(300 * time.Millisecond)
 	if told.Load() != 0 {
 		t.Errorf("it was told %d times that the server is back", told.Load())
+	}
+}
+
+// TestAnAnswerThatIsTooLargeIsGivenUpByTheClientThatWrites has the client that the answer came by, with a wrong password, not
+// find its server, and another one find out that it is too large.
+func TestAnAnswerThatIsTooLargeIsGivenUpByTheClientThatWrites(t *testing.T) {
+	server := miniredis.RunT(t)
+	server.RequireAuth("right")
+	var refused atomic.Int32
+	server.Server().SetPreHook(func(peer *miniredisserver.Peer, _ string, args ...string) bool {
+		large := len(strings.Join(args, " ")) > 10000
+		if large {
+			refused.Add(1)
+			peer.WriteError("ERR Protocol error: invalid bulk length")
+		}
+		return large
+	})
+	b := NewBacklog()
+	build := func(password string) *Client {
+		c := NewSharing(Options{Address: server.Addr(), Password: password, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
+		t.Cleanup(c.Close)
+		return c
+	}
+	wrong := NewKeys(build("wrong"), "idem")
+	fingerprint := strings.Repeat("f", store.FingerprintSize)
+	l := &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-1"}
+	_, _ = Renew(wrong, l, time.Hour) // it learns that it cannot
+	right := NewKeys(build("right"), "idem")
+	Later(wrong, l, store.DoneHead+fingerprint+store.StatusLines[201]+"\r\n"+strings.Repeat("x", 20000), time.Hour)
+	pending := func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return hasPending(b)
+	}
+	for pending() && refused.Load() < 10 {
+		time.Sleep(time.Millisecond)
+	}
+	held, err := Claim(right, &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-2"}, time.Hour)
+	if refused.Load() != 1 || held == nil || held.State != store.Unkept || err != nil {
+		t.Errorf("it was sent %d times; Redis has %+v, %v", refused.Load(), held, err)
 	}
 }
