@@ -456,7 +456,7 @@ func decide(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, he
 	case held == nil:
 		run(h, w, r, l)
 	case held.Err != nil:
-		serveUnclaimed(h, w, r, l, held.Err)
+		serveUnclaimed(h, w, r, l)
 	case mismatch(h, l, held):
 		refuse(h, w, r, keyReused, l.Key, held)
 	case held.State == store.Done:
@@ -486,9 +486,11 @@ func servesRun(r *http.Request, held *store.Held) bool {
 	return false
 }
 
-// serveUnclaimed serves a request whose key could not be claimed, for err, as onStoreError says.
-func serveUnclaimed(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, err error) {
-	forgo(h, l, err)
+// serveUnclaimed serves a request whose key could not be claimed, as onStoreError says.
+func serveUnclaimed(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run) {
+	if l.Doubtful {
+		giveBack(h, l)
+	}
 	if h.onStoreError == "reject" {
 		refuse(h, w, r, storeUnavailable, l.Key, &store.Held{Degraded: true})
 		return

@@ -35,6 +35,13 @@ func claimShared(h *handler, l *store.Run) *store.Held {
 	return heldElsewhere(h, l, held, err)
 }
 
+// giveBack frees, as soon as Redis can be told, a claim of l that Redis has or may have. l goes on with another token: the
+// release must not end a claim that it makes later.
+func giveBack(h *handler, l *store.Run) {
+	redisclient.Later(h.shared, l.Lease, "", longestLease) // a claim may reach Redis long after it was sent
+	store.Reissue(h.keys.Memory, l)
+}
+
 // heldElsewhere goes on with what Redis has told of a key that was not granted, or with the error that it had.
 func heldElsewhere(h *handler, l *store.Run, held *store.Held, err error) *store.Held {
 	if err != nil {
@@ -52,19 +59,22 @@ func heldHere(h *handler, l *store.Run, held *store.Held) *store.Held {
 	if h.localCacheBytes == 0 && store.Displace(h.keys, l) {
 		return nil
 	}
-	redisclient.Later(h.shared, l.Lease, "", h.lease)
+	giveBack(h, l)
 	return held
 }
 
 // unreached returns what memory knows of a key for which Redis failed with err: what another middleware has kept is better than
 // nothing.
 func unreached(h *handler, l *store.Run, err error) *store.Held {
+	if !errors.Is(err, redisclient.ErrDown) {
+		l.Doubtful = true
+	}
 	held := store.Lookup(h.keys.Memory, l.Lease)
 	if held == nil || h.localCacheBytes > 0 {
 		return &store.Held{Err: err}
 	}
-	if !errors.Is(err, redisclient.ErrDown) {
-		redisclient.Later(h.shared, l.Lease, "", longestLease)
+	if l.Doubtful {
+		giveBack(h, l)
 	}
 	held.Degraded = true
 	return held
@@ -84,6 +94,7 @@ func claimSlowly(h *handler, l *store.Run) *store.Held {
 			kept, err = redisclient.Renew(h.shared, l.Lease, h.lease)
 		}
 		if err != nil {
+			l.Doubtful = true // it has been claimed, whatever became of the renewal
 			return unreached(h, l, err)
 		}
 		if kept {
@@ -104,16 +115,14 @@ func claimDegraded(h *handler, l *store.Run, err error) *store.Held {
 	if h.onStoreError != "degrade" {
 		return &store.Held{Err: err}
 	}
-	sent := !errors.Is(err, redisclient.ErrDown)
 	l.Degraded = !errors.Is(err, redisclient.ErrReplicas)
-	l.Doubtful = l.Degraded && sent
 	held := store.ClaimLocal(h.keys, l)
 	if held == nil {
 		return nil
 	}
 	held.Degraded = true
-	if sent {
-		redisclient.Later(h.shared, l.Lease, "", longestLease)
+	if l.Doubtful {
+		giveBack(h, l)
 	}
 	return held
 }
@@ -142,28 +151,22 @@ func awaitHolder(h *handler, l *store.Run, held *store.Held) *store.Held {
 	defer waiting.Add(-1)
 	ctx, cancel := context.WithTimeout(l.Client, h.inFlightTimeout)
 	defer cancel()
-	lost := false // the reply to the last claim
 	for attempt := 0; held != nil && held.State == store.Running && !mismatch(h, l, held); attempt++ {
 		awaitEnd(ctx, h, l, attempt)
 		if ctx.Err() != nil { // waited long enough, or the client has gone: nothing may be claimed any more
-			if lost {
-				redisclient.Later(h.shared, l.Lease, "", h.lease)
-			}
-			return held
+			break
 		}
 		again := claim(h, l)
 		if again != nil && again.Err != nil {
-			lost = lost || !errors.Is(again.Err, redisclient.ErrDown)
 			if !held.Local && !redisclient.WasFree(again.Err) {
 				continue // Redis cannot tell how the request goes that runs at another Traefik: as far as is known, it runs
 			}
 			again = claimDegraded(h, l, again.Err)
-			if again != nil && again.Err != nil {
-				return again
-			}
 		}
-		lost = false
 		held = again
+	}
+	if held != nil && l.Doubtful {
+		giveBack(h, l)
 	}
 	return held
 }
@@ -185,14 +188,15 @@ func awaitEnd(ctx context.Context, h *handler, l *store.Run, attempt int) {
 	}
 }
 
-// renewLease is store.Terms.Renew: it makes a lease last on in Redis.
+// renewLease is store.Terms.Renew: it makes a lease last on in Redis. One that began without Redis may find a claim there that is
+// still to be given back: then it is tried again.
 func (h *handler) renewLease(l *store.Lease, failed bool) bool {
-	_, err := renewShared(h, l)
+	kept, err := renewShared(h, l)
 	said := failed || (l.Degraded && errors.Is(err, redisclient.ErrDown))
 	if err != nil && !said {
 		h.storeFailed("a lease could not be renewed", err)
 	}
-	return err == nil
+	return err == nil && (kept || !l.Degraded)
 }
 
 // renewShared makes the lease last on in Redis; false if it has ended or another owner has the key. A key that Redis does not
@@ -289,13 +293,6 @@ func release(h *handler, l *store.Run) bool {
 		leaseLost(h, l)
 	}
 	return free
-}
-
-// forgo gives back a claim that was refused, of which only the reply may have been lost.
-func forgo(h *handler, l *store.Run, err error) {
-	if !errors.Is(err, redisclient.ErrDown) {
-		redisclient.Later(h.shared, l.Lease, "", h.lease)
-	}
 }
 
 // leaseLost logs that another owner has taken a key whose request ran.

@@ -3,7 +3,9 @@ package idem
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -131,5 +133,125 @@ func TestAClaimMadeWithoutRedisStands(t *testing.T) {
 	second := claim(h, &store.Run{Lease: &store.Lease{Key: "k"}, Client: context.Background()})
 	if first != nil || second == nil || second.Err != nil || second.State != store.Running || second.Owner != "first" {
 		t.Errorf("the first request is told %+v, and the second %+v; want one to run", first, second)
+	}
+}
+
+// TestAClaimWhoseReplyWasLostIsGivenBack has Redis grant a claim, and the reply lost. Then memory tells how another request with
+// that key ended.
+func TestAClaimWhoseReplyWasLostIsGivenBack(t *testing.T) {
+	server := miniredis.RunT(t)
+	memory := store.NewMemory(1 << 20)
+	t.Cleanup(memory.Close)
+	h := newDoor(t, memory, server.Addr())
+	fingerprint := strings.Repeat("f", store.FingerprintSize)
+	other := &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "other"}
+	lost := false
+	server.Server().SetPreHook(func(peer *miniredisserver.Peer, _ string, args ...string) bool {
+		if lost || !strings.Contains(strings.Join(args, " "), ":req:") {
+			return false
+		}
+		lost = true
+		_ = server.Set(args[2], args[3])
+		store.Claim(memory, other, store.Endless)
+		store.Finish(memory, other, fmt.Sprintf(store.UnknownFormat, fingerprint, "other"), time.Hour, true)
+		peer.WriteError("ERR nobody knows")
+		return true
+	})
+	l := &store.Run{Lease: &store.Lease{Key: "k", Fingerprint: fingerprint}, Client: context.Background()}
+	held := awaitHolder(h, l, &store.Held{State: store.Running, Fingerprint: fingerprint})
+	if !lost || held == nil || held.State != store.Unknown {
+		t.Fatalf("the duplicate is told %+v, want that nobody knows", held)
+	}
+	for len(server.Keys()) > 0 { // a claim that is never given back ends in the test's time-out
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestAReleaseThatIsLateEndsNoOtherClaim has a duplicate that Redis may have given its key wait for a request that began without
+// Redis, and run after it. Redis is told of its first claim's end when it has the second.
+func TestAReleaseThatIsLateEndsNoOtherClaim(t *testing.T) {
+	server := miniredis.RunT(t)
+	memory := store.NewMemory(1 << 20)
+	t.Cleanup(memory.Close)
+	h := newDoor(t, memory, server.Addr())
+	run := func() *store.Run {
+		return &store.Run{Lease: &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize)}, Client: context.Background()}
+	}
+	first, l := run(), run()
+	server.SetError("LOADING by and by")
+	err := claim(h, l).Err
+	claim(h, first)
+	if claimDegraded(h, first, err) != nil || claimDegraded(h, l, err) == nil {
+		t.Fatal("the first request does not run alone")
+	}
+	release(h, first)
+	if claimDegraded(h, l, err) != nil {
+		t.Fatal("the duplicate does not run after it")
+	}
+	server.SetError("")
+	for !h.renewLease(l.Lease, true) {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(time.Second) // what is pending is written by now; if it is not, the test sees less
+	held, err := redisclient.Claim(h.shared, run().Lease, time.Minute)
+	if held == nil || held.Owner != l.Owner || err != nil {
+		t.Errorf("Redis says that %+v runs, %v; want %s", held, err, l.Owner)
+	}
+}
+
+// TestAGiveBackOutlastsTheLease: a claim may lie in Redis' socket for longer than its lease, and be granted then.
+func TestAGiveBackOutlastsTheLease(t *testing.T) {
+	server := miniredis.RunT(t)
+	memory := store.NewMemory(1 << 20)
+	t.Cleanup(memory.Close)
+	h := newDoor(t, memory, server.Addr())
+	h.lease = time.Millisecond
+	h.onStoreError = "pass"
+	h.next = http.NotFoundHandler()
+	l := &store.Run{Lease: &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o-1"}, Client: context.Background()}
+	held, err := redisclient.Claim(h.shared, l.Lease, time.Hour)
+	if held != nil || err != nil {
+		t.Fatalf("the key is not granted: %+v, %v", held, err)
+	}
+	server.Close()
+	decide(h, httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/", nil), l, claim(h, l))
+	time.Sleep(5 * time.Millisecond)
+	redisclient.Later(h.shared, &store.Lease{Key: "another"}, "", time.Hour) // it drops what has expired
+	err = server.Restart()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for len(server.Keys()) > 0 { // a claim that is never given back ends in the test's time-out
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// TestAClaimThatCouldNotBeRenewed has Redis grant a claim slowly, and be out of reach when it is to be renewed.
+func TestAClaimThatCouldNotBeRenewed(t *testing.T) {
+	server := miniredis.RunT(t)
+	memory := store.NewMemory(1 << 20)
+	t.Cleanup(memory.Close)
+	h := newDoor(t, memory, server.Addr())
+	h.slowClaims = true
+	h.lease = 3 * time.Millisecond
+	claimed := false
+	server.Server().SetPreHook(func(peer *miniredisserver.Peer, _ string, args ...string) bool {
+		switch {
+		case !strings.Contains(strings.Join(args, " "), ":req:"): // a probe
+			peer.WriteError("NOAUTH no more")
+		case claimed:
+			peer.WriteError("NOAUTH no more")
+		default:
+			claimed = true
+			time.Sleep(h.lease)
+			_, _ = redisclient.Claim(h.shared, &store.Lease{Key: "another"}, time.Minute)
+			peer.WriteNull()
+		}
+		return true
+	})
+	l := &store.Run{Lease: &store.Lease{Key: "k"}, Client: context.Background()}
+	held := claim(h, l)
+	if held == nil || !errors.Is(held.Err, redisclient.ErrDown) || !l.Doubtful {
+		t.Errorf("the claim ends with %+v; Redis may have it: %t", held, l.Doubtful)
 	}
 }

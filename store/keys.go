@@ -80,6 +80,12 @@ func setOwner(m *Memory, r *Run) {
 	}
 }
 
+// Reissue has r go on with a new lease, which has another token.
+func Reissue(m *Memory, r *Run) {
+	r.Lease = &Lease{Key: r.Key, Fingerprint: r.Fingerprint}
+	setOwner(m, r)
+}
+
 // claimUnknown is ClaimKey for a key that memory does not have, if there is a Redis or the watchdog is not armed.
 func claimUnknown(k *Keys, r *Run) *Held {
 	if k.Trouble != nil {

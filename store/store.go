@@ -47,7 +47,7 @@ type Lease struct {
 	Owner       string // fencing token, unique to this claim
 
 	Degraded bool // the shared store could not be reached, and the lease is held in this process's memory
-	Doubtful bool // with Degraded: the reply of the shared store was lost, so it may have the claim
+	Doubtful bool // the reply of the shared store to a claim was lost, so it may have the claim
 
 	// Wire is the key and the running record in Redis' protocol; empty without Redis. The claim in Redis sets it before a
 	// Memory has the entry, and nothing changes it afterwards: so reading it needs no lock.

@@ -271,3 +271,48 @@ func TestAClaimThatTookLongIsRenewedBeforeTheRun(t *testing.T) {
 		}
 	})
 }
+
+// TestAWaiterThatRunsKeepsItsClaim: two with one key get no reply from Redis. The one that waits runs after the other, while Redis
+// is still to be told that its first claim is given back.
+func TestAWaiterThatRunsKeepsItsClaim(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		t.Parallel()
+		server := redistest.Start(t)
+		arrived, proceed := make(chan struct{}, 5), make(chan int)
+		b := rig.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("X-Request-ID") != "k" {
+				return
+			}
+			arrived <- struct{}{}
+			w.WriteHeader(<-proceed)
+		})
+		one, other := twoTraefiks(t, host, server, hosts.Settings{"lease": "10m", "inFlight": "wait", "inFlightTimeout": "2s"}, b)
+		one.Do(rig.Post("/", "warm"))
+		server.Pause()
+		answers := make(chan rig.Answer, 2)
+		for range 2 {
+			go func() { answers <- one.Send(rig.Post("/", "k")) }()
+		}
+		<-arrived
+		time.Sleep(500 * time.Millisecond) // the other one waits by now; if it does not, the test sees less
+		proceed <- http.StatusServiceUnavailable
+		one.Want(<-answers, 503, "released;degraded")
+		<-arrived
+		server.Resume()
+		rig.Until(t, "the claim is in Redis", 30*time.Second, func() bool { return redisKeys(server, "idem1R") == 1 })
+		one.AwaitRedis()
+		time.Sleep(time.Second) // Redis has been told of all by now; if it has not, the test sees less
+		other.AwaitRedis()
+		a := make(chan rig.Answer, 1)
+		go func() { a <- other.Send(rig.Post("/", "k")) }()
+		select {
+		case <-arrived:
+			t.Error("a duplicate elsewhere runs at the same time")
+			proceed <- http.StatusCreated
+		case again := <-a:
+			other.WantProblem(again, 409, "in-flight", "conflict")
+		}
+		proceed <- http.StatusCreated
+		one.Want(<-answers, 201, "first;degraded")
+	})
+}
