@@ -15,6 +15,7 @@ import (
 
 	"github.com/example/traefik-idem/redisclient"
 	"github.com/example/traefik-idem/stats"
+	"github.com/example/traefik-idem/store"
 )
 
 // Config is the middleware's configuration. Traefik decodes it from YAML, TOML, labels and CRDs; every value may also
@@ -238,6 +239,7 @@ type settings struct {
 	smallRequest    int64 // longest body that is read whole and not counted
 	wholeBytes      int   // longest answer that is taken whole before it is sent
 	maxResponseBody int
+	longestRecord   int // of an answer whose header and body are as long as that
 	onStoreError    string
 	localCacheBytes int64
 	logLevel        string
@@ -323,6 +325,7 @@ func (c *Config) settings() (*settings, string, error) {
 		s.smallRequest = s.maxRequestBody
 	}
 	s.wholeBytes = wholeBytes
+	s.longestRecord = len(store.DoneHead) + store.FingerprintSize + len(store.StatusLines[http.StatusOK]) + len("\r\n") + s.maxResponseBody
 	if s.maxResponseBody < wholeBytes {
 		s.wholeBytes = s.maxResponseBody
 	}

@@ -2,7 +2,6 @@ package idem
 
 import (
 	"bytes"
-	"context"
 	"expvar"
 	"net/http"
 	"reflect"
@@ -32,9 +31,8 @@ type recorder struct {
 	h      *handler
 	r      *http.Request // as it came
 	lease  *store.Run
-	header http.Header        // the client's
-	cancel context.CancelFunc // of the call of the backend
-	above  http.Header        // what middlewares above had set before the run; nil if nothing
+	header http.Header // the client's
+	above  http.Header // what middlewares above had set before the run; nil if nothing
 
 	ordinary map[int]bool // statuses of answers that may be ordinary ones; nil if none may
 

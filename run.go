@@ -13,12 +13,12 @@ import (
 // pass through: Traefik's own proxy breaks off an answer with one.
 func run(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run) {
 	ctx, cancel := context.WithCancel(h.detached(l.Client))
-	x := &recorder{ResponseWriter: w, h: h, r: r, lease: l, header: w.Header(), cancel: cancel, ordinary: h.ordinary}
+	x := &recorder{ResponseWriter: w, h: h, r: r, lease: l, header: w.Header(), ordinary: h.ordinary}
 	if len(x.header) > 0 {
 		noteHeader(x)
 	}
 	l.Cancel.Store(cancel)
-	defer end(x)
+	defer end(x, cancel)
 	r = r.Clone(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GetConn: x.sought.Set, WroteHeaders: x.wrote.RLock, GotFirstResponseByte: x.answered.RLock}))
 	r.Response = insideMark
 	r.Body = l.Body
@@ -30,6 +30,10 @@ func run(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run) {
 		return
 	}
 	record := store.DoneHead + l.Fingerprint + store.StatusLines[x.status] + x.kept.String() + "\r\n" + body
+	if len(record) > h.longestRecord {
+		x.returned = true
+		return
+	}
 	if h.remote {
 		keepShared(h, l, record)
 	} else {
@@ -59,8 +63,8 @@ func noteHeader(x *recorder) {
 }
 
 // end frees what the run held, and does with the key what the outcome asks for if that is not done.
-func end(x *recorder) {
-	x.cancel()
+func end(x *recorder, cancel context.CancelFunc) {
+	cancel()
 	if !x.done {
 		endSlow(x)
 	}

@@ -58,3 +58,29 @@ func TestAHeaderCountsAsTheBodyDoes(t *testing.T) {
 		s.Calls(int64(2 * len(ways)))
 	})
 }
+
+// TestALongHeaderOfAnOrdinaryAnswer: the header counts also where the body is short enough for the short way.
+func TestALongHeaderOfAnOrdinaryAnswer(t *testing.T) {
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		const limit = 64 << 10
+		length := 0
+		s := e.Serve(t, hosts.Settings{"maxResponseBodyBytes": limit}, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain")
+			w.Header().Set("X-Long", strings.Repeat("h", length))
+			w.Header().Set("Content-Length", "4")
+			_, _ = w.Write([]byte("done"))
+		})
+		length = limit / 2
+		first := s.Do(rig.Post("/", "short"))
+		s.Want(first, 200, "first")
+		s.WantReplay(first, s.Do(rig.Post("/", "short")))
+		length = limit
+		first = s.Do(rig.Post("/", "long"))
+		s.Want(first, 200, "unkept")
+		if len(first.Header.Get("X-Long")) != length || string(first.Body) != "done" {
+			t.Errorf("the first answer is not whole: %d bytes of header, %q", len(first.Header.Get("X-Long")), first.Body)
+		}
+		s.WantProblem(s.Do(rig.Post("/", "long")), 409, "response-not-kept", "unkept")
+		s.Calls(2)
+	})
+}
