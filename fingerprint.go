@@ -48,17 +48,7 @@ func fingerprintHead(r *http.Request, identity string) ([]byte, string) {
 		types = []string{media}
 		boundary = parts
 	}
-	var head []byte
-	var conditions [][]string
-	for _, name := range conditionHeaders {
-		conditions = append(conditions, header[name])
-	}
-	for _, values := range conditions {
-		if values != nil {
-			head = fmt.Appendf(nil, "if%q", conditions)
-		}
-	}
-	return fmt.Appendf(head, sameFormat, identity, r.URL.RawQuery, types, ""), boundary
+	return fmt.Appendf(nil, sameFormat, identity, r.URL.RawQuery, types, header["If-Match"], header["If-None-Match"], header["If-Modified-Since"], header["If-Unmodified-Since"], header["If-Range"], header["Range"], ""), boundary
 }
 
 // mediaType returns the normal form of a media type, by the rules of comparison in RFC 9110, section 8.3.1, and the boundary of

@@ -270,12 +270,8 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 	case size <= 0:
 	case size > h.smallRequest:
 	case header["Connection"] != nil:
-	case header["If-Match"] != nil:
-	case header["If-None-Match"] != nil:
-	case header["If-Modified-Since"] != nil:
-	case header["If-Unmodified-Since"] != nil:
-	case header["If-Range"] != nil:
-	case header["Range"] != nil:
+	case header["Expect"] != nil:
+	case r.ProtoMajor > 2:
 	default:
 		body := make([]byte, size)
 		_, err := io.ReadFull(r.Body, body)
@@ -283,7 +279,7 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 			break
 		}
 		identity := fmt.Sprintf(h.identityFormat, r.Method, r.URL.Path, r.URL.RawPath, keys[0], strings.ToLower(r.Host), header[h.scopeFirst], header["X-Forwarded-Prefix"], header["X-Replaced-Path"])
-		same := sha256.Sum256(fmt.Appendf(nil, sameFormat, identity, r.URL.RawQuery, types, body))
+		same := sha256.Sum256(fmt.Appendf(nil, sameFormat, identity, r.URL.RawQuery, types, header["If-Match"], header["If-None-Match"], header["If-Modified-Since"], header["If-Unmodified-Since"], header["If-Range"], header["Range"], body))
 		taken := bytes.NewReader(body)
 		l := &store.Run{Lease: &store.Lease{Key: identity, Fingerprint: string(same[:])}, Client: r.Context(), Taken: taken, Body: io.NopCloser(taken)}
 		held := store.ClaimKey(h.keys, l)
@@ -403,7 +399,13 @@ func passRead(h *handler, w http.ResponseWriter, r *http.Request, body *takenBod
 
 // recordable returns r without what would keep its answer from being recorded, or it from reaching the backend once.
 func recordable(r *http.Request, l *store.Run) *http.Request {
+	if r.ProtoMajor > 2 { // a ReverseProxy tells only those below net/http's own server that an answer broke off
+		l.Client = context.WithValue(l.Client, http.ServerContextKey, &http.Server{})
+	}
 	empty := r.ContentLength == 0 || (l.Taken != nil && l.Taken.Size() == 0) // chunks may have nothing in them
+	if empty || r.Header["Expect"] != nil {
+		countConnections(l)
+	}
 	if !empty && r.Header["Connection"] == nil {
 		return r
 	}
@@ -413,10 +415,15 @@ func recordable(r *http.Request, l *store.Run) *http.Request {
 	}
 	if empty {
 		hideEmptyBody(r, l)
-		l.Sought = &atomic.Int32{}
-		l.Client = httptrace.WithClientTrace(l.Client, &httptrace.ClientTrace{GetConn: func(_ string) { l.Sought.Add(1) }})
 	}
 	return r
+}
+
+// countConnections counts the connections that are sought for l. It is for requests of which nobody can tell by their body
+// whether they were sent.
+func countConnections(l *store.Run) {
+	l.Sought = &atomic.Int32{}
+	l.Client = httptrace.WithClientTrace(l.Client, &httptrace.ClientTrace{GetConn: func(_ string) { l.Sought.Add(1) }})
 }
 
 // proceed goes on as the claim says, on the short way where that is to run the request or to replay its answer.

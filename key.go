@@ -54,9 +54,9 @@ var (
 // the host.
 const identityFormat = "%t %%q%%q%%q%%q%s%%q%%q%%q"
 
-// sameFormat is the format of what a fingerprint covers: the identity, the query string, the lines of Content-Type, the
-// body.
-const sameFormat = "%s%q%q%s"
+// sameFormat is the format of what a fingerprint covers: the identity, the query string, the lines of Content-Type and of each of
+// conditionHeaders, the body.
+const sameFormat = "%s%q%q%q%q%q%q%q%q%s"
 
 // newLease returns the lease that r, with this key and this body, asks for. The lease's Key is its identity: everything that
 // sets requests apart, each part quoted, so that no part can be shifted into another. That includes the original path, if

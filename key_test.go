@@ -206,10 +206,10 @@ func TestLargeBodies(t *testing.T) {
 				if c.bytes < paid || c.bytes > 2*paid+firstRoom || heldBytes.Load() != taken+c.bytes {
 					t.Errorf("%s: %d bytes are counted, and %d together", name, c.bytes, heldBytes.Load())
 				}
-				types := []string{"a/b"}
+				types, none := []string{"a/b"}, []string(nil)
 				r.Header["Content-Type"] = types
 				l := newLease(h, r, keyOf(h, "k"), data)
-				sum := sha256.Sum256([]byte(fmt.Sprintf(sameFormat, l.Key, "q", types, data)))
+				sum := sha256.Sum256([]byte(fmt.Sprintf(sameFormat, l.Key, "q", types, none, none, none, none, none, none, data)))
 				if got := l.Fingerprint; got != string(sum[:]) {
 					t.Errorf("%s: fingerprint %x, want %x", name, got, sum)
 				}

@@ -70,7 +70,7 @@ type Run struct {
 	Cancel atomic.Value    // context.CancelFunc of the backend call, once that has begun
 	Body   io.ReadCloser   // request body as the backend gets it
 	Taken  *bytes.Reader   // part of Body that was read in advance; nil if none
-	Sought *atomic.Int32   // number of connections asked for by a request without a body; nil if it has one
+	Sought *atomic.Int32   // number of connections asked for; nil if they are not counted
 	Broken *atomic.Bool    // the client broke off its request; nil if the request has arrived whole
 
 	keys     interface{}  // *Keys; with that type the types would be recursive, which Yaegi does not support

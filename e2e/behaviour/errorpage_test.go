@@ -3,6 +3,7 @@ package behaviour
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"testing"
@@ -35,11 +36,13 @@ func TestPagesForErrorsBelow(t *testing.T) {
 			rig.Created(w, r)
 		}
 	})
+	kinds := maps.Clone(payloads)
+	kinds["asked for"] = func(c *rig.Call) []byte { c.Header.Set("Expect", "100-continue"); return nil }
 	for _, chain := range []string{"[idem, errors]", "[idem, errors, retry]", "[idem, retry, errors]", "[retry, idem, errors]", "[buffering, idem, errors]"} {
 		t.Run(chain, func(t *testing.T) {
 			down := among(t, b, chain, "", []string{dead(t)}, pages.URL)
 			s := among(t, b, chain, "", []string{b.URL}, pages.URL)
-			for name, payload := range payloads {
+			for name, payload := range kinds {
 				request := func(path string) rig.Call {
 					c := rig.Post(path, "k-"+fmt.Sprintf("%x", name))
 					payload(&c)
@@ -51,7 +54,7 @@ func TestPagesForErrorsBelow(t *testing.T) {
 				}
 				again := down.Do(request("/pay"))
 				switch name {
-				case "nothing", "nothing in chunks", "DELETE": // nobody can tell that it was not sent
+				case "nothing", "nothing in chunks", "DELETE", "asked for": // nobody can tell that it was not sent
 					down.Want(first, 502, "unknown")
 					down.WantProblem(again, 409, "outcome-unknown", "unknown")
 				default:

@@ -65,14 +65,14 @@ func (s *Site) WantExample(a Answer, status int, decision string) {
 	}
 }
 
-// StartExperimental starts a Traefik with experimental settings, a plain entry point and an HTTPS one at the address secure,
+// StartExperimental starts a Traefik with experimental settings, a plain entry point and an HTTPS one, with HTTP/3, at the address secure,
 // and a middleware with these settings in front of url.
 func StartExperimental(t *testing.T, experimental, secure, url, settings string) *hosts.Site {
 	t.Helper()
 	web, dir := FreeAddress(t), t.TempDir()
 	for file, text := range map[string]string{
 		"traefik.yml": fmt.Sprintf(`
-entryPoints: {web: {address: %q}, websecure: {address: %q, http: {tls: {}}}}
+entryPoints: {web: {address: %q}, websecure: {address: %q, http: {tls: {}}, http3: {}}}
 providers: {file: {filename: dynamic.yml}}
 experimental: {%slocalPlugins: {idem: {moduleName: github.com/example/traefik-idem}}}
 `, web, secure, experimental),
