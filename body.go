@@ -12,6 +12,9 @@ import (
 // errIncompleteBody is the error for a body that the client broke off, or that is malformed.
 var errIncompleteBody = errors.New("the request body did not arrive whole")
 
+// errGone is the error for a body of which an earlier try has read more than could be kept.
+var errGone = errors.New("the request body was read before")
+
 // takenBody is a request body of which the part to be compared was read. The request's Body is not replaced.
 type takenBody struct {
 	compared []byte        // what the fingerprint covers of it

@@ -342,6 +342,11 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 		h.log.printLimited(levelWarn, "requests under way hold too much memory; further large ones get 503", nil)
 		refuse(h, w, r, overloaded, identityBefore(h, r, k), nil)
 		return
+	case errors.Is(err, errGone): // the try before has read it, and nobody was sent it: this one ends as that one
+		announce(h, w, r, "released", false, 0)
+		w.WriteHeader(http.StatusBadGateway)
+		_, _ = io.WriteString(w, http.StatusText(http.StatusBadGateway)) // a client that has gone needs no answer
+		return
 	case err != nil:
 		refuse(h, w, r, incompleteBody, identityBefore(h, r, k), nil)
 		return
@@ -393,7 +398,7 @@ func passRead(h *handler, w http.ResponseWriter, r *http.Request, body *takenBod
 	passed.Body = unsent
 	h.next.ServeHTTP(w, passed)
 	if !unsent.touched.Load() {
-		keepBody(r.Context(), r.Body, body.taken)
+		keepBody(r.Context(), r.Body, body.taken, false) // nothing was read
 	}
 }
 

@@ -126,7 +126,7 @@ func settle(x *recorder) {
 		release(x.h, x.lease)
 	case neverSent:
 		release(x.h, x.lease)
-		keepBody(x.lease.Client, x.r.Body, x.lease.Taken)
+		keepBody(x.lease.Client, x.r.Body, x.lease.Taken, x.lease.Broken != nil)
 	case tooLarge:
 		keepStatus(x)
 	default:

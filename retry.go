@@ -17,24 +17,28 @@ type keptBody struct {
 	body        io.ReadCloser
 	data        []byte // what was read of it
 	lost        bool   // data could not be kept: mostInFlight was reached
+	gone        bool   // more was read of it than data
 	reservation reservation
 }
 
-// keepBody keeps taken, which was read of body, in case the request is sent again before its context ctx is over.
-func keepBody(ctx context.Context, body io.ReadCloser, taken *bytes.Reader) {
+// keepBody keeps taken, which was read of body, in case the request is sent again before its context ctx is over. If there is
+// more, what is below may have read that too, as mirroring does, after all of taken.
+func keepBody(ctx context.Context, body io.ReadCloser, taken *bytes.Reader, more bool) {
 	if taken == nil || ctx.Done() == nil || !reflect.ValueOf(body).Comparable() {
 		return
 	}
-	b := &keptBody{body: body}
+	b := &keptBody{body: body, gone: more && taken.Len() == 0}
 	if reserve(&b.reservation, int(taken.Size())) {
 		b.data = make([]byte, taken.Size())
 		_, _ = taken.ReadAt(b.data, 0) // a bytes.Reader has all of it
 	} else {
 		b.lost = true
 	}
-	_, known := readBodies.LoadOrStore(body, b)
+	value, known := readBodies.LoadOrStore(body, b)
 	if known { // kept by the try before
 		unreserve(&b.reservation)
+		before, _ := value.(*keptBody)
+		before.gone = b.gone
 		return
 	}
 	context.AfterFunc(ctx, b.forget)
@@ -47,7 +51,7 @@ func (b *keptBody) forget() {
 }
 
 // readAgain returns a reader of the whole body: what an earlier try has read of it, then the rest. The error is errBusy if the
-// first part is lost.
+// first part is lost, and errGone if the rest is.
 func readAgain(body io.ReadCloser) (io.Reader, error) {
 	if !reflect.ValueOf(body).Comparable() {
 		return body, nil
@@ -60,5 +64,29 @@ func readAgain(body io.ReadCloser) (io.Reader, error) {
 	if b.lost {
 		return nil, errBusy
 	}
-	return io.MultiReader(bytes.NewReader(b.data), body), nil
+	var rest io.Reader = body
+	_, rewinds := body.(io.WriterTo)
+	if rewinds {
+		head := beginning(body, len(b.data))
+		rest = io.MultiReader(bytes.NewReader(head), body)
+		if len(head) > 0 && bytes.HasPrefix(b.data, head) {
+			return rest, nil
+		}
+	}
+	if b.gone {
+		return nil, errGone
+	}
+	return io.MultiReader(bytes.NewReader(b.data), rest), nil
+}
+
+// beginning reads up to most bytes of a body, no more than it takes to see whether it was rewound. Traefik's buffering rewinds its
+// bodies for tries of its own; a retry below buffering does not. Buffering declares lengths: so a body that repeats itself, and is
+// taken for rewound, ends too early and does not pass for whole.
+func beginning(body io.Reader, most int) []byte {
+	if most > firstRoom {
+		most = firstRoom
+	}
+	head := make([]byte, most)
+	n, _ := io.ReadFull(body, head) // the next read has the same error
+	return head[:n]
 }

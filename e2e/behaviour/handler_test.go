@@ -1,10 +1,14 @@
 package behaviour
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"runtime"
 	"strings"
 	"sync"
@@ -124,6 +128,43 @@ func TestHeadersOfMiddlewaresAboveAreTheirs(t *testing.T) {
 		h.ServeHTTP(typed, rig.Keyed("POST", "k"))
 		if typed.Header().Get("Content-Type") != "text/above" {
 			t.Errorf("a replay without a type of its own has the header %v, want the type that was set above", typed.Header())
+		}
+	})
+}
+
+// TestABodyThatWasRewound has a middleware above try again with the same body, which it rewinds, as Traefik's buffering does, or
+// does not, as its retry.
+func TestABodyThatWasRewound(t *testing.T) {
+	handlers(t, func(t *testing.T, build func(http.HandlerFunc) http.Handler) {
+		for _, rewinds := range []bool{true, false} {
+			var got []byte
+			calls := 0
+			h := build(func(w http.ResponseWriter, r *http.Request) {
+				calls++
+				if calls == 1 { // as Traefik for a server that nobody is at
+					httptrace.ContextClientTrace(r.Context()).GetConn("nobody:80")
+					w.WriteHeader(http.StatusBadGateway)
+					return
+				}
+				got, _ = io.ReadAll(r.Body)
+			})
+			body := make([]byte, 2<<20)
+			_, _ = rand.Read(body)
+			whole := bytes.NewReader(body)
+			ctx, cancel := context.WithCancel(t.Context())
+			for range 2 {
+				r := rig.Keyed("POST", fmt.Sprint("k", rewinds)).WithContext(ctx)
+				r.Body = io.NopCloser(whole)
+				r.ContentLength = int64(len(body))
+				h.ServeHTTP(httptest.NewRecorder(), r)
+				if rewinds {
+					_, _ = whole.Seek(0, io.SeekStart)
+				}
+			}
+			cancel()
+			if !bytes.Equal(got, body) {
+				t.Errorf("rewound: %t: after %d calls, the backend has %d bytes, and not the %d of the client", rewinds, calls, len(got), len(body))
+			}
 		}
 	})
 }

@@ -2,6 +2,7 @@ package behaviour
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -33,6 +34,7 @@ http:
     ROUTER-idem: {plugin: {idem: {statusHeader: Decision, %s}}}
     ROUTER-retry: {retry: {attempts: 4}}
     ROUTER-buffering: {buffering: {maxRequestBodyBytes: 1000000}}
+    ROUTER-again: {buffering: {retryExpression: "IsNetworkError() && Attempts() < 2"}}
     ROUTER-headers: {headers: {customResponseHeaders: {X-Above: "yes"}}}
     ROUTER-errors: {errors: {status: ["500-599"], service: ROUTER-pages, query: "/page/{status}"}}
 `, names, strings.Join(urls, ", "), pages, settings), "'", "`")), b)
@@ -145,6 +147,70 @@ func TestRetryInBothOrders(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// TestABodyThatIsSentAgain has buffering above the plugin, which rewinds bodies for tries of its own, and does not for those of a
+// retry below it.
+func TestABodyThatIsSentAgain(t *testing.T) {
+	for _, chain := range []string{"[again, idem]", "[buffering, retry, idem]", "[again, retry, idem]"} {
+		t.Run(chain, func(t *testing.T) {
+			b := rig.NewBackend(t, digest)
+			s := among(t, b, chain, "maxRequestBodyBytes: 100000", []string{dead(t), b.URL}, b.URL)
+			for _, n := range []int{10, 60000, 100000, 100001, 150000, 250000} {
+				for i := range 2 {
+					body := make([]byte, n)
+					_, _ = rand.Read(body)
+					s.Want(s.Do(rig.Post("/whole", fmt.Sprint(n, "-", i)).With(func(c *rig.Call) { c.Body = string(body) })), 201, "first")
+					a := s.Do(rig.Post("/whole", fmt.Sprint(n, "-", i)).With(func(c *rig.Call) { c.Reader = io.MultiReader(bytes.NewReader(body)) }))
+					s.Want(a, 201, "replayed") // buffering declares a length
+					if want := fmt.Sprintf("%xdone", sha256.Sum256(body)); string(a.Body) != want {
+						t.Errorf("%d bytes: %s, want %s", n, a.Body, want)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestABodyThatWasReadBelow has mirroring read all of a body, and then not reach its server: no backend gets less of it than
+// the client has sent.
+func TestABodyThatWasReadBelow(t *testing.T) {
+	mirror := rig.NewBackend(t, digest)
+	b := rig.NewBackend(t, digest)
+	s := rig.SiteOf(t, hosts.ServeAs(t, strings.ReplaceAll(fmt.Sprintf(`
+http:
+  routers: {ROUTER: {rule: "Host('NAME')", service: ROUTER, middlewares: [ROUTER-retry, ROUTER-idem]}}
+  services:
+    ROUTER: {mirroring: {service: ROUTER-main, mirrors: [{name: ROUTER-mirror, percent: 100}]}}
+    ROUTER-main: {loadBalancer: {servers: [{url: %q}, {url: %q}]}}
+    ROUTER-mirror: {loadBalancer: {servers: [{url: %q}]}}
+  middlewares:
+    ROUTER-idem: {plugin: {idem: {statusHeader: Decision, maxRequestBodyBytes: 100000}}}
+    ROUTER-retry: {retry: {attempts: 4}}
+`, dead(t), b.URL, mirror.URL), "'", "`")), b)
+	for _, n := range []int{10, 60000, 100000, 100001, 250000} {
+		gone := 0
+		for i := range 4 {
+			body := make([]byte, n)
+			_, _ = rand.Read(body)
+			c := rig.Post("/whole", fmt.Sprint(n, "-", i))
+			c.Reader = io.MultiReader(bytes.NewReader(body))
+			a := s.Do(c)
+			if a.Status == http.StatusBadGateway {
+				s.Want(a, 502, "released")
+				gone++
+				c.Reader = io.MultiReader(bytes.NewReader(body)) // the key is free
+				a = s.Do(c)
+			}
+			s.Want(a, 201, "first")
+			if want := fmt.Sprintf("%xdone", sha256.Sum256(body)); string(a.Body) != want {
+				t.Errorf("%d bytes: %s, want %s", n, a.Body, want)
+			}
+		}
+		if gone > 0 && n <= 100000 {
+			t.Errorf("%d bytes, which are kept: %d of 4 end with 502", n, gone)
 		}
 	}
 }
