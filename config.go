@@ -332,7 +332,8 @@ func (c *Config) settings() (*settings, string, error) {
 	c.checkKey(k, s)
 	c.checkScope(k, s)
 	c.checkSame(k, s)
-	plain := !s.observe && s.detach && len(s.scope) < 2 && len(s.callers) == 0 && !s.requireCaller && s.comparison == nil && (s.keyFormat == tokenKey || s.keyFormat == visibleKey)
+	// Of other headers in scope, serve would not see all spellings.
+	plain := !s.observe && s.detach && len(s.scope) < 2 && (s.scopeFirst == "" || s.scopeFirst == "Authorization") && len(s.callers) == 0 && !s.requireCaller && s.comparison == nil && (s.keyFormat == tokenKey || s.keyFormat == visibleKey)
 	s.plainLengths = map[int]bool{}
 	for length := 1; length <= s.maxKeyLength; length++ {
 		s.plainLengths[length] = plain

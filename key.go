@@ -102,10 +102,10 @@ func identityBefore(h *handler, r *http.Request, k *keyed) string {
 // identityOf returns the identity of r with this key. more is what only some middlewares have in it.
 func identityOf(h *handler, r *http.Request, key, more string) string {
 	header := r.Header
-	identity := fmt.Sprintf(h.identityFormat, r.Method, r.URL.Path, r.URL.RawPath, key, strings.ToLower(r.Host), header[h.scopeFirst], header["X-Forwarded-Prefix"], header["X-Replaced-Path"])
+	identity := fmt.Sprintf(h.identityFormat, r.Method, r.URL.Path, r.URL.RawPath, key, strings.ToLower(r.Host), linesOf(r, h.scopeFirst), header["X-Forwarded-Prefix"], header["X-Replaced-Path"])
 	if len(h.scope) > 1 {
 		for _, name := range h.scope[1:] {
-			identity += fmt.Sprintf("%q", header[name])
+			identity += fmt.Sprintf("%q", linesOf(r, name))
 		}
 	}
 	return identity + more

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"sort"
 	"strconv"
 	"strings"
 )
@@ -170,7 +171,7 @@ func valueAtPlace(h *handler, p *place, r *http.Request, body []byte) (string, i
 	case kindHost:
 		return strings.ToLower(r.Host), present
 	case kindHeader:
-		return only(r.Header[p.name])
+		return only(linesOf(r, p.name))
 	case kindCookie:
 		return cookieOf(p, r.Header["Cookie"])
 	case kindQuery:
@@ -183,6 +184,27 @@ func valueAtPlace(h *handler, p *place, r *http.Request, body []byte) (string, i
 		return clientAddress(p, r)
 	}
 	return memberOfBody(h, p, r, body)
+}
+
+// linesOf returns the lines of a header, of all spellings of its name: Traefik's basicAuth and digestAuth set theirs under the
+// name that they are configured with, beside what a client has sent. The canonical spelling comes first. Of Authorization it is the
+// only one, because serve looks for no other.
+func linesOf(r *http.Request, name string) []string {
+	lines := r.Header[name]
+	if name == "Authorization" {
+		return lines
+	}
+	var others []string
+	for other := range r.Header {
+		if len(other) == len(name) && other != name && strings.EqualFold(other, name) {
+			others = append(others, other)
+		}
+	}
+	sort.Strings(others)
+	for _, other := range others {
+		lines = append(lines[:len(lines):len(lines)], r.Header[other]...)
+	}
+	return lines
 }
 
 // only returns the one value of values that is not empty.
@@ -451,7 +473,7 @@ func element(array []byte, token string) ([]byte, int) {
 func callersOf(h *handler, r *http.Request, body []byte) (string, bool) {
 	known := !h.requireCaller
 	for _, name := range h.scope {
-		known = known || strings.Join(r.Header[name], "") != ""
+		known = known || strings.Join(linesOf(r, name), "") != ""
 	}
 	callers := ""
 	for _, s := range h.callers {
@@ -505,6 +527,9 @@ func keyAt(h *handler, s *source, r *http.Request, body []byte) (string, int) {
 		return "", present
 	case p.kind == kindHeader:
 		lines := r.Header[p.name]
+		if lines == nil || p.name != h.header { // where that is there, serve looks for no other spelling
+			lines = linesOf(r, p.name)
+		}
 		if len(lines) == 0 || (len(lines) == 1 && lines[0] == "") {
 			return "", absent
 		}

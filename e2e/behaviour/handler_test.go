@@ -227,3 +227,44 @@ func TestWhatHasRunIsFreed(t *testing.T) {
 		all.Wait()
 	})
 }
+
+// TestAHeaderThatIsSpeltInAnotherWay has a middleware above write the user's name as Traefik's basicAuth and digestAuth do: under
+// the name in headerField as it is spelt there, beside what the client has sent.
+func TestAHeaderThatIsSpeltInAnotherWay(t *testing.T) {
+	for name, builder := range hosts.Builders(t) {
+		for _, settings := range []hosts.Settings{
+			{"scope": "Host, X-WebAuth-User"},
+			{"scope": "Host, x-webauth-user", "requireCaller": true},
+			{"scope": "Authorization, X-Webauth-User"},
+			{"scope": "Host, X-WebAuth-User + cookie:a"},
+			{"scope": "none", "key": "X-WebAuth-User + X-Request-ID"},
+			{"scope": "none", "key": "X-None, X-WebAuth-User"},
+		} {
+			t.Run(fmt.Sprint(name, settings), func(t *testing.T) {
+				calls := map[string]int{}
+				backend := func(_ http.ResponseWriter, r *http.Request) { calls[r.Header["X-WebAuth-User"][0]]++ }
+				h, err := builder(t.Context(), http.HandlerFunc(backend), settings, fmt.Sprintf("handler%d", rig.PrefixCount.Add(1)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for range 2 {
+					for _, sent := range []string{"", "alice"} {
+						for _, user := range []string{"alice", "bob"} {
+							r := rig.Keyed("POST", "k")
+							r.Header.Set("Content-Type", "application/json")
+							r.Header.Set("Cookie", "a=b")
+							if sent != "" {
+								r.Header.Set("X-WebAuth-User", sent)
+							}
+							r.Header["X-WebAuth-User"] = []string{user}
+							h.ServeHTTP(httptest.NewRecorder(), r)
+						}
+					}
+				}
+				if calls["alice"] == 0 || calls["alice"] > 2 || calls["bob"] != calls["alice"] {
+					t.Errorf("the backend was called by %v, want each user once, or once more with a header of the client's own", calls)
+				}
+			})
+		}
+	}
+}

@@ -72,10 +72,10 @@ func TestExampleFile(t *testing.T) {
 func TestExampleChain(t *testing.T) {
 	const order = "[cors, compress, auth, limit, idem]"
 	alice, bob := "Basic YWxpY2U6d29uZGVybGFuZA==", "Basic Ym9iOmJ1aWxkZXI="
-	chain := func(t *testing.T, middlewares string) *rig.Site {
+	chain := func(t *testing.T, middlewares, headerField string) *rig.Site {
 		addr := rig.FreeAddress(t)
 		dir := rig.CopyExample(t, "chain", map[string]string{
-			":8080": addr, "http://127.0.0.1:8000": paymentsServer(t).URL, "average: 10": "average: 5", "burst: 10": "burst: 5", order: middlewares,
+			":8080": addr, "http://127.0.0.1:8000": paymentsServer(t).URL, "average: 10": "average: 5", "burst: 10": "burst: 5", order: middlewares, "X-User": headerField,
 		})
 		return rig.SiteOf(t, hosts.Run(t, dir, "traefik.yml", addr, "shop.example"), nil)
 	}
@@ -93,7 +93,7 @@ func TestExampleChain(t *testing.T) {
 	}
 
 	t.Run("as it is", func(t *testing.T) {
-		s := chain(t, order)
+		s := chain(t, order, "X-User")
 		first := s.Do(rig.Pay("k", "Authorization", alice, "Accept-Encoding", "gzip"))
 		s.WantExample(first, 201, "first")
 		again := s.Do(rig.Pay("k", "Authorization", alice))
@@ -126,20 +126,28 @@ func TestExampleChain(t *testing.T) {
 		s.WantExample(s.Do(rig.Pay("k", "Authorization", alice)), 429, "")
 		s.WantExample(s.Do(rig.Pay("k", "Authorization", bob)), 201, "replayed")
 	})
+	t.Run("a name that Traefik writes as it is configured", func(t *testing.T) {
+		s := chain(t, order, "X-WebAuth-User")
+		s.WantExample(s.Do(rig.Pay("k", "Authorization", alice)), 201, "first")
+		s.WantExample(s.Do(rig.Pay("k", "Authorization", bob)), 201, "first")
+		s.WantExample(s.Do(rig.Pay("k", "Authorization", alice)), 201, "replayed")
+		s.WantExample(s.Do(rig.Pay("other", "Authorization", bob, "X-Webauth-User", "alice")), 201, "first")
+		s.WantExample(s.Do(rig.Pay("other", "Authorization", alice)), 201, "first")
+	})
 	t.Run("the plugin above authentication", func(t *testing.T) {
-		s := chain(t, "[idem, auth]")
+		s := chain(t, "[idem, auth]", "X-User")
 		s.WantExample(s.Do(rig.Pay("k", "Authorization", alice, "X-User", "alice")), 201, "first")
 		s.WantExample(s.Do(rig.Pay("k", "X-User", "alice")), 201, "replayed") // to somebody who has no password
 	})
 	t.Run("the plugin above the rate limit", func(t *testing.T) {
-		s := chain(t, "[auth, idem, limit]")
+		s := chain(t, "[auth, idem, limit]", "X-User")
 		s.WantExample(s.Do(rig.Pay("k", "Authorization", alice)), 201, "first")
 		for range 10 { // duplicates are not counted
 			s.WantExample(s.Do(rig.Pay("k", "Authorization", alice)), 201, "replayed")
 		}
 	})
 	t.Run("the plugin above compression", func(t *testing.T) {
-		s := chain(t, "[auth, idem, compress]")
+		s := chain(t, "[auth, idem, compress]", "X-User")
 		s.WantExample(s.Do(rig.Pay("k", "Authorization", alice, "Accept-Encoding", "gzip")), 201, "first")
 		again := s.Do(rig.Pay("k", "Authorization", alice)) // which cannot read what it gets
 		s.WantExample(again, 201, "replayed")
