@@ -387,7 +387,7 @@ func sendAll(s *sender) {
 			disconnect(slot)
 		}
 		if err != nil {
-			failUnanswered(c, commands, err)
+			failUnanswered(c, slot, commands, err)
 		} else if c.waits && len(all) > 0 {
 			failUnconfirmed(c, all)
 		}
@@ -476,10 +476,12 @@ func writeLong(conn net.Conn, commands []*command, written, replied time.Time) e
 // than can be transferred in time.
 var ErrTooLarge = errors.New("it is too large for Redis, or for the way there")
 
-// failUnanswered gives an error to commands that had no reply. A long command may be too long; else it trips the breaker.
-func failUnanswered(c *Client, commands []*command, err error) {
+// failUnanswered gives an error to commands that had no reply over slot. A long command may be too long; else it trips the
+// breaker. The server is probed over slot itself: no other may ever be free while this one is held.
+func failUnanswered(c *Client, slot *connSlot, commands []*command, err error) {
 	if c.main != nil && c.bulk == nil && c.state() != down {
-		state, _ := probe(c.main)
+		disconnect(slot)
+		state, _ := probeOver(c.main, slot)
 		if state != down {
 			fail(commands, fmt.Errorf("%w: %w", ErrTooLarge, err))
 			return
