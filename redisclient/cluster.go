@@ -225,7 +225,9 @@ func (c *Cluster) nodeLocked(address string) *Client {
 		node.health = c.front.health
 		node.node = true
 		node.cluster = c
-		node.rewrites = true
+		for _, each := range append(sides(node), node) {
+			each.rewrites = true
+		}
 		if c.closed {
 			node.Close()
 		}

@@ -2,6 +2,8 @@ package redis
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"strconv"
 	"strings"
 	"testing"
@@ -72,13 +74,19 @@ func TestAClusterHasAllKeys(t *testing.T) {
 	})
 }
 
-// TestASlotMoves takes the slot of a record to another node, step by step, and asks for the record at each.
+// TestASlotMoves takes the slot of a record to another node, step by step, and asks for the record at each. The answer is so
+// long that it goes to Redis over a separate connection.
 func TestASlotMoves(t *testing.T) {
+	long := strings.Repeat("x", 40<<10)
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
 		c := redistest.StartCluster(t, 3)
 		redis := inCluster(c)
 		redis["readTimeout"] = "20s"
-		s := overRedis(t, host, redis)
+		redis["keyPrefix"] = fmt.Sprintf("t%d", rig.PrefixCount.Add(1))
+		s := rig.Serve(t, host, func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusCreated)
+			_, _ = io.WriteString(w, long)
+		}, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "lease": "1m", "redis": redis})
 		first := s.Do(rig.Post("/", "k"))
 		s.Want(first, 201, "first")
 		name := recordOf(t, c, redis["keyPrefix"].(string))
@@ -110,6 +118,9 @@ func TestASlotMoves(t *testing.T) {
 		moveBack, end := c.Migrate(name, to, from)
 		to.Do("DEL", name)
 		s.Want(s.Do(rig.Post("/", "k")), 201, "first")
+		if n := s.Lines("the end of a request could not be stored"); n != 0 {
+			t.Error("an answer whose slot moves is not kept")
+		}
 		moveBack()
 		end()
 		s.Want(s.Do(rig.Post("/", "k")), 201, "replayed")
