@@ -180,7 +180,7 @@ func (h *handler) openRedis(ctx context.Context, memory *store.Memory) func() re
 		}
 	}
 	h.notebook.use(h.shared, h.keyPrefix)
-	hook := &hook{remove: redisclient.WhenBack(h.shared, memory.RenewAll)}
+	hook := &hook{remove: redisclient.WhenBack(h.shared, store.Token(memory), memory.RenewAll)}
 	context.AfterFunc(ctx, hook.end)
 	return newCollector
 }

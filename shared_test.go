@@ -2,8 +2,14 @@ package idem
 
 import (
 	"context"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/alicebob/miniredis/v2"
 
 	"github.com/example/traefik-idem/store"
 )
@@ -41,5 +47,57 @@ func TestAMemoryOutlivesItsUsers(t *testing.T) {
 	defer cancel()
 	if next == first {
 		t.Error("a memory without a record was kept")
+	}
+}
+
+// TestRunsAreRenewedOnceWhenRedisIsBack has many middlewares with the same keys: each run is renewed once, not by each of them.
+func TestRunsAreRenewedOnceWhenRedisIsBack(t *testing.T) {
+	config := CreateConfig()
+	config.LogLevel = "error"
+	config.Redis.Endpoints = []string{miniredis.RunT(t).Addr()}
+	running, end := make(chan bool), make(chan bool)
+	next := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		close(running)
+		<-end
+	})
+	open := func() (*handler, context.CancelFunc) {
+		ctx, cancel := context.WithCancel(context.Background())
+		built, err := New(ctx, next, config, t.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, _ := built.(*handler)
+		return h, cancel
+	}
+	first, cancelFirst := open()
+	var renewals atomic.Int32
+	first.keys.Terms.Renew = func(*store.Lease, bool) bool {
+		renewals.Add(1)
+		return true
+	}
+	ended := make(chan bool)
+	go func() {
+		defer close(ended)
+		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
+		r.Header.Set("X-Request-ID", "0123456789abcdef")
+		first.ServeHTTP(httptest.NewRecorder(), r)
+	}()
+	<-running
+	for i := 0; i < 50; i++ {
+		_, cancel := open()
+		defer cancel()
+	}
+	cancelFirst() // the others look after its run
+	config.Redis.PoolSize = 1
+	_, cancel := open() // a client with other settings has all told that Redis is back
+	defer cancel()
+	for deadline := time.Now().Add(10 * time.Second); renewals.Load() == 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(100 * time.Millisecond) // for more
+	close(end)
+	<-ended
+	if got := renewals.Load(); got != 1 {
+		t.Errorf("the run was renewed %d times", got)
 	}
 }

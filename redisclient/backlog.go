@@ -63,13 +63,18 @@ type Backlog struct {
 	results  [postponed]int // number of records by result, since they were last logged
 	reported int64          // outages up to then
 
-	hooks    map[int64]func() // called when a client finds Redis again, and when a client joins
-	lastHook int64            // number of the newest hook
+	hooks map[string]*hook // called when a client finds Redis again, and when a client joins
+}
+
+// hook is a function to be called, and how many want that.
+type hook struct {
+	call  func()
+	users int
 }
 
 // NewBacklog returns an empty backlog.
 func NewBacklog() *Backlog {
-	return &Backlog{clients: list.New(), pending: list.New(), hooks: map[int64]func(){}}
+	return &Backlog{clients: list.New(), pending: list.New(), hooks: map[string]*hook{}}
 }
 
 // Idle reports whether nothing is left to write and no client is in use.
@@ -177,25 +182,33 @@ func via(k *Keys, c *Client) *Keys {
 	return &Keys{Trouble: &c.health.failing, client: c, cluster: c.cluster, plain: c.cluster == nil && c.opts.WaitReplicas == 0, prefix: k.prefix, format: k.format, start: k.start, end: k.end, times: k.times}
 }
 
-// WhenBack calls f in a new goroutine each time that Redis is found again or another client joins, until unhook is called.
-func WhenBack(k *Keys, f func()) (unhook func()) {
+// WhenBack calls f in a new goroutine each time that Redis is found again or another client joins, until unhook is called. However
+// many ask for the same name, f is called once, as the last of them gave it, until all have called unhook.
+func WhenBack(k *Keys, name string, f func()) (unhook func()) {
 	b := k.client.health.backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.lastHook++
-	number := b.lastHook
-	b.hooks[number] = f
+	h := b.hooks[name]
+	if h == nil {
+		h = &hook{}
+		b.hooks[name] = h
+	}
+	h.call = f
+	h.users++
 	return func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		delete(b.hooks, number)
+		h.users--
+		if h.users == 0 {
+			delete(b.hooks, name)
+		}
 	}
 }
 
 // callHooks calls all hooks, each in a new goroutine. The caller holds the lock.
 func callHooks(b *Backlog) {
-	for _, f := range b.hooks {
-		go callHook(f)
+	for _, h := range b.hooks {
+		go callHook(h.call)
 	}
 }
 

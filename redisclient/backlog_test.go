@@ -79,7 +79,7 @@ func TestAClosedClientTellsNobodyThatRedisIsBack(t *testing.T) {
 		_, _ = Renew(k, &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o-1"}, time.Hour)
 	}
 	var told atomic.Int32
-	unhook := WhenBack(k, func() {
+	unhook := WhenBack(k, "test", func() {
 		told.Add(1)
 		renew()
 	})
