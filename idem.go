@@ -376,6 +376,7 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 	if body.rest != nil {
 		l.Broken = &body.rest.broken
 	}
+	r = recordable(r, l)
 	claimed := store.ClaimKey(h.keys, l)
 	if claimed == store.Undecided && !h.detach {
 		claimed = claimShared(h, l)
@@ -384,7 +385,7 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 		release(h, l)
 		return
 	}
-	proceed(h, w, recordable(r, l), l, claimed)
+	proceed(h, w, r, l, claimed)
 }
 
 // passRead passes on a request that was read in search of a key, and has none. A retry above may send it again.
@@ -408,8 +409,9 @@ func recordable(r *http.Request, l *store.Run) *http.Request {
 		l.Client = context.WithValue(l.Client, http.ServerContextKey, &http.Server{})
 	}
 	empty := r.ContentLength == 0 || (l.Taken != nil && l.Taken.Size() == 0) // chunks may have nothing in them
-	if empty || r.Header["Expect"] != nil {
-		countConnections(l)
+	if empty || r.Header["Expect"] != nil {                                  // its body does not tell whether it was sent
+		l.Sought = &atomic.Int32{}
+		l.Client = httptrace.WithClientTrace(l.Client, &httptrace.ClientTrace{GetConn: func(_ string) { l.Sought.Add(1) }})
 	}
 	if !empty && r.Header["Connection"] == nil {
 		return r
@@ -422,13 +424,6 @@ func recordable(r *http.Request, l *store.Run) *http.Request {
 		hideEmptyBody(r, l)
 	}
 	return r
-}
-
-// countConnections counts the connections that are sought for l. It is for requests of which nobody can tell by their body
-// whether they were sent.
-func countConnections(l *store.Run) {
-	l.Sought = &atomic.Int32{}
-	l.Client = httptrace.WithClientTrace(l.Client, &httptrace.ClientTrace{GetConn: func(_ string) { l.Sought.Add(1) }})
 }
 
 // proceed goes on as the claim says, on the short way where that is to run the request or to replay its answer.

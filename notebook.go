@@ -162,8 +162,8 @@ func exchange(n *notebook) error {
 	n.io.Lock()
 	defer n.io.Unlock()
 	now := time.Now()
+	takeRuns(n, now) // before what requests told since: how one ended counts more than that it ran
 	takeSightings(n)
-	takeRuns(n, now)
 	redis := n.redis()
 	if redis == nil {
 		n.notes.prune(now.UnixMilli())

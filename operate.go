@@ -214,6 +214,8 @@ func listKind(h *handler, answer *keysAnswer, kind string, names map[string]stri
 			below = note.place
 			switch {
 			case len(answer.Keys) == mostListed:
+			case errs[i] != nil && !h.redis.Cluster:
+				return errs[i]
 			case errs[i] != nil: // of a cluster, one node may be away
 				k := describeKey(h, note, nil, names)
 				k.State = "unreachable"

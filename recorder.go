@@ -22,7 +22,7 @@ import (
 //   - passed: what is not kept goes straight to the client.
 //
 // What Traefik itself answers, and an error of the backend, is not flushed: a retry or failover above may have taken its header
-// away, and then the flush would begin a 200. Such an answer goes whole, whatever its length.
+// away, and then the flush would begin a 200. Such an answer goes whole, as far as it can be kept.
 //
 // Under Yaegi the reverse proxy sees only the three methods of http.ResponseWriter, so nobody above can flush.
 type recorder struct {
@@ -107,7 +107,7 @@ func writeHeaderSlow(x *recorder, status int) {
 	x.declared = declaredLength(x)
 	classify(x)
 	recordHeader(x)
-	if x.outcome == answered && x.kept.Len()+x.declared > x.h.maxResponseBody {
+	if x.outcome == answered && x.declared > x.h.maxResponseBody-x.kept.Len() {
 		x.outcome = tooLarge
 	}
 	switch {
@@ -257,6 +257,7 @@ func stopRecording(x *recorder) {
 		x.held = false
 		sendHeader(x)
 		_, err := x.body.WriteTo(x.ResponseWriter)
+		x.body = bytes.Buffer{}
 		x.gone = err != nil && x.h.detach
 	} else {
 		x.gone = endStreaming(x) != nil && x.h.detach

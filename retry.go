@@ -69,7 +69,7 @@ func readAgain(body io.ReadCloser) (io.Reader, error) {
 	if rewinds {
 		head := beginning(body, len(b.data))
 		rest = io.MultiReader(bytes.NewReader(head), body)
-		if len(head) > 0 && bytes.HasPrefix(b.data, head) {
+		if len(head) > 0 && bytes.Equal(head, b.data[:cap(head)]) {
 			return rest, nil
 		}
 	}

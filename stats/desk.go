@@ -95,7 +95,7 @@ func newKeyRow(k *Key, now time.Time) keyRow {
 		r.Means = fmt.Sprintf("It was answered with %d, and the answer was too large to keep. Duplicates get 409.", k.Status)
 	case "observed":
 		r.State = "Observed"
-		r.Means = "Its request and its duplicates were let through, as mode: observe says. No answer is kept: with mode: enforce, duplicates get 409."
+		r.Means = "Its request and its duplicates were let through, as mode: observe says. No answer is kept."
 	case "unreachable":
 		r.State, r.Class = "Not readable now", "warn"
 	default:
