@@ -266,7 +266,7 @@ type check struct {
 // longestTTL bounds a ttl before maxTTL cuts it.
 const longestTTL = 100 * 365 * 24 * time.Hour
 
-// settings returns the checked settings, a warning or "", and the first error, which wraps ErrConfig.
+// settings returns the checked settings, warnings in one text or "", and the first error, which wraps ErrConfig.
 func (c *Config) settings() (*settings, string, error) {
 	k := &check{}
 	k.unknown(c)
@@ -314,10 +314,11 @@ func (c *Config) settings() (*settings, string, error) {
 	k.someOf("redis.endpoints", c.Redis.Endpoints)
 	k.someOf("stats.users", c.Stats.Users)
 	k.someOf("stats.admins", c.Stats.Admins)
-	warning := ""
+	var warnings []string
 	longest := k.duration("maxTTL", c.MaxTTL, time.Millisecond, maxTTL)
 	if s.ttl > longest {
-		warning = fmt.Sprintf("ttl %s is longer than maxTTL and cut to %s; raise maxTTL to keep answers longer", s.ttl, longest)
+		warning := fmt.Sprintf("ttl %s is longer than maxTTL and cut to %s; raise maxTTL to keep answers longer", s.ttl, longest)
+		warnings = append(warnings, warning)
 		s.ttl = longest
 	}
 	s.smallRequest = smallBody
@@ -361,6 +362,10 @@ func (c *Config) settings() (*settings, string, error) {
 	s.endpoints = list(c.Endpoints)
 	s.protected, s.patterns = k.endpoints(s.methods, s.endpoints)
 	c.Redis.check(k, s)
+	if s.redis.Address == "" && s.onStoreError != "degrade" {
+		warning := "onStoreError " + s.onStoreError + " does nothing without redis.endpoints: keys are in the memory of this Traefik alone"
+		warnings = append(warnings, warning)
+	}
 	// A renewal is due after a third of lease, and may take as long as the longest time-out.
 	slowest := longer(s.redis.DialTimeout, longer(s.redis.ReadTimeout, s.redis.WriteTimeout))
 	if s.redis.Address != "" && s.lease < slowest*3/2 {
@@ -370,7 +375,7 @@ func (c *Config) settings() (*settings, string, error) {
 	if k.err != nil {
 		return nil, "", k.err
 	}
-	return s, warning, nil
+	return s, strings.Join(warnings, "; "), nil
 }
 
 // defaultContentTTL is the default of contentTTL. Nobody can tell whether it is set too, so it is cut to ttl.
@@ -566,6 +571,34 @@ func (c *RedisConfig) check(k *check, s *settings) {
 	if c.Cluster && s.redis.DB != 0 {
 		k.fail("redis.db", strconv.Itoa(s.redis.DB), "0, the only database of a cluster")
 	}
+	needing := c.needing(s.redis.TLS.Enabled)
+	if len(list(c.Endpoints)) == 0 && needing != "" {
+		k.fail("redis.endpoints", "", "at least one address such as redis:6379, because "+needing+" is set; keys in memory need neither")
+	}
+}
+
+// needing names a setting that says how to reach a Redis, empty if there is none. Without an address of that Redis, as from a variable
+// that is not set, each Traefik would keep keys of its own.
+func (c *RedisConfig) needing(encrypted bool) string {
+	switch {
+	case c.Username != "":
+		return "redis.username"
+	case c.Password != "":
+		return "redis.password"
+	case c.PasswordFile != "":
+		return "redis.passwordFile"
+	case c.DB != 0:
+		return "redis.db"
+	case encrypted:
+		return "redis.tls"
+	case c.Cluster:
+		return "redis.cluster"
+	case c.Sentinel.MasterName+c.Sentinel.Username+c.Sentinel.Password+c.Sentinel.PasswordFile != "":
+		return "redis.sentinel"
+	case c.WaitReplicas != 0:
+		return "redis.waitReplicas"
+	}
+	return ""
 }
 
 // login checks the credentials of a section of the settings.
@@ -693,7 +726,8 @@ func (k *check) duration(key, value string, least, most time.Duration) time.Dura
 	return d
 }
 
-// someOf refuses a list of blanks, as it comes from a variable that is not set. An empty list is allowed.
+// someOf refuses a list of blanks, as it comes from a variable that is not set in YAML or TOML. An empty list is allowed, and a label
+// with such a variable is one too.
 func (k *check) someOf(key string, values []string) {
 	if len(values) > 0 && len(list(values)) == 0 {
 		k.fail(key, "", "a list with more in it than blanks")
