@@ -622,24 +622,16 @@ func (c *TLSConfig) check(k *check) redisclient.TLS {
 	t.Enabled = c.Enabled || c.CA != "" || c.Cert != "" || c.Key != "" || c.ServerName != "" || c.InsecureSkipVerify
 	_, err := t.Roots()
 	if err != nil {
-		k.fail("redis.tls.ca", shownPEM(c.CA), "the path of a file with PEM certificates, or the PEM text ("+err.Error()+")")
+		k.fail("redis.tls.ca", redisclient.ShownPEM(c.CA), "the path of a file with PEM certificates, or the PEM text ("+err.Error()+")")
 	}
 	if (c.Cert == "") != (c.Key == "") {
-		k.fail("redis.tls.cert", shownPEM(c.Cert), "redis.tls.cert and redis.tls.key, or neither")
+		k.fail("redis.tls.cert", redisclient.ShownPEM(c.Cert), "redis.tls.cert and redis.tls.key, or neither")
 	}
 	_, err = t.Certificates()
 	if err != nil {
-		k.fail("redis.tls.cert", shownPEM(c.Cert), "the paths of files with a PEM certificate and, in redis.tls.key, its key, or the PEM text ("+err.Error()+")")
+		k.fail("redis.tls.cert", redisclient.ShownPEM(c.Cert), "the paths of files with a PEM certificate and, in redis.tls.key, its key, or the PEM text ("+err.Error()+")")
 	}
 	return t
-}
-
-// shownPEM is what an error shows of a setting that may hold a key.
-func shownPEM(value string) string {
-	if redisclient.IsPEM(value) {
-		return "PEM text"
-	}
-	return value
 }
 
 func (c *StatsConfig) check(k *check, s *settings) {

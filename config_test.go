@@ -2,7 +2,9 @@ package idem
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -211,6 +213,48 @@ func TestAPasswordIsInNoError(t *testing.T) {
 	_, err = New(context.Background(), http.NotFoundHandler(), config, "idem@file")
 	if !errors.Is(err, ErrConfig) || strings.Contains(err.Error(), "secret") {
 		t.Errorf("a login in an address: %v", err)
+	}
+}
+
+// TestAPrivateKeyIsInNoError, nor on the page, in whatever form somebody has put it where a path or PEM text belongs.
+func TestAPrivateKeyIsInNoError(t *testing.T) {
+	der := make([]byte, 48) // as long as one of Ed25519, the shortest
+	for i := range der {
+		der[i] = byte(7 * i)
+	}
+	text := base64.StdEncoding.EncodeToString(der)
+	pemText := "-----BEGIN PRIVATE KEY-----\n" + text + "\n-----END PRIVATE KEY-----\n"
+	file := filepath.Join(t.TempDir(), "client.pem")
+	err := os.WriteFile(file, []byte("x"), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, key := range map[string]string{
+		"PEM": pemText, "base64 of PEM": base64.StdEncoding.EncodeToString([]byte(pemText)), "base64 of DER": text, "half of it": pemText[5:],
+		"base64 of long PEM": base64.StdEncoding.EncodeToString([]byte(strings.Repeat(pemText, 30))), "like a path": "/" + text, "escaped": strings.ReplaceAll(pemText, "\n", `\n`),
+	} {
+		for _, tls := range []TLSConfig{{Cert: file, Key: key}, {Cert: key, Key: file}, {Cert: key}, {CA: key}} {
+			config := CreateConfig()
+			config.Redis.Endpoints = []string{"redis:6379"}
+			config.Redis.TLS = tls
+			_, err := New(context.Background(), http.NotFoundHandler(), config, "idem@file")
+			if !errors.Is(err, ErrConfig) || strings.Contains(err.Error(), key[:20]) || strings.Contains(err.Error(), text[:20]) {
+				t.Errorf("%s: the error is %v", name, err)
+			}
+			shown := fmt.Sprint(inForce(&handler{}, config))
+			if strings.Contains(shown, key[:20]) || strings.Contains(shown, text[:20]) {
+				t.Errorf("%s: the page shows %s", name, shown)
+			}
+		}
+	}
+	for _, path := range []string{"certs/missing.pem", "/run/secrets/redis-client-key", "./client.key"} {
+		config := CreateConfig()
+		config.Redis.Endpoints = []string{"redis:6379"}
+		config.Redis.TLS = TLSConfig{Cert: file, Key: path}
+		_, err := New(context.Background(), http.NotFoundHandler(), config, "idem@file")
+		if err == nil || !strings.Contains(err.Error(), path+": no such file") {
+			t.Errorf("the path %s is not in the error %v", path, err)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 
+	"github.com/example/traefik-idem/redisclient"
 	"github.com/example/traefik-idem/stats"
 )
 
@@ -16,9 +17,9 @@ func inForce(h *handler, c *Config) []stats.Setting {
 		"redis.username":          h.redis.Username,
 		"redis.password":          concealed(h.redis.Password),
 		"redis.sentinel.password": concealed(c.Redis.Sentinel.Password),
-		"redis.tls.ca":            shownPEM(c.Redis.TLS.CA),
-		"redis.tls.cert":          shownPEM(c.Redis.TLS.Cert),
-		"redis.tls.key":           shownPEM(c.Redis.TLS.Key),
+		"redis.tls.ca":            redisclient.ShownPEM(c.Redis.TLS.CA),
+		"redis.tls.cert":          redisclient.ShownPEM(c.Redis.TLS.Cert),
+		"redis.tls.key":           redisclient.ShownPEM(c.Redis.TLS.Key),
 		"stats.users":             concealed(strings.Join(list(c.Stats.Users), "")),
 		"stats.admins":            concealed(strings.Join(list(c.Stats.Admins), "")),
 	}

@@ -10,6 +10,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -32,8 +33,19 @@ const UnixScheme = "unix://"
 // pemBegin is what tells PEM text from the path of a file.
 const pemBegin = "-----BEGIN "
 
-// IsPEM reports whether a setting is PEM text and not a path.
-func IsPEM(value string) bool { return strings.Contains(value, pemBegin) }
+// shownPath matches what can be shown as the path of a file. A key in another form than PEM, such as base64, is longer.
+var shownPath = regexp.MustCompile(`^(\S{0,40}|[./][^\s/]{0,40}(/[^\s/]{0,40}){0,20})$`)
+
+// ShownPEM is what may be shown of a setting that is PEM text or a path, and may hold a private key.
+func ShownPEM(value string) string {
+	switch {
+	case strings.Contains(value, pemBegin):
+		return "PEM text"
+	case !shownPath.MatchString(value):
+		return "…"
+	}
+	return value
+}
 
 // errNoCertificate is the error for a CA without any.
 var errNoCertificate = errors.New("there is no PEM certificate in it")
@@ -75,10 +87,15 @@ func (t *TLS) Certificates() ([]tls.Certificate, error) {
 }
 
 func pemOf(value string) ([]byte, error) {
-	if IsPEM(value) {
+	if strings.Contains(value, pemBegin) {
 		return []byte(value), nil
 	}
-	return os.ReadFile(value)
+	data, err := os.ReadFile(value)
+	var pathErr *os.PathError
+	if errors.As(err, &pathErr) { // its text has the whole path, which may be a key
+		err = fmt.Errorf("%s: %w", ShownPEM(value), pathErr.Err)
+	}
+	return data, err
 }
 
 // encrypt makes the TLS handshake over conn, which it closes if that fails.

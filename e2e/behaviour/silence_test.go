@@ -63,6 +63,21 @@ func TestSettingsThatHurtInSilenceAreRefused(t *testing.T) {
 	})
 }
 
+// TestAKeyInAnotherFormIsNotShown: a private key is PEM text or a file, and no error shows one that is neither.
+func TestAKeyInAnotherFormIsNotShown(t *testing.T) {
+	key := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("-----BEGIN PRIVATE KEY-----\n", 10)))
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		refusal := host.Refusal(t, hosts.Settings{"redis": map[string]any{"endpoints": "redis:6379", "tls": map[string]any{"cert": "testdata/none.pem", "key": key}}})
+		if !strings.Contains(refusal, "testdata/none.pem: no such file") || strings.Contains(refusal, key[:20]) {
+			t.Errorf("refusal %q", refusal)
+		}
+		refusal = host.Refusal(t, hosts.Settings{"redis": map[string]any{"endpoints": "redis:6379", "tls": map[string]any{"cert": filepath.Join(hosts.Root(), "go.mod"), "key": key}}})
+		if !strings.Contains(refusal, "…: file name too long") || strings.Contains(refusal, key[:20]) {
+			t.Errorf("refusal %q", refusal)
+		}
+	})
+}
+
 // TestScopeNone: whoever has the key gets its answer, if the configuration says so.
 func TestScopeNone(t *testing.T) {
 	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
