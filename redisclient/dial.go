@@ -230,7 +230,7 @@ func authenticate(opts *Options, conn redis.Conn) error {
 	}
 	_, err := conn.Do("AUTH", args...)
 	if err != nil {
-		return fmt.Errorf("AUTH: %w", err)
+		return fmt.Errorf("AUTH: %w", withoutArguments(err)) // of which one is the password
 	}
 	return nil
 }
