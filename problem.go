@@ -83,6 +83,7 @@ func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, iden
 	p.Error = stripeError{Type: "idempotency_error", Code: f.slug, Message: p.Detail}
 	body, _ := json.Marshal(p) // strings and numbers always marshal
 	header := w.Header()
+	header.Set("Cache-Control", "no-store") // a cache above may be told to keep errors
 	header.Set("Content-Type", "application/problem+json")
 	header.Set("Content-Length", strconv.Itoa(len(body)))
 	if retryAfter > 0 {

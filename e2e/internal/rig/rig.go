@@ -281,6 +281,9 @@ func (s *Site) WantProblem(a Answer, status int, slug, decision string) {
 	if a.Header.Get("Content-Type") != "application/problem+json" {
 		s.T.Errorf("a problem of type %q", a.Header.Get("Content-Type"))
 	}
+	if caching := a.Header.Values("Cache-Control"); len(caching) != 1 || caching[0] != "no-store" {
+		s.T.Errorf("a problem with Cache-Control %q", caching)
+	}
 	instance, keyed := problem["instance"].(string)
 	if keyed != (slug != "invalid-key" && slug != "missing-key" && slug != "missing-caller") || (keyed && !publicID.MatchString(instance)) {
 		s.T.Errorf("the instance of %s is %q", slug, instance)
