@@ -296,9 +296,6 @@ func serveKubernetes(t *testing.T, route, provider string) (*rig.Site, *apiServe
 	}
 	host, port, _ := strings.Cut(strings.TrimPrefix(paymentsServer(t).URL, "http://"), ":")
 	for _, text := range []string{`
-kind: Namespace
-apiVersion: v1
-metadata: {name: shop}`, `
 kind: Service
 apiVersion: v1
 metadata: {name: payments, namespace: shop}
