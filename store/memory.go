@@ -23,6 +23,9 @@ const headerBytes = 64
 // Endless is the duration of a lease that only its owner ends.
 const Endless = time.Duration(math.MaxInt64)
 
+// sweepPause is the time between two sweeps.
+const sweepPause = time.Second
+
 // sweepChunk is how many entries are freed while the lock is held once.
 const sweepChunk = 128
 
@@ -46,7 +49,8 @@ type Memory struct {
 	entries      map[string]*Lease
 	answers      *buckets    // finished entries with an answer, or that another store has too
 	keyOnly      *buckets    // finished entries without an answer that no other store has
-	timer        *time.Timer // of the next sweep; nil while there is nothing to free
+	sweeper      *time.Timer // of the next sweep
+	sweeping     bool        // the sweeper runs, since there is something to free
 
 	token        string // prefix of the owner tokens of its leases
 	claims       int    // owner tokens given out
@@ -119,10 +123,12 @@ func NewMemoryClock(limit int64, since func(epoch time.Time) time.Duration) *Mem
 	setBallast(limit)
 	var mu sync.Locker = &sync.Mutex{}
 	m := &Memory{since: since, epoch: time.Now(), lock: mu.Lock, unlock: mu.Unlock, limit: int(limit), entries: map[string]*Lease{}, answers: newBuckets(), keyOnly: newBuckets(), token: newToken(), tick: longestTick, lasted: stats.NewHistogram(runBounds...)}
-	// The timer is made once: under Yaegi, a timer made in a tick would keep the variables of that tick alive, and through them
+	// The timers are made once: under Yaegi, a timer made in a tick would keep the variables of that tick alive, and through them
 	// those of all ticks before.
 	m.watchdog = time.AfterFunc(longestTick, m.watch)
 	m.watchdog.Stop()
+	m.sweeper = time.AfterFunc(sweepPause, m.sweep)
+	m.sweeper.Stop()
 	return m
 }
 
@@ -164,10 +170,6 @@ func (m *Memory) Close() {
 	for _, b := range []*buckets{m.answers, m.keyOnly} {
 		b.bySecond = map[time.Duration][]*Lease{}
 		b.first = Endless
-	}
-	if m.timer != nil {
-		m.timer.Stop()
-		m.timer = nil
 	}
 }
 
@@ -463,10 +465,11 @@ func addToBucket(m *Memory, b *buckets, e *Lease) {
 	}
 }
 
-// startSweeping starts the timer of the next sweep, unless it runs. The caller holds the lock.
+// startSweeping starts the sweeper, unless it runs. The caller holds the lock.
 func startSweeping(m *Memory) {
-	if m.timer == nil {
-		m.timer = time.AfterFunc(time.Second, m.sweepLater)
+	if !m.sweeping {
+		m.sweeping = true
+		m.sweeper.Reset(sweepPause)
 	}
 }
 
@@ -566,39 +569,43 @@ func evictSome(m *Memory, b *buckets, goal int) {
 	}
 }
 
-// sweepLater frees what has expired, and runs again in a second while there is anything left.
-func (m *Memory) sweepLater() {
-	defer func() {
-		if p := recover(); p != nil {
-			log.Printf("level=error msg=\"sweep of the memory store failed\" cause=%q", p)
-		}
-	}()
+// sweep frees what has expired, and runs again after a pause while there is anything left.
+func (m *Memory) sweep() {
+	defer m.sweepAgain()
 	m.Sweep()
+}
+
+// sweepAgain ends a panic of sweep, and starts the next pause while there is anything to free.
+func (m *Memory) sweepAgain() {
+	if p := recover(); p != nil {
+		log.Printf("level=error msg=\"sweep of the memory store failed\" cause=%q", p)
+	}
 	m.lock()
 	defer m.unlock()
 	releaseBallast(m.bytes)
-	if m.timer == nil { // closed meanwhile
-		return
+	m.sweeping = len(m.answers.bySecond)+len(m.keyOnly.bySecond) > 0
+	if m.sweeping {
+		m.sweeper.Reset(sweepPause)
 	}
-	if len(m.answers.bySecond)+len(m.keyOnly.bySecond) == 0 {
-		m.timer = nil
-		return
-	}
-	m.timer.Reset(time.Second)
 }
 
 // Sweep frees all finished records that have expired. It is called once a second while there are any.
 func (m *Memory) Sweep() {
 	now := m.since(m.epoch)
-	m.lock()
-	bucketFinished(m)
-	m.unlock()
+	lockAndBucket(m)
 	for _, b := range []*buckets{m.answers, m.keyOnly} {
 		more := true
 		for more {
 			more = sweepSome(m, b, now)
 		}
 	}
+}
+
+// lockAndBucket is bucketFinished for a caller that does not hold the lock.
+func lockAndBucket(m *Memory) {
+	m.lock()
+	defer m.unlock()
+	bucketFinished(m)
 }
 
 // sweepSome frees up to sweepChunk entries of b from a second that was over at now, and reports whether there may be more.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -334,6 +336,43 @@ func TestMemoryFreesWithoutTraffic(_ *testing.T) {
 	m := store.NewMemory(1 << 20)
 	defer m.Close()
 	finished(m, "k", 10, 10*time.Millisecond, false)
+	for {
+		records, _, _ := m.Usage() // the test's own time-out ends a sweep that never comes
+		if records == 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// TestAPanicInASweep ends neither the sweeping nor, with a lock that it holds, everything.
+func TestAPanicInASweep(t *testing.T) {
+	var calls, first, last atomic.Int64 // of the clock; from first to last it panics
+	first.Store(math.MaxInt64)
+	m := store.NewMemoryClock(1<<20, func(epoch time.Time) time.Duration {
+		n := calls.Add(1)
+		if n >= first.Load() && n <= last.Load() {
+			panic("no time")
+		}
+		return time.Since(epoch)
+	})
+	defer m.Close()
+	finished(m, "k", 10, 10*time.Millisecond, false)
+	k := store.NewKeys(m, nil, store.Terms{TTL: time.Millisecond, Lease: time.Minute})
+	r := &store.Run{Lease: &store.Lease{Key: "l", Fingerprint: fingerprint}, Client: context.Background()}
+	store.ClaimKey(k, r)
+	store.KeepAnswer(k, r.Lease, fmt.Sprintf(store.UnknownFormat, fingerprint, "o"))
+	n := calls.Load()
+	last.Store(n + 10) // also of the first sweeps by the timer
+	first.Store(n + 2) // when it puts what has ended where it expires
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("there was no panic")
+			}
+		}()
+		m.Sweep()
+	}()
 	for {
 		records, _, _ := m.Usage() // the test's own time-out ends a sweep that never comes
 		if records == 0 {
