@@ -278,8 +278,15 @@ func wakeSender(c *Client) {
 		c.wake <- struct{}{}
 		return
 	}
-	go sendAll(&sender{client: c})
+	go startSender(&sender{client: c})
 }
+
+// startSender is sendAll. Under Yaegi, a goroutine keeps the variables of the function that started it alive, and those of its
+// callers: a sender would keep the request that came first, for as long as the client lives. What is started by a variable keeps
+// only those of the function that has set it.
+var startSender func(s *sender)
+
+func init() { startSender = sendAll }
 
 // sender is the state of a goroutine of sendAll that endSender needs after a panic.
 type sender struct {
@@ -506,7 +513,7 @@ func endSender(s *sender) {
 	for _, cmd := range s.commands {
 		cmd.done <- struct{}{}
 	}
-	go sendAll(&sender{client: s.client})
+	go startSender(&sender{client: s.client})
 }
 
 // retryOnNewConn reports whether commands that failed on slot with err should be sent again over a new connection: because

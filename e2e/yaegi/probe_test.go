@@ -51,6 +51,38 @@ func F(x int) bool {
 	for _, h := range l { h.c <- x; n++ }
 	return n == 1
 }`},
+	{name: "go keeps the caller's variables", want: broken, calls: 1, code: `
+func wait(c chan bool) { defer func() { recover() }(); <-c }
+func start(c chan bool, end func(_ *[64]int)) {
+	p := new([64]int)
+	runtime.SetFinalizer(p, end)
+	go wait(c)
+}
+func F(x int) bool {
+	c, gone := make(chan bool), make(chan bool, 1)
+	end := func(_ *[64]int) { gone <- true }
+	start(c, end)
+	for i := 0; i < 100 && len(gone) == 0; i++ { runtime.GC(); time.Sleep(time.Millisecond) }
+	close(c)
+	return len(gone) == 1
+}`},
+	{name: "go of a variable keeps nothing of its caller", want: works, calls: 1, code: `
+func wait(c chan bool) { defer func() { recover() }(); <-c }
+var waiter func(c chan bool)
+func init() { waiter = wait }
+func start(c chan bool, end func(_ *[64]int)) {
+	p := new([64]int)
+	runtime.SetFinalizer(p, end)
+	go waiter(c)
+}
+func F(x int) bool {
+	c, gone := make(chan bool), make(chan bool, 1)
+	end := func(_ *[64]int) { gone <- true }
+	start(c, end)
+	for i := 0; i < 100 && len(gone) == 0; i++ { runtime.GC(); time.Sleep(time.Millisecond) }
+	close(c)
+	return len(gone) == 1
+}`},
 	// Not run if it is declared below the literal; here it stands above.
 	{name: "recover in a declared function that a literal defers", want: unsteady, code: `
 type thing struct{ n int }
@@ -1032,7 +1064,7 @@ func aborts(h http.HandlerFunc) bool {
 var probePackages = []string{
 	"bufio", "bytes", "container/list", "context", "crypto/sha256", "encoding/hex", "encoding/json", "errors", "fmt", "io",
 	"log/slog", "net", "net/http", "net/http/httptest", "net/http/httptrace", "net/http/httputil", "net/textproto", "net/url",
-	"os", "reflect", "regexp", "sort", "strconv", "strings", "sync", "sync/atomic", "time",
+	"os", "reflect", "regexp", "runtime", "sort", "strconv", "strings", "sync", "sync/atomic", "time",
 }
 
 // source is the construct as a file of package p.

@@ -247,6 +247,15 @@ var snippets = []struct{ rule, bad, good string }{
 		`func f(g func()) { go h(g) }
 		func h(g func()) { defer func() { recover() }(); g() }`},
 	{"no-recover",
+		`var start func(int)
+		func init() { start = g }
+		func g(_ int) { print(1) }
+		func f() { go start(1) }`,
+		`var start func(int)
+		func init() { start = g }
+		func g(_ int) { defer func() { recover() }(); print(1) }
+		func f() { go start(1) }`},
+	{"no-recover",
 		`import "time"
 		func f(c chan int) { time.AfterFunc(1, func() { close(c) }) }`,
 		`import "time"

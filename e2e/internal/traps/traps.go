@@ -88,6 +88,7 @@ func Check(fsys fs.FS, module string) (*Report, error) {
 		},
 		pkgs:  map[string]*pkg{},
 		decls: map[*types.Func]*ast.FuncDecl{},
+		set:   map[types.Object]ast.Expr{},
 	}
 	if _, err := p.Import(module); err != nil {
 		return nil, err
@@ -134,6 +135,7 @@ type program struct {
 	info   *types.Info
 	pkgs   map[string]*pkg
 	decls  map[*types.Func]*ast.FuncDecl
+	set    map[types.Object]ast.Expr // what functions init assign to variables
 	report Report
 }
 
@@ -171,10 +173,24 @@ func (p *program) Import(imp string) (*types.Package, error) {
 		for _, d := range f.Decls {
 			if fd, ok := d.(*ast.FuncDecl); ok {
 				p.decls[p.info.Defs[fd.Name].(*types.Func)] = fd
+				p.noteInit(fd)
 			}
 		}
 	}
 	return k.types, nil
+}
+
+func (p *program) noteInit(fd *ast.FuncDecl) {
+	if fd.Name.Name != "init" || fd.Recv != nil {
+		return
+	}
+	for _, s := range fd.Body.List {
+		if a, ok := s.(*ast.AssignStmt); ok && len(a.Lhs) == len(a.Rhs) {
+			for i := range a.Lhs {
+				p.set[p.object(a.Lhs[i])] = a.Rhs[i]
+			}
+		}
+	}
 }
 
 func (p *program) parse(k *pkg, dir string) error {
@@ -961,8 +977,12 @@ func (c *checker) mustRecover(fun ast.Expr, what string) {
 	c.found(fun, "no-recover", "%s", what)
 }
 
-// body returns the body of a function literal or of a named function or method of interpreted code.
+// body returns the body of a function literal, of a named function or method of interpreted code, or of what init assigns to a
+// variable.
 func (c *checker) body(fun ast.Expr) *ast.BlockStmt {
+	if set := c.set[c.object(fun)]; set != nil {
+		fun = set
+	}
 	if lit, ok := ast.Unparen(fun).(*ast.FuncLit); ok {
 		return lit.Body
 	}
