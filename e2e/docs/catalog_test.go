@@ -42,7 +42,7 @@ func TestCatalog(t *testing.T) {
 	if err != nil {
 		t.Fatalf("git archive: %v\n%s", err, out)
 	}
-	for _, name := range []string{"e2e", "docs", "examples", "patches", "Makefile", "store/storetest", "vendor/github.com/alicebob"} {
+	for _, name := range []string{".dockerignore", "e2e", "docs", "examples", "patches", "Makefile", "store/storetest", "vendor/github.com/alicebob"} {
 		_, err := os.Stat(filepath.Join(source, name))
 		if err == nil {
 			t.Errorf("the release has %s, which nobody needs at run time", name)

@@ -66,8 +66,8 @@ func engine(t *testing.T) (own bool) {
 	return true
 }
 
-// dockerImage makes an image of one program of this machine, which is called as in there, and the libraries that it loads. An
-// image of that name that is there already stays and is used.
+// dockerImage makes an image of one program of this machine, which is called as in there, of what RUN chmod needs, and of the
+// libraries that these load. An image of that name that is there already stays and is used.
 func dockerImage(t *testing.T, name, program, as string, changes ...string) {
 	t.Helper()
 	_, err := docker(t.Context(), "image", "inspect", name)
@@ -89,10 +89,12 @@ func dockerImage(t *testing.T, name, program, as string, changes ...string) {
 			t.Fatal(err)
 		}
 	}
-	install(program, filepath.Join("/bin", as))
-	libraries, _ := exec.Command("ldd", program).Output() // fails for a program that needs none
-	for _, path := range regexp.MustCompile(`/\S+`).FindAllString(string(libraries), -1) {
-		install(path, path)
+	for from, to := range map[string]string{program: as, rig.Tool(t, "sh"): "sh", rig.Tool(t, "chmod"): "chmod"} {
+		install(from, filepath.Join("/bin", to))
+		libraries, _ := exec.Command("ldd", from).Output() // fails for a program that needs none
+		for _, path := range regexp.MustCompile(`/\S+`).FindAllString(string(libraries), -1) {
+			install(path, path)
+		}
 	}
 	err = os.MkdirAll(filepath.Join(root, "tmp"), 0o777)
 	if err != nil {
@@ -216,7 +218,7 @@ func TestExampleDocker(t *testing.T) {
 func TestExampleImage(t *testing.T) {
 	engine(t)
 	exampleImages(t)
-	build := exec.Command("docker", "build", "--tag", "traefik-idem", "--file", filepath.Join(hosts.Root(), "examples", "image", "Dockerfile"), rig.Release(t))
+	build := exec.Command("docker", "build", "--network", "none", "--tag", "traefik-idem", "--file", filepath.Join(hosts.Root(), "examples", "image", "Dockerfile"), rig.Release(t))
 	build.Env = append(os.Environ(), "DOCKER_HOST="+dockerSocket, "DOCKER_BUILDKIT=0") // what it builds on is here, and in no registry
 	out, err := build.CombinedOutput()
 	if err != nil {

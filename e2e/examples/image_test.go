@@ -28,11 +28,30 @@ func TestExampleImageFiles(t *testing.T) {
 		case len(words) == 0 || words[0] == "#" || words[0] == "FROM":
 		case words[0] == "WORKDIR":
 			workDir = filepath.Join(root, words[1])
+		case words[0] == "RUN" && words[1] == "chmod":
+			rig.Run(t, root, "chmod", append(words[2:len(words)-1], filepath.Join(root, words[len(words)-1]))...)
+		case words[0] == "COPY" && strings.HasPrefix(words[1], "--from="): // all stages have one root here
+			if words[2] != words[3] {
+				t.Fatalf("%q puts the files elsewhere", line)
+			}
 		case words[0] == "COPY":
 			copyAsDocker(t, release, root, words[1:len(words)-1], words[len(words)-1])
 		default:
 			t.Fatalf("what does %q do?", line)
 		}
+	}
+	err := filepath.WalkDir(filepath.Join(root, "plugins-local"), func(path string, entry os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err == nil && info.Mode()&0o004 == 0 {
+			t.Errorf("a Traefik that is not root cannot read %s: %v", path, info.Mode())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	var compose struct {
 		Services map[string]struct {
@@ -40,7 +59,7 @@ func TestExampleImageFiles(t *testing.T) {
 			Labels  map[string]string
 		}
 	}
-	err := yaml.Unmarshal([]byte(rig.ReadRoot(t, "examples/image/compose.yml")), &compose)
+	err = yaml.Unmarshal([]byte(rig.ReadRoot(t, "examples/image/compose.yml")), &compose)
 	if err != nil {
 		t.Fatal(err)
 	}
