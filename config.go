@@ -362,8 +362,9 @@ func (c *Config) settings() (*settings, string, error) {
 	s.endpoints = list(c.Endpoints)
 	s.protected, s.patterns = k.endpoints(s.methods, s.endpoints)
 	c.Redis.check(k, s)
-	if s.redis.Address == "" && s.onStoreError != "degrade" {
-		warning := "onStoreError " + s.onStoreError + " does nothing without redis.endpoints: keys are in the memory of this Traefik alone"
+	idle := c.idleWithoutRedis(s)
+	if s.redis.Address == "" && idle != "" {
+		warning := idle + " does nothing without redis.endpoints: keys are in the memory of this Traefik alone"
 		warnings = append(warnings, warning)
 	}
 	// A renewal is due after a third of lease, and may take as long as the longest time-out.
@@ -571,31 +572,30 @@ func (c *RedisConfig) check(k *check, s *settings) {
 	if c.Cluster && s.redis.DB != 0 {
 		k.fail("redis.db", strconv.Itoa(s.redis.DB), "0, the only database of a cluster")
 	}
-	needing := c.needing(s.redis.TLS.Enabled)
-	if len(list(c.Endpoints)) == 0 && needing != "" {
-		k.fail("redis.endpoints", "", "at least one address such as redis:6379, because "+needing+" is set; keys in memory need neither")
-	}
 }
 
-// needing names a setting that says how to reach a Redis, empty if there is none. Without an address of that Redis, as from a variable
-// that is not set, each Traefik would keep keys of its own.
-func (c *RedisConfig) needing(encrypted bool) string {
+// idleWithoutRedis names a setting that says how to use a Redis; empty if there is none. Its address may be missing by mistake, for
+// example because it is a variable that is not set.
+func (c *Config) idleWithoutRedis(s *settings) string {
+	r := c.Redis
 	switch {
-	case c.Username != "":
+	case s.onStoreError != "degrade":
+		return "onStoreError " + s.onStoreError
+	case r.Username != "":
 		return "redis.username"
-	case c.Password != "":
+	case r.Password != "":
 		return "redis.password"
-	case c.PasswordFile != "":
+	case r.PasswordFile != "":
 		return "redis.passwordFile"
-	case c.DB != 0:
+	case r.DB != 0:
 		return "redis.db"
-	case encrypted:
+	case s.redis.TLS.Enabled:
 		return "redis.tls"
-	case c.Cluster:
+	case r.Cluster:
 		return "redis.cluster"
-	case c.Sentinel.MasterName+c.Sentinel.Username+c.Sentinel.Password+c.Sentinel.PasswordFile != "":
+	case r.Sentinel.MasterName+r.Sentinel.Username+r.Sentinel.Password+r.Sentinel.PasswordFile != "":
 		return "redis.sentinel"
-	case c.WaitReplicas != 0:
+	case r.WaitReplicas != 0:
 		return "redis.waitReplicas"
 	}
 	return ""

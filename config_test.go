@@ -161,16 +161,6 @@ func TestBadSettings(t *testing.T) {
 		{"redis.db", "2", "only database of a cluster", func(c *Config) { c.Redis.Cluster = true; c.Redis.DB = 2 }},
 		{"redis.waitReplicas", "101", "0 to 100", func(c *Config) { c.Redis.WaitReplicas = 101 }},
 		{"redis.db", "-1", "whole number", func(c *Config) { c.Redis.DB = -1 }},
-		{"redis.endpoints", "", "because redis.username is set", func(c *Config) { c.Redis.Username = "shop"; c.Redis.Password = "secret" }},
-		{"redis.endpoints", "", "because redis.password is set", func(c *Config) { c.Redis.Endpoints = []string{}; c.Redis.Password = "secret" }},
-		{"redis.endpoints", "", "because redis.passwordFile is set", func(c *Config) { c.Redis.PasswordFile = os.Args[0] }},
-		{"redis.endpoints", "", "because redis.db is set", func(c *Config) { c.Redis.DB = 2 }},
-		{"redis.endpoints", "", "because redis.tls is set", func(c *Config) { c.Redis.TLS.Enabled = true }},
-		{"redis.endpoints", "", "because redis.tls is set", func(c *Config) { c.Redis.TLS.ServerName = "redis" }},
-		{"redis.endpoints", "", "because redis.cluster is set", func(c *Config) { c.Redis.Cluster = true }},
-		{"redis.endpoints", "", "because redis.sentinel is set", func(c *Config) { c.Redis.Sentinel.MasterName = "shop" }},
-		{"redis.endpoints", "", "because redis.sentinel is set", func(c *Config) { c.Redis.Sentinel.Password = "secret" }},
-		{"redis.endpoints", "", "because redis.waitReplicas is set", func(c *Config) { c.Redis.WaitReplicas = 1 }},
 		{"redis.keyPrefix", "", "1 to 100", func(c *Config) { c.Redis.KeyPrefix = "" }},
 		{"redis.keyPrefix", "a*", "1 to 100", func(c *Config) { c.Redis.KeyPrefix = "a*" }},
 		{"redis.dialTimeout", "0s", "from 1ms to 1m", func(c *Config) { c.Redis.DialTimeout = "0s" }},
@@ -406,19 +396,32 @@ func TestALongTTLIsCut(t *testing.T) {
 	}
 }
 
-// TestOnStoreErrorWithoutRedis does nothing, and may be meant for a Redis whose address is a variable that is not set.
-func TestOnStoreErrorWithoutRedis(t *testing.T) {
+// TestSettingsOfARedisWithoutAddress do nothing. They may be meant for a Redis whose address is a variable that is not set.
+func TestSettingsOfARedisWithoutAddress(t *testing.T) {
+	for name, change := range map[string]func(c *Config){
+		"onStoreError reject": func(c *Config) { c.OnStoreError = "reject" },
+		"redis.username":      func(c *Config) { c.Redis.Username = "shop"; c.Redis.Password = "secret" },
+		"redis.password":      func(c *Config) { c.Redis.Password = "secret" },
+		"redis.passwordFile":  func(c *Config) { c.Redis.PasswordFile = os.Args[0] },
+		"redis.db":            func(c *Config) { c.Redis.DB = 2 },
+		"redis.tls":           func(c *Config) { c.Redis.TLS.ServerName = "redis" },
+		"redis.cluster":       func(c *Config) { c.Redis.Cluster = true },
+		"redis.sentinel":      func(c *Config) { c.Redis.Sentinel.MasterName = "shop" },
+		"redis.waitReplicas":  func(c *Config) { c.Redis.WaitReplicas = 1 },
+	} {
+		config := CreateConfig()
+		config.TTL = "24h"
+		config.Redis.Endpoints = []string{}
+		change(config)
+		_, warning, err := config.settings()
+		if err != nil || !strings.Contains(warning, "; "+name+" does nothing without redis.endpoints") || !strings.Contains(warning, "maxTTL") || strings.Contains(warning, "secret") {
+			t.Errorf("%s without an address: %q, %v", name, warning, err)
+		}
+	}
 	config := CreateConfig()
 	config.OnStoreError = "reject"
-	config.TTL = "24h"
-	_, warning, err := config.settings()
-	if err != nil || !strings.Contains(warning, "onStoreError reject") || !strings.Contains(warning, "redis.endpoints") || !strings.Contains(warning, "maxTTL") {
-		t.Errorf("onStoreError without redis: %q, %v", warning, err)
-	}
-	config = CreateConfig()
-	config.OnStoreError = "reject"
 	config.Redis.Endpoints = []string{"redis:6379"}
-	_, warning, err = config.settings()
+	_, warning, err := config.settings()
 	if err != nil || warning != "" {
 		t.Errorf("onStoreError with redis: %q, %v", warning, err)
 	}

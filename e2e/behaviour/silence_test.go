@@ -31,8 +31,6 @@ func TestSettingsThatHurtInSilenceAreRefused(t *testing.T) {
 			{hosts.Settings{"methods": []any{" "}}, []string{`methods: ""`, "blanks"}},
 			{hosts.Settings{"endpoints": ","}, []string{`endpoints: ""`, "blanks"}},
 			{within("redis", "endpoints", []any{""}), []string{`redis.endpoints: ""`, "blanks"}},
-			{hosts.Settings{"onStoreError": "reject", "redis": map[string]any{"endpoints": "", "password": "secret"}}, []string{`redis.endpoints: ""`, "because redis.password is set"}},
-			{within("redis", "cluster", "true"), []string{`redis.endpoints: ""`, "because redis.cluster is set"}},
 			{within("stats", "users", " "), []string{`stats.users: ""`, "blanks"}},
 			{hosts.Settings{"endpoints": "POST /api/caf%C3%A9/"}, []string{`endpoints: "POST /api/caf%C3%A9/"`, "decoded"}},
 			{hosts.Settings{"replayHeader": "content-length"}, []string{`replayHeader: "content-length"`, "X-Request-ID"}},

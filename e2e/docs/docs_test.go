@@ -374,9 +374,6 @@ func TestConfigurationPage(t *testing.T) {
 		name, kind, allowed, example := cells[0], cells[1], cells[3], cells[4]
 		refusal := func(value string) string {
 			settings := map[string]string{"logLevel": "error"}
-			if strings.HasPrefix(name, "redis.") && kind != "duration" { // which lease bounds where there is a Redis
-				settings["redis.endpoints"] = examples["redis.endpoints"]
-			}
 			settings[name] = value
 			if companion, ok := companions[name]; ok {
 				settings[companion] = examples[companion]
