@@ -284,8 +284,11 @@ func reprobe(c *Client) bool {
 	return state == fine
 }
 
-// probe does what keys need over a new connection, and returns the state of the server.
+// probe does what keys need over a new connection, and returns the state of the server. c may represent a cluster.
 func probe(c *Client) (int32, error) {
+	if c.cluster != nil && !c.node {
+		return probeMap(c.cluster)
+	}
 	slot := <-c.conns
 	defer giveBack(c, slot)
 	disconnect(slot)

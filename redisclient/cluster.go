@@ -39,13 +39,15 @@ type Cluster struct {
 
 	usesShards atomic.Bool // CLUSTER SLOTS is forbidden
 
-	refreshing sync.Mutex // held while the map is fetched; guards refreshed
+	refreshing sync.Mutex // held while the map is fetched; guards the two below
 	refreshed  time.Time
+	failed     error // why the last fetch brought no map
 
-	mu     sync.RWMutex       // guards everything below
-	slots  []*Client          // master of each slot; nil: not known
-	nodes  map[string]*Client // masters by address
-	closed bool
+	mu       sync.RWMutex       // guards everything below
+	slots    []*Client          // master of each slot; nil: not known
+	complete bool               // each slot has a master
+	nodes    map[string]*Client // masters by address
+	closed   bool
 }
 
 // NewCluster returns a cluster. opts.Address names some of its nodes, separated by commas.
@@ -156,33 +158,53 @@ func (c *Cluster) next(slot int, node *Client, err error) (*Client, bool) {
 		} else {
 			_ = c.refresh("", node.opts.Address) // then the cause is err
 		}
-		c.mu.RLock()
-		defer c.mu.RUnlock()
-		if c.slots[slot] != node {
-			return c.slots[slot], false
+		owner := c.known(slot)
+		if owner != node {
+			return owner, false
 		}
 	}
 	return nil, false
 }
 
-// owner returns the master of slot.
+// owner returns the master of slot. If none can be found, that trips the breaker of c.front, and the map is fetched in the
+// background from then on.
 func (c *Cluster) owner(slot int) (*Client, error) {
-	c.mu.RLock()
-	node := c.slots[slot]
-	c.mu.RUnlock()
-	if node != nil {
-		return node, nil
+	node := c.known(slot)
+	if node == nil && c.front.state() != down {
+		err := c.refresh("", "")
+		node = c.known(slot)
+		if err == nil {
+			err = errNoOwner
+		}
+		if node == nil {
+			trip(c.front, down, err)
+		}
 	}
+	if node == nil {
+		return nil, notSent(c.front)
+	}
+	return node, nil
+}
+
+// known returns the master of slot; nil if it is not known.
+func (c *Cluster) known(slot int) *Client {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.slots[slot]
+}
+
+// probeMap fetches the map, and returns the state of the cluster as a whole: fine if each slot has a master.
+func probeMap(c *Cluster) (int32, error) {
 	err := c.refresh("", "")
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	if c.slots[slot] == nil && err == nil {
+	switch {
+	case c.complete:
+		return fine, nil
+	case err == nil:
 		err = errNoOwner
 	}
-	if c.slots[slot] != nil {
-		err = nil
-	}
-	return c.slots[slot], err
+	return down, err
 }
 
 // moved records that the node at address has slot now, and returns it. That node is asked for the map first, because it knows
@@ -252,12 +274,15 @@ func (c *Cluster) refresh(first, except string) error {
 	defer c.refreshing.Unlock()
 	begin := time.Now()
 	if begin.Sub(c.refreshed) < refreshPause {
-		return nil
+		return c.failed
 	}
 	var err error
 	for _, address := range addresses {
 		var ranges []slotRange
 		ranges, err = c.fetch(address)
+		if err == nil && len(ranges) == 0 {
+			err = errNoOwner // of this node
+		}
 		if err == nil {
 			c.install(ranges)
 			break
@@ -267,6 +292,7 @@ func (c *Cluster) refresh(first, except string) error {
 		}
 	}
 	c.refreshed = time.Now()
+	c.failed = err
 	return err
 }
 
@@ -466,7 +492,9 @@ func (c *Cluster) install(ranges []slotRange) {
 	defer c.mu.Unlock()
 	slots := make([]*Client, slotCount)
 	nodes := map[string]*Client{}
+	var count int64
 	for _, r := range ranges {
+		count += r.last - r.first + 1
 		node := c.nodeLocked(r.address)
 		nodes[r.address] = node
 		part := slots[r.first : r.last+1]
@@ -481,6 +509,7 @@ func (c *Cluster) install(ranges []slotRange) {
 		}
 	}
 	c.slots = slots
+	c.complete = count == slotCount
 	c.nodes = nodes
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/example/traefik-idem/e2e/internal/redistest"
 	"github.com/example/traefik-idem/e2e/internal/rig"
 	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/store"
 )
 
 // inCluster are the settings for c. One of the endpoints is of nobody.
@@ -125,6 +126,44 @@ func TestASlotMoves(t *testing.T) {
 		end()
 		s.Want(s.Do(rig.Post("/", "k")), 201, "replayed")
 		s.Calls(2)
+	})
+}
+
+// TestAClusterHangsAtTheStart has a Traefik start with a cluster of which no node answers.
+func TestAClusterHangsAtTheStart(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		c := redistest.StartMasters(t, 3)
+		for _, node := range c.Masters {
+			node.Pause()
+		}
+		redis := inCluster(c)
+		redis["readTimeout"], redis["dialTimeout"], redis["writeTimeout"] = "3s", "3s", "3s"
+		s := rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "stats": rig.OpenStats["stats"], "redis": redis})
+		s.Want(s.Do(rig.Post("/", "first")), 201, "first;degraded")
+		begin := time.Now()
+		s.Want(s.Do(rig.Post("/", "second")), 201, "first;degraded")
+		if took := time.Since(begin); took > 2*time.Second {
+			t.Errorf("the second request took %s", took)
+		}
+		if s.Metric("traefik_idem_store_healthy").GetGauge().GetValue() != 0 || s.Lines("Redis is out of reach") != 1 {
+			t.Errorf("while the cluster hangs: %+v, %d lines", s.Stats().Store, s.Lines("Redis is out of reach"))
+		}
+		for _, node := range c.Masters {
+			node.Resume()
+		}
+		s.AwaitRedis()
+		s.AwaitLog("answers of the outage were written")
+		kept := 0
+		for _, node := range c.Masters {
+			for _, name := range strings.Fields(node.Do("KEYS", "*:req:*")) {
+				if strings.HasPrefix(node.Do("GET", name), store.DoneHead) {
+					kept++
+				}
+			}
+		}
+		if kept < 2 { // more if Redis came back while AwaitRedis asked
+			t.Errorf("%d answers were written", kept)
+		}
 	})
 }
 

@@ -1,0 +1,91 @@
+package redisclient
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/example/traefik-idem/store"
+)
+
+// slotsAt is the reply to CLUSTER SLOTS of a cluster whose only master is at address.
+func slotsAt(address string) string {
+	host, port, _ := net.SplitHostPort(address)
+	return fmt.Sprintf("*1\r\n*3\r\n:0\r\n:%d\r\n*2\r\n%s:%s\r\n", slotCount-1, bulk(host), port)
+}
+
+// startNode starts a node that has all slots.
+func startNode(t *testing.T) *fakeServer {
+	t.Helper()
+	var node *fakeServer
+	node = startFake(t, func(args []string) string {
+		if args[0] == "CLUSTER" {
+			return slotsAt(node.address)
+		}
+		return granted(args)
+	})
+	return node
+}
+
+// overCluster is a store in the cluster of these nodes, and a lease.
+func overCluster(t *testing.T, addresses ...string) (*Cluster, *Keys, *store.Lease) {
+	t.Helper()
+	c := NewCluster(fast(strings.Join(addresses, ",")))
+	t.Cleanup(c.Close)
+	return c, NewClusterKeys(c, "idem"), &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o-1"}
+}
+
+// TestAClusterComesLater has nobody at its only address, and then a node without any slots, before there is a cluster.
+func TestAClusterComesLater(t *testing.T) {
+	node := startNode(t)
+	whole := node.handle
+	node.kill()
+	c, k, l := overCluster(t, node.address)
+	_, err := Claim(k, l, time.Hour)
+	if !errors.Is(err, ErrDown) || c.front.state() != down || k.Trouble.Load() != 1 {
+		t.Fatalf("nobody is there: %v, and %d servers are not fine", err, k.Trouble.Load())
+	}
+	asked := make(chan struct{}, 100)
+	node.handle = func([]string) string {
+		asked <- struct{}{}
+		return "*0\r\n"
+	}
+	node.start(t)
+	<-asked
+	<-asked
+	_, err = Claim(k, l, time.Hour)
+	if !errors.Is(err, ErrDown) {
+		t.Errorf("there are no slots: %v", err)
+	}
+	Later(k, l, store.DoneHead+l.Fingerprint+store.StatusLines[201]+"\r\n", time.Hour)
+	node.kill()
+	node.handle = whole
+	node.start(t)
+	for !c.Idle() {
+		time.Sleep(time.Millisecond)
+	}
+	_, err = Claim(k, l, time.Hour)
+	if err != nil || k.Trouble.Load() != 0 {
+		t.Errorf("it is there: %v, and %d servers are not fine", err, k.Trouble.Load())
+	}
+}
+
+// TestANodeWithoutSlotsHidesNoOther has a node that was reset, or knows nobody yet, beside those that have the slots.
+func TestANodeWithoutSlotsHidesNoOther(t *testing.T) {
+	stray := startFake(t, func([]string) string { return "*0\r\n" })
+	node := startNode(t)
+	c, k, l := overCluster(t, stray.address, node.address)
+	_, err := Claim(k, l, time.Hour)
+	if err != nil {
+		t.Fatalf("the first map: %v", err)
+	}
+	node.handle = stray.handle
+	time.Sleep(2 * refreshPause)
+	err = c.refresh(node.address, "")
+	if !errors.Is(err, errNoOwner) || c.known(0) == nil {
+		t.Errorf("no node has slots: %v, and slot 0 is at %v", err, c.known(0))
+	}
+}
