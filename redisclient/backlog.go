@@ -359,7 +359,7 @@ func writeOne(p *pendingWrite, c *Client, batch *sync.WaitGroup) {
 		kept, err = writeBack(keys, p.lease, store.Bare(p.record), left)
 	}
 	switch {
-	case err != nil && isServerError(err):
+	case err != nil && (isServerError(err) || c.health.failing.Load() > 0): // an unknown error was looked into
 		p.result = postponed
 	case err != nil:
 	case kept:

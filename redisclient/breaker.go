@@ -35,8 +35,9 @@ var refusals = map[string]int32{
 
 	"NOAUTH ":    down,
 	"WRONGPASS ": down,
+	"DENIED ":    down,
 
-	"max number of clients reached": down,
+	"max number of clients": down,
 }
 
 // forbidden are the words in error replies about a command that the server lacks or the user may not use, also within a
@@ -116,7 +117,7 @@ func notSent(c *Client) error {
 	return fmt.Errorf("%w: %w", ErrDown, cause)
 }
 
-// stateFrom returns the state of the server that an error reply means.
+// stateFrom returns the state of the server that an error reply means; fine if it is not known to concern the server.
 func stateFrom(reply error) int32 {
 	if isForbidden(reply) {
 		return refusing
@@ -137,6 +138,11 @@ func isForbidden(reply error) bool {
 		}
 	}
 	return false
+}
+
+// isAboutKey reports whether an error reply concerns one key alone: it is at another node, or another application has it.
+func isAboutKey(reply error) bool {
+	return isRedirection(reply) || strings.Contains(reply.Error(), "WRONGTYPE ")
 }
 
 // isServerError reports whether err concerns the server or the connection to it, and not one command.
@@ -300,7 +306,7 @@ func probe(c *Client) (int32, error) {
 }
 
 // check probes a server after the first connection to it, because a command that is rarely needed may be forbidden too. It
-// also runs when a command was forbidden.
+// also runs when a command was forbidden, or failed with an error that is not known.
 func check(c *Client) {
 	defer recovered("probing Redis")
 	if c.main != nil {
@@ -335,10 +341,14 @@ func probeOver(c *Client, slot *connSlot) (int32, error) {
 		}
 		refusal = errorIn(replies[0])
 	}
-	if refusal != nil && stateFrom(refusal) != fine {
-		return stateFrom(refusal), withoutArguments(refusal)
+	if refusal == nil || isAboutKey(refusal) {
+		return fine, nil
 	}
-	return fine, nil
+	state := stateFrom(refusal)
+	if state == fine { // an error that nobody knows, as of a proxy: keys get it too
+		state = refusing
+	}
+	return state, withoutArguments(refusal)
 }
 
 // withoutArguments returns an error reply without the arguments of a command that the server does not know.

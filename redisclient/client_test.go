@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,9 +21,9 @@ const within = 10 * time.Second
 // fakeServer answers each command with what handle returns; if that is empty, it closes the connection.
 type fakeServer struct {
 	address string
-	handle  func(args []string) string
 
 	mu       sync.Mutex // guards everything below
+	handle   func(args []string) string
 	listener net.Listener
 	conns    []net.Conn
 }
@@ -32,6 +33,7 @@ func startFake(t *testing.T, handle func(args []string) string) *fakeServer {
 	t.Helper()
 	s := &fakeServer{address: "127.0.0.1:0", handle: handle}
 	s.start(t)
+	s.address = s.listener.Addr().String()
 	t.Cleanup(s.kill)
 	return s
 }
@@ -44,7 +46,7 @@ func (s *fakeServer) start(t *testing.T) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.listener, s.address = listener, listener.Addr().String()
+	s.listener = listener
 	go func() {
 		for {
 			conn, err := listener.Accept()
@@ -69,6 +71,15 @@ func (s *fakeServer) kill() {
 	}
 }
 
+// answerWith changes how the server answers, and returns how it did before.
+func (s *fakeServer) answerWith(handle func(args []string) string) func(args []string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := s.handle
+	s.handle = handle
+	return before
+}
+
 func (s *fakeServer) serve(conn net.Conn) {
 	defer conn.Close()
 	r := bufio.NewReader(conn)
@@ -88,7 +99,10 @@ func (s *fakeServer) serve(conn net.Conn) {
 		if err != nil {
 			return
 		}
-		reply := s.handle(args)
+		s.mu.Lock()
+		handle := s.handle
+		s.mu.Unlock()
+		reply := handle(args)
 		if reply == "" {
 			return
 		}
@@ -154,5 +168,75 @@ func TestRedisDiesUnderALongAnswer(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestAProxyHasNoServer has a proxy between that answers everything with an error of its own, and then finds the server. What was
+// answered meanwhile is written. An error about one key is none of the server.
+func TestAProxyHasNoServer(t *testing.T) {
+	server := startFake(t, granted)
+	fail := func(reply string) {
+		server.answerWith(func([]string) string { return "-" + reply + "\r\n" })
+	}
+	c := New(fast(server.address))
+	defer c.Close()
+	k := NewKeys(c, "idem")
+	l := &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o-1"}
+	record := store.DoneHead + l.Fingerprint + store.StatusLines[201] + "\r\n"
+	for reply, state := range map[string]int32{
+		"ERR no upstream host": refusing,
+		"ERR max number of clients + cluster connections reached": down,
+		"DENIED Redis is running in protected mode":               down,
+	} {
+		fail(reply)
+		_, err := Claim(k, l, time.Hour)
+		if err == nil || c.state() != state || k.Trouble.Load() != 1 {
+			t.Errorf("%s: %v, and the server's state is %d", reply, err, c.state())
+		}
+		Later(k, l, record, time.Hour)
+		time.Sleep(10 * time.Millisecond)
+		if c.Idle() {
+			t.Errorf("%s: an answer is dropped", reply)
+		}
+		server.answerWith(granted)
+		awaitTrue(t, c.Idle)
+		awaitTrue(t, func() bool { return c.state() == fine })
+	}
+	fail("WRONGTYPE Operation against a key holding the wrong kind of value")
+	Later(k, l, record, time.Hour)
+	awaitTrue(t, c.Idle)
+	if c.state() != fine || c.health.outages.Load() != 3 {
+		t.Errorf("a value of another application is an outage: state %d", c.state())
+	}
+}
+
+// TestAnErrorThatNobodyKnows is one of each write to the key, while the server does all that a probe wants: the answer is dropped.
+func TestAnErrorThatNobodyKnows(t *testing.T) {
+	var writes atomic.Int64
+	server := startFake(t, func(args []string) string {
+		if len(args) > 1 && args[1] == writeBackScript.sha1 {
+			writes.Add(1)
+			return "-ERR no such luck\r\n"
+		}
+		return granted(args)
+	})
+	c := New(fast(server.address))
+	defer c.Close()
+	k := NewKeys(c, "idem")
+	fingerprint := strings.Repeat("f", store.FingerprintSize)
+	Later(k, &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-1"}, store.DoneHead+fingerprint+store.StatusLines[201]+"\r\n", time.Hour)
+	awaitTrue(t, c.Idle)
+	if writes.Load() != 1 || c.state() != fine {
+		t.Errorf("%d writes, and the server's state is %d", writes.Load(), c.state())
+	}
+}
+
+// awaitTrue waits until done is true.
+func awaitTrue(t *testing.T, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(within); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("what is awaited does not come")
+		}
 	}
 }

@@ -41,7 +41,6 @@ func overCluster(t *testing.T, addresses ...string) (*Cluster, *Keys, *store.Lea
 // TestAClusterComesLater has nobody at its only address, and then a node without any slots, before there is a cluster.
 func TestAClusterComesLater(t *testing.T) {
 	node := startNode(t)
-	whole := node.handle
 	node.kill()
 	c, k, l := overCluster(t, node.address)
 	_, err := Claim(k, l, time.Hour)
@@ -49,10 +48,10 @@ func TestAClusterComesLater(t *testing.T) {
 		t.Fatalf("nobody is there: %v, and %d servers are not fine", err, k.Trouble.Load())
 	}
 	asked := make(chan struct{}, 100)
-	node.handle = func([]string) string {
+	whole := node.answerWith(func([]string) string {
 		asked <- struct{}{}
 		return "*0\r\n"
-	}
+	})
 	node.start(t)
 	<-asked
 	<-asked
@@ -62,11 +61,9 @@ func TestAClusterComesLater(t *testing.T) {
 	}
 	Later(k, l, store.DoneHead+l.Fingerprint+store.StatusLines[201]+"\r\n", time.Hour)
 	node.kill()
-	node.handle = whole
+	node.answerWith(whole)
 	node.start(t)
-	for !c.Idle() {
-		time.Sleep(time.Millisecond)
-	}
+	awaitTrue(t, c.Idle)
 	_, err = Claim(k, l, time.Hour)
 	if err != nil || k.Trouble.Load() != 0 {
 		t.Errorf("it is there: %v, and %d servers are not fine", err, k.Trouble.Load())
@@ -75,14 +72,15 @@ func TestAClusterComesLater(t *testing.T) {
 
 // TestANodeWithoutSlotsHidesNoOther has a node that was reset, or knows nobody yet, beside those that have the slots.
 func TestANodeWithoutSlotsHidesNoOther(t *testing.T) {
-	stray := startFake(t, func([]string) string { return "*0\r\n" })
+	none := func([]string) string { return "*0\r\n" }
+	stray := startFake(t, none)
 	node := startNode(t)
 	c, k, l := overCluster(t, stray.address, node.address)
 	_, err := Claim(k, l, time.Hour)
 	if err != nil {
 		t.Fatalf("the first map: %v", err)
 	}
-	node.handle = stray.handle
+	node.answerWith(none)
 	time.Sleep(2 * refreshPause)
 	err = c.refresh(node.address, "")
 	if !errors.Is(err, errNoOwner) || c.known(0) == nil {

@@ -254,14 +254,12 @@ func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	switch {
 	case strings.Contains(cmd.err.Error(), "Protocol error: invalid bulk length"):
 		cmd.err = fmt.Errorf("%w: %w", ErrTooLarge, cmd.err)
-	case cmd.from == nil:
+	case cmd.from == nil || isAboutKey(cmd.err) || IsUnreachable(cmd.err) || errors.Is(cmd.err, ErrTooLarge):
 	case errors.Is(cmd.err, ErrReplicas): // also where WAIT is forbidden
-	case isForbidden(cmd.err):
-		if cmd.from.state() == fine {
-			check(cmd.from) // it names the command
-		}
-	default:
+	case !isForbidden(cmd.err) && stateFrom(cmd.err) != fine:
 		trip(cmd.from, stateFrom(cmd.err), cmd.err)
+	case cmd.from.state() == fine:
+		check(cmd.from) // it names a command that is forbidden, and tells whether an unknown error concerns the server
 	}
 	cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, withoutArguments(cmd.err))
 }
