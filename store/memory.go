@@ -122,7 +122,7 @@ func NewMemory(limit int64) *Memory {
 func NewMemoryClock(limit int64, since func(epoch time.Time) time.Duration) *Memory {
 	setBallast(limit)
 	var mu sync.Locker = &sync.Mutex{}
-	m := &Memory{since: since, epoch: time.Now(), lock: mu.Lock, unlock: mu.Unlock, limit: int(limit), entries: map[string]*Lease{}, answers: newBuckets(), keyOnly: newBuckets(), token: newToken(), tick: longestTick, lasted: stats.NewHistogram(runBounds...)}
+	m := &Memory{since: since, epoch: time.Now(), lock: mu.Lock, unlock: mu.Unlock, limit: bounded(limit), entries: map[string]*Lease{}, answers: newBuckets(), keyOnly: newBuckets(), token: newToken(), tick: longestTick, lasted: stats.NewHistogram(runBounds...)}
 	// The timers are made once: under Yaegi, a timer made in a tick would keep the variables of that tick alive, and through them
 	// those of all ticks before.
 	m.watchdog = time.AfterFunc(longestTick, m.watch)
@@ -130,6 +130,14 @@ func NewMemoryClock(limit int64, since func(epoch time.Time) time.Duration) *Mem
 	m.sweeper = time.AfterFunc(sweepPause, m.sweep)
 	m.sweeper.Stop()
 	return m
+}
+
+// bounded returns limit as an int. Where an int has 32 bits, that is at most 1 GiB, so that there is room to count what is too much.
+func bounded(limit int64) int {
+	if 2*limit != int64(int(2*limit)) {
+		return 1 << 30
+	}
+	return int(limit)
 }
 
 func newBuckets() *buckets {
@@ -143,7 +151,7 @@ func Token(m *Memory) string { return m.token[:len(m.token)-1] }
 func (m *Memory) SetLimit(limit int64) {
 	m.lock()
 	defer m.unlock()
-	m.limit = int(limit)
+	m.limit = bounded(limit)
 	evict(m)
 	setBallast(limit)
 }
