@@ -382,6 +382,24 @@ func TestAPanicInASweep(t *testing.T) {
 	}
 }
 
+// TestTheWatchdogTicksRarely whatever a middleware has for detachTimeout.
+func TestTheWatchdogTicksRarely(t *testing.T) {
+	var calls atomic.Int64 // of the clock: some at each tick
+	m := store.NewMemoryClock(1<<20, func(epoch time.Time) time.Duration {
+		calls.Add(1)
+		return time.Since(epoch)
+	})
+	defer m.Close()
+	k := store.NewKeys(m, nil, store.Terms{TTL: time.Minute, Lease: time.Minute, DetachTimeout: time.Millisecond})
+	r := &store.Run{Lease: &store.Lease{Key: "k", Fingerprint: fingerprint}, Client: context.Background()}
+	store.ClaimKey(k, r)
+	time.Sleep(250 * time.Millisecond)
+	if n := calls.Load(); n < 2 || n > 100 {
+		t.Errorf("it looked at the clock %d times in a quarter of a second", n)
+	}
+	store.Release(m, r.Lease)
+}
+
 func TestAnExpiredLeaseWakesItsWaiters(_ *testing.T) {
 	m := store.NewMemory(1 << 20)
 	defer m.Close()

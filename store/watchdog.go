@@ -15,6 +15,10 @@ import (
 // tried again, and the absence of a client noticed, at the next tick.
 const longestTick = 250 * time.Millisecond
 
+// detachTick is the shortest time between two ticks that a detachTimeout leads to, however short: all middlewares with the same
+// Memory get them as often.
+const detachTick = 25 * time.Millisecond
+
 // How the last renewal of a lease ended.
 const (
 	notRenewed int32 = iota // there was none
@@ -27,7 +31,11 @@ func prepare(m *Memory, shared bool, t Terms) {
 	m.lock()
 	defer m.unlock()
 	m.shared = shared
-	for _, tick := range []time.Duration{t.Lease / 12, t.DetachTimeout / 8} {
+	detach := t.DetachTimeout / 8
+	if detach > 0 && detach < detachTick {
+		detach = detachTick
+	}
+	for _, tick := range []time.Duration{t.Lease / 12, detach} {
 		if tick > 0 && tick < m.tick {
 			m.tick = tick
 		}
