@@ -71,6 +71,13 @@ func (s *fakeServer) kill() {
 	}
 }
 
+// accepted counts the connections that there have been.
+func (s *fakeServer) accepted() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
 // answerWith changes how the server answers, and returns how it did before.
 func (s *fakeServer) answerWith(handle func(args []string) string) func(args []string) string {
 	s.mu.Lock()

@@ -24,6 +24,9 @@ type Sentinel struct {
 // askPause is the time between two questions to one sentinel, and so the longest delay before a promotion is noticed.
 const askPause = 100 * time.Millisecond
 
+// oldAnswers is how often in a row the only sentinel must name the master of an older configuration before that counts.
+const oldAnswers = 30
+
 var (
 	errNoMaster  = errors.New("no sentinel has named the master yet")
 	errNotMaster = errors.New("another server is the master now")
@@ -40,6 +43,7 @@ type master struct {
 	conns   map[*connSlot]net.Conn // to address; some may be closed already
 	said    []string               // last answer of each sentinel; empty: it gave none
 	errs    []error                // why it gave none
+	old     int                    // answers in a row of the only sentinel that were of an older configuration
 	closed  bool
 }
 
@@ -91,7 +95,9 @@ func (w *watcher) poll() {
 		w.disconnect()
 		err = fmt.Errorf("sentinel %s: %w", w.opts.Address, err)
 	}
-	w.master.update(w.place, address, epoch, err)
+	if !w.master.update(w.place, address, epoch, err) {
+		w.disconnect() // behind the address of a load balancer, another sentinel may be next
+	}
 }
 
 // reschedule ends a panic of poll, and calls poll again after askPause.
@@ -159,14 +165,18 @@ func (w *watcher) masterAddress() (string, error) {
 }
 
 // update stores what a sentinel said. Its address becomes the master's if no master is known, if its configuration is newer,
-// or if most sentinels name it and none names another: then an administrator has reset the configuration numbers.
-func (m *master) update(place int, address string, epoch int64, err error) {
+// or if most sentinels name it and none names another: then an administrator has reset the configuration numbers. The only one
+// that is named has to say so again and again. update returns false if it is to be asked over a new connection.
+func (m *master) update(place int, address string, epoch int64, err error) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.said[place] = address
 	m.errs[place] = err
+	if address == m.address {
+		m.old = 0
+	}
 	if address == "" || address == m.address {
-		return
+		return true
 	}
 	agreed := 0
 	for _, said := range m.said {
@@ -178,9 +188,17 @@ func (m *master) update(place int, address string, epoch int64, err error) {
 			agreed -= len(m.said)
 		}
 	}
-	if m.address != "" && epoch <= m.epoch && agreed <= len(m.said)/2 {
-		return
+	older := m.address != "" && epoch <= m.epoch
+	if older && agreed <= len(m.said)/2 {
+		return true
 	}
+	if older && len(m.said) == 1 {
+		m.old++
+		if m.old < oldAnswers {
+			return false
+		}
+	}
+	m.old = 0
 	if m.address != "" {
 		log.Printf("level=warn msg=\"another Redis is the master now\" master=%q before=%q", address, m.address)
 	}
@@ -192,6 +210,7 @@ func (m *master) update(place int, address string, epoch int64, err error) {
 	}
 	m.conns = map[*connSlot]net.Conn{}
 	m.changed.Broadcast()
+	return true
 }
 
 // elsewhere reports whether the master's address is another one, or not known.
