@@ -76,16 +76,25 @@ func (u *use) end() {
 // tries again after another grace time.
 func (u *use) free() {
 	defer recovered("freeing a shared resource")
+	if u.remove() {
+		u.item.value.Close()
+	}
+}
+
+// remove takes the item out of the registry if it can be closed, and reports whether it has. Closing may take time, and New must not
+// wait for it.
+func (u *use) remove() bool {
 	u.registry.mu.Lock()
 	defer u.registry.mu.Unlock()
 	switch {
 	case u.item.users > 0 || u.registry.items[u.name] != u.item:
+		return false
 	case !u.item.value.Idle():
 		u.item.end.Reset(u.registry.grace)
-	default:
-		delete(u.registry.items, u.name)
-		u.item.value.Close()
+		return false
 	}
+	delete(u.registry.items, u.name)
+	return true
 }
 
 // hook is a hook of a handler in something shared, such as a backlog.

@@ -71,11 +71,14 @@ func (c *Cluster) Idle() bool { return c.front.Idle() }
 // Close closes the connections to all nodes, as Client.Close does.
 func (c *Cluster) Close() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.closed = true
-	c.front.Close()
+	clients := []*Client{c.front}
 	for _, node := range c.nodes {
-		node.Close()
+		clients = append(clients, node)
+	}
+	c.mu.Unlock()
+	for _, client := range clients { // without the lock: what has a connection, for which this may wait, may need it
+		client.Close()
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gomodule/redigo/redis"
+
 	"github.com/example/traefik-idem/store"
 )
 
@@ -86,4 +88,50 @@ func TestANodeWithoutSlotsHidesNoOther(t *testing.T) {
 	if !errors.Is(err, errNoOwner) || c.known(0) == nil {
 		t.Errorf("no node has slots: %v, and slot 0 is at %v", err, c.known(0))
 	}
+}
+
+// slowConn is a connection that takes its time to be closed.
+type slowConn struct {
+	redis.Conn
+	closing, proceed chan struct{}
+}
+
+func (c *slowConn) Close() error {
+	close(c.closing)
+	<-c.proceed
+	return nil
+}
+
+// TestAClusterIsProbedWhileItIsClosed since what has a connection, for which Close may wait, needs to know the slots.
+func TestAClusterIsProbedWhileItIsClosed(t *testing.T) {
+	node := startNode(t)
+	c, k, l := overCluster(t, node.address)
+	_, err := Claim(k, l, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := c.masters()[0]
+	conn := &slowConn{closing: make(chan struct{}), proceed: make(chan struct{})}
+	slot := <-client.conns
+	disconnect(slot)
+	slot.conn = conn
+	client.conns <- slot
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		c.Close()
+	}()
+	<-conn.closing
+	probed := make(chan struct{})
+	go func() {
+		defer close(probed)
+		probeKey(client)
+	}()
+	select {
+	case <-probed:
+	case <-time.After(5 * time.Second):
+		t.Error("a probe waits for Close, which may wait for it")
+	}
+	close(conn.proceed)
+	<-closed
 }
