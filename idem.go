@@ -149,6 +149,7 @@ func (h *handler) openShared(ctx context.Context) {
 	member.Show(h.inForce)
 	h.stats.SetLimits(h.statsLimits)
 	h.counter = h.stats.Counter(fmt.Sprintf("%q %q", h.methods, h.endpoints), h.patterns)
+	context.AfterFunc(ctx, h.counter.Leave)
 	context.AfterFunc(ctx, h.stats.Retire)
 }
 

@@ -190,8 +190,8 @@ func (c *Collector) Close() {
 	go c.Retire()
 }
 
-// Counter returns what counts by endpoint for handlers with these patterns; all that ask for the same name have one. No counter
-// is ever given up: there are only as many as configurations with different patterns.
+// Counter returns what counts by endpoint for a handler with these patterns, until the handler calls Leave; all that ask for the
+// same name have one.
 func (c *Collector) Counter(name string, patterns []Pattern) *Counter {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -200,6 +200,9 @@ func (c *Collector) Counter(name string, patterns []Pattern) *Counter {
 		k = &Counter{patterns: patterns, endpoints: noEndpoints(), most: c.limits.MaxEndpoints}
 		c.counters[name] = k
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.users++
 	return k
 }
 
@@ -341,8 +344,12 @@ func (c *Collector) take() ([]map[string]int64, Limits) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	counted := noEndpoints()
-	for _, k := range c.counters {
+	for name, k := range c.counters {
+		outlived := k.outlived()
 		k.take(counted)
+		if outlived {
+			delete(c.counters, name)
+		}
 	}
 	return counted, c.limits
 }

@@ -1,11 +1,13 @@
 package stats
 
 import (
+	"log"
 	"net/http"
 	"net/url"
 	"regexp"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Pattern is a pattern of protected endpoints with a * in its path.
@@ -22,7 +24,12 @@ type Counter struct {
 	mu        sync.Mutex         // guards everything below
 	endpoints []map[string]int64 // counts since the last gathering, by total and raw name; nil for totals that are not in Apart
 	most      int                // raw names in each of these maps; then as many endpoints
+	users     int                // handlers
+	left      time.Time          // when the last handler was given up
 }
+
+// counterLife is how long a counter outlives its last handler, whose requests may still run.
+const counterLife = 24 * time.Hour
 
 // noEndpoints is Counter.endpoints before anything is counted.
 func noEndpoints() []map[string]int64 {
@@ -64,6 +71,26 @@ func admit(k *Counter, counted map[string]int64, name string) string {
 		return Other
 	}
 	return name
+}
+
+// Leave says that a handler is given up.
+func (k *Counter) Leave() {
+	defer func() {
+		if p := recover(); p != nil {
+			log.Printf("level=error msg=\"giving up a counter failed\" cause=%q", p)
+		}
+	}()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.users--
+	k.left = time.Now()
+}
+
+// outlived reports whether nobody can count with k any more.
+func (k *Counter) outlived() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.users == 0 && time.Since(k.left) >= counterLife
 }
 
 // take adds what was counted since the last time to counted, by total and endpoint.

@@ -11,7 +11,7 @@ import (
 type Histogram struct {
 	bounds []time.Duration
 	counts []int64 // by bound, those above the bound before; the last one: above all bounds
-	sum    time.Duration
+	sum    float64 // seconds: nanoseconds of many long runs would not fit into an integer
 }
 
 // NewHistogram returns an empty histogram with these upper bounds, in ascending order.
@@ -26,7 +26,7 @@ func (h *Histogram) Observe(d time.Duration, n int64) {
 		i++
 	}
 	h.counts[i] += n
-	h.sum += d * time.Duration(n)
+	h.sum += d.Seconds() * float64(n)
 }
 
 // Copy returns a copy.
@@ -42,7 +42,7 @@ func (h *Histogram) write(b *strings.Builder, family, label string) {
 	total := int64(0)
 	for i, bound := range h.bounds {
 		total += h.counts[i]
-		fmt.Fprintf(b, "traefik_idem_%s_bucket{%sle=\"%s\"} %d\n", family, label, seconds(bound), total)
+		fmt.Fprintf(b, "traefik_idem_%s_bucket{%sle=\"%s\"} %d\n", family, label, decimal(bound.Seconds()), total)
 	}
 	total += h.counts[len(h.bounds)]
 	fmt.Fprintf(b, "traefik_idem_%s_bucket{%sle=\"+Inf\"} %d\n", family, label, total)
@@ -50,11 +50,11 @@ func (h *Histogram) write(b *strings.Builder, family, label string) {
 	if label != "" {
 		braces = "{" + strings.TrimSuffix(label, ",") + "}"
 	}
-	fmt.Fprintf(b, "traefik_idem_%s_sum%s %s\n", family, braces, seconds(h.sum))
+	fmt.Fprintf(b, "traefik_idem_%s_sum%s %s\n", family, braces, decimal(h.sum))
 	fmt.Fprintf(b, "traefik_idem_%s_count%s %d\n", family, braces, total)
 }
 
-// seconds is d as the Prometheus text format has it.
-func seconds(d time.Duration) string {
-	return strconv.FormatFloat(d.Seconds(), 'f', -1, 64)
+// decimal is a number as the Prometheus text format has it.
+func decimal(n float64) string {
+	return strconv.FormatFloat(n, 'f', -1, 64)
 }

@@ -254,3 +254,49 @@ func TestAPathWhoseCallsAllBreakIsSeen(t *testing.T) {
 		t.Errorf("what is kept changes with what is shown: %v", got)
 	}
 }
+
+// TestASumOfCenturies is what many long requests come to in time.
+func TestASumOfCenturies(t *testing.T) {
+	h := NewHistogram(time.Second)
+	const year = 365 * 24 * time.Hour
+	h.Observe(200*year, 1)
+	h.Observe(2*year, 100)
+	var b strings.Builder
+	h.Copy().write(&b, "x", "")
+	if !strings.Contains(b.String(), "traefik_idem_x_sum 12614400000\n") {
+		t.Errorf("400 years are\n%s", b.String())
+	}
+}
+
+// TestCountersAreGivenUp some time after the last of their handlers, with nothing that they have counted lost.
+func TestCountersAreGivenUp(t *testing.T) {
+	c, store := newCollector(t)
+	k := c.Counter("", nil)
+	c.Counter("", nil)
+	age := func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.left = k.left.Add(-counterLife)
+	}
+	k.Leave()
+	age()
+	c.flush(time.Now())
+	if c.Counter("", nil) != k {
+		t.Fatal("it is given up while a handler uses it")
+	}
+	k.Leave()
+	k.Leave()
+	c.flush(time.Now())
+	if c.counters[""] != k {
+		t.Error("it is given up at once: requests may still run")
+	}
+	age()
+	Count(k, Conflicts, to("/"))
+	c.flush(time.Now())
+	if c.counters[""] != nil {
+		t.Error("it is kept")
+	}
+	if got := store.numbers.Totals[Conflicts]; got != 1 {
+		t.Errorf("of what it has counted there is %d", got)
+	}
+}
