@@ -49,9 +49,11 @@ if v then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1`)
 
-	// release: ARGV = the running record. 1 if the key is free now, 0 if the lease was lost.
+	// release: ARGV = the running record. 1 if the key is free now, 0 if another owner has it.
 	releaseScript = newScript(':', 1, `
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+local v = redis.call('GET', KEYS[1])
+if not v then return 1 end
+if v == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0`)
 )
 
@@ -191,7 +193,7 @@ func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, er
 	return cmd.line == oneLine, cmd.err
 }
 
-// Release makes the key free. It returns false, and changes nothing, if the lease is lost.
+// Release makes the key free. It returns false, and changes nothing, if another owner has the key.
 func Release(k *Keys, l *store.Lease) (bool, error) {
 	cmd := &command{}
 	runScript(k, releaseScript, l, cmd, "")

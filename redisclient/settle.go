@@ -29,6 +29,7 @@ return redis.call('PTTL', KEYS[1]) .. ' ' .. redis.sha1hex(v) .. ' ' .. body .. 
 local v = redis.call('GET', KEYS[1])
 local left = redis.call('PTTL', KEYS[1])
 if v and v == ARGV[2] then redis.call('SET', KEYS[1], v, 'PX', left) return 1 end
+if not v and ARGV[2] == '' then return 1 end
 if not v or redis.sha1hex(v) ~= ARGV[1] then return 0 end
 if ARGV[2] == '' then
   if left > tonumber(ARGV[3]) then return 0 end
