@@ -407,7 +407,7 @@ func passRead(h *handler, w http.ResponseWriter, r *http.Request, body *takenBod
 // recordable returns r without what would keep its answer from being recorded, or it from reaching the backend once.
 func recordable(r *http.Request, l *store.Run) *http.Request {
 	if r.ProtoMajor > 2 { // a ReverseProxy tells only those below net/http's own server that an answer broke off
-		l.Client = context.WithValue(l.Client, http.ServerContextKey, &http.Server{})
+		l.Client = context.WithValue(l.Client, http.ServerContextKey, new(http.Server))
 	}
 	empty := r.ContentLength == 0 || (l.Taken != nil && l.Taken.Size() == 0) // chunks may have nothing in them
 	if empty || r.Header["Expect"] != nil {                                  // its body does not tell whether it was sent

@@ -143,7 +143,7 @@ func sendHeader(x *recorder) {
 	}
 	x.ResponseWriter.WriteHeader(x.status)
 	for name, values := range trailers {
-		x.ResponseWriter.Header()[name] = values // a retry above has changed from its own to the client's
+		x.Header()[name] = values // a retry above has changed from its own to the client's
 	}
 }
 

@@ -231,6 +231,7 @@ func TestWhatHasRunIsFreed(t *testing.T) {
 // TestAHeaderThatIsSpeltInAnotherWay has a middleware above write the user's name as Traefik's basicAuth and digestAuth do: under
 // the name in headerField as it is spelt there, beside what the client has sent.
 func TestAHeaderThatIsSpeltInAnotherWay(t *testing.T) {
+	const header = "X-WebAuth-User"
 	for name, builder := range hosts.Builders(t) {
 		for _, settings := range []hosts.Settings{
 			{"scope": "Host, X-WebAuth-User"},
@@ -242,7 +243,7 @@ func TestAHeaderThatIsSpeltInAnotherWay(t *testing.T) {
 		} {
 			t.Run(fmt.Sprint(name, settings), func(t *testing.T) {
 				calls := map[string]int{}
-				backend := func(_ http.ResponseWriter, r *http.Request) { calls[r.Header["X-WebAuth-User"][0]]++ }
+				backend := func(_ http.ResponseWriter, r *http.Request) { calls[r.Header[header][0]]++ } //nolint:staticcheck // it is not canonical
 				h, err := builder(t.Context(), http.HandlerFunc(backend), settings, fmt.Sprintf("handler%d", rig.PrefixCount.Add(1)))
 				if err != nil {
 					t.Fatal(err)
@@ -254,9 +255,9 @@ func TestAHeaderThatIsSpeltInAnotherWay(t *testing.T) {
 							r.Header.Set("Content-Type", "application/json")
 							r.Header.Set("Cookie", "a=b")
 							if sent != "" {
-								r.Header.Set("X-WebAuth-User", sent)
+								r.Header.Set(header, sent)
 							}
-							r.Header["X-WebAuth-User"] = []string{user}
+							r.Header[header] = []string{user}
 							h.ServeHTTP(httptest.NewRecorder(), r)
 						}
 					}
