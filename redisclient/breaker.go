@@ -170,7 +170,7 @@ func trip(c *Client, state int32, cause error) {
 	transition(c, state, cause)
 	if before == fine {
 		b.since = time.Now()
-		go watch(c)
+		go startWatching(c)
 	}
 }
 
@@ -224,6 +224,11 @@ func transition(c *Client, state int32, cause error) {
 		log.Printf("level=error msg=\"Redis is out of reach\" redis=%q cause=%q", c.opts.Address, cause)
 	}
 }
+
+// startWatching is watch, as startSender is sendAll: an outage keeps no request in memory.
+var startWatching func(c *Client)
+
+func init() { startWatching = watch }
 
 // watch probes the server until it is fine, and then writes what is pending.
 func watch(c *Client) {

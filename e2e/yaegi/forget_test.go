@@ -26,8 +26,9 @@ func (*watchedBody) Close() error { return nil }
 func TestRequestsAreForgottenWhenTheyHaveEnded(t *testing.T) {
 	server := map[string]any{"endpoints": redistest.Start(t).Addr}
 	cluster := map[string]any{"endpoints": strings.Join(redistest.StartMasters(t, 3).Endpoints(), ","), "cluster": true}
+	away := map[string]any{"endpoints": "127.0.0.1:1", "cluster": true}
 	for host, build := range hosts.Builders(t) {
-		for name, settings := range map[string]hosts.Settings{"memory": {}, "Redis": {"redis": server}, "Cluster": {"redis": cluster}} {
+		for name, settings := range map[string]hosts.Settings{"memory": {}, "Redis": {"redis": server}, "Cluster": {"redis": cluster}, "no Cluster": {"redis": away}} {
 			t.Run(host+" "+name, func(t *testing.T) {
 				settings["lease"] = "1m"
 				next := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusCreated) })
