@@ -91,11 +91,14 @@ func pemOf(value string) ([]byte, error) {
 		return []byte(value), nil
 	}
 	data, err := os.ReadFile(value)
-	var pathErr *os.PathError
-	if errors.As(err, &pathErr) { // its text has the whole path, which may be a key
+	if err == nil { // Yaegi panics at the assertion
+		return data, nil
+	}
+	pathErr, is := err.(*os.PathError) //nolint:errorlint // nor does errors.As work there
+	if is {                            // its text has the whole path, which may be a key
 		err = fmt.Errorf("%s: %w", ShownPEM(value), pathErr.Err)
 	}
-	return data, err
+	return nil, err
 }
 
 // encrypt makes the TLS handshake over conn, which it closes if that fails.
