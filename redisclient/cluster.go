@@ -22,6 +22,9 @@ const (
 
 	// refreshPause is the shortest time between two fetches of the map of slots: many commands may find at once that it is old.
 	refreshPause = 100 * time.Millisecond
+
+	// refreshWait is how long a request that got no reply waits for the map, which may name another node.
+	refreshWait = 250 * time.Millisecond
 )
 
 // asking is sent before a command for a node that is taking over a slot.
@@ -156,10 +159,11 @@ func (c *Cluster) next(slot int, node *Client, err error) (*Client, bool) {
 		}
 		return c.moved(slot, address), false
 	case errors.Is(err, errUnreachable) || errors.Is(err, ErrDown) || strings.HasPrefix(err.Error(), "CLUSTERDOWN "):
-		if errors.Is(err, ErrDown) { // known before: no request waits again
-			go c.refreshLater(node.opts.Address)
-		} else {
-			_ = c.refresh("", node.opts.Address) // then the cause is err
+		done := make(chan struct{}, 2)
+		go c.refreshLater(node.opts.Address, done)
+		if !errors.Is(err, ErrDown) { // else known before: no request waits again
+			go sendAfter(refreshWait, done)
+			<-done
 		}
 		owner := c.known(slot)
 		if owner != node {
@@ -299,14 +303,18 @@ func (c *Cluster) refresh(first, except string) error {
 	return err
 }
 
-// refreshLater is refresh in the background.
-func (c *Cluster) refreshLater(except string) {
-	defer func() {
-		if p := recover(); p != nil {
-			log.Printf("level=error msg=\"looking for the nodes of a cluster failed\" cause=%q", p)
-		}
-	}()
+// refreshLater is refresh in the background. In the end it sends a value to done.
+func (c *Cluster) refreshLater(except string, done chan<- struct{}) {
+	defer recovered("looking for the nodes of a cluster")
+	defer func() { done <- struct{}{} }()
 	_ = c.refresh("", except) // the next command tries again
+}
+
+// sendAfter sends a value to done after d.
+func sendAfter(d time.Duration, done chan<- struct{}) {
+	defer recovered("looking for the nodes of a cluster")
+	time.Sleep(d)
+	done <- struct{}{}
 }
 
 // candidates returns the addresses of the nodes to ask for the map, in order.

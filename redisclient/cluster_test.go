@@ -135,3 +135,27 @@ func TestAClusterIsProbedWhileItIsClosed(t *testing.T) {
 	close(conn.proceed)
 	<-closed
 }
+
+// TestTheFirstRequestOfAnOutageWaitsForOneTimeOut has no node of a cluster answer any more.
+func TestTheFirstRequestOfAnOutageWaitsForOneTimeOut(t *testing.T) {
+	nodes := []*fakeServer{startNode(t), startNode(t), startNode(t)}
+	c, k, l := overCluster(t, nodes[0].address, nodes[1].address, nodes[2].address)
+	_, err := Claim(k, l, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	never := make(chan struct{})
+	defer close(never)
+	for _, node := range nodes {
+		node.answerWith(func([]string) string {
+			<-never
+			return ""
+		})
+	}
+	time.Sleep(2 * refreshPause)
+	begin := time.Now()
+	_, err = Claim(k, l, time.Hour)
+	if took := time.Since(begin); !errors.Is(err, errUnreachable) || took > c.opts.ReadTimeout+750*time.Millisecond {
+		t.Errorf("after %s: %v", took, err)
+	}
+}
