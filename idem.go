@@ -139,6 +139,7 @@ func (h *handler) openShared(ctx context.Context) {
 	if h.redis.Address != "" {
 		newCollector = h.openRedis(ctx, memory)
 		terms.Renew = h.renewLease
+		terms.Hear = h.notebook.hear
 		trouble = h.shared.Trouble
 		h.remote = true
 	}

@@ -37,6 +37,7 @@ const (
 	longRun      = time.Minute      // a request that runs for longer is shown
 	runAgain     = 30 * time.Second // after so long, that it still runs is noted again
 	forgetAgain  = 5                // exchanges at which what was settled is forgotten once more
+	newsLife     = 2 * time.Second  // after so long without an exchange, what was settled is asked for before an answer is replayed
 	processLife  = 24 * time.Hour   // of the note that a process lives
 )
 
@@ -89,6 +90,7 @@ func newNotebook(memory *store.Memory) *notebook {
 	host, _ := os.Hostname() // without it, the process is told by its number alone
 	host = regexp.MustCompile(`[^0-9A-Za-z._-]`).ReplaceAllString(host, "?")
 	n := &notebook{memory: memory, name: host + "/" + store.Token(memory)[:8], sightings: map[string][]sighting{}, notes: newNotes(), known: &redisclient.News{}, running: map[string]notedRun{}}
+	store.Heard(memory, newsLife) // nothing is remembered yet
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.timer = time.AfterFunc(noteInterval, n.tick)
@@ -157,10 +159,25 @@ func (n *notebook) next() {
 	}
 }
 
+// hear has memory forget what was settled, if it is behind: this process may have slept, or been without Redis. Of many requests
+// that ask, one goes to Redis.
+func (n *notebook) hear() {
+	n.io.Lock()
+	defer n.io.Unlock()
+	if store.Behind(n.memory) && exchangeNow(n) != nil {
+		store.Heard(n.memory, noteInterval) // not yet; but nobody else need wait for the same
+	}
+}
+
 // exchange sends what was noted, and forgets what was settled. It asks nothing while there is nothing to be forgotten.
 func exchange(n *notebook) error {
 	n.io.Lock()
 	defer n.io.Unlock()
+	return exchangeNow(n)
+}
+
+// exchangeNow is exchange. The caller holds io.
+func exchangeNow(n *notebook) error {
 	now := time.Now()
 	takeRuns(n, now) // before what requests told since: how one ended counts more than that it ran
 	takeSightings(n)
@@ -170,6 +187,7 @@ func exchange(n *notebook) error {
 		return nil
 	}
 	if len(n.notes.byID) == 0 && len(n.notes.gone) == 0 && len(n.settled) == 0 && n.memory.Idle() {
+		store.Heard(n.memory, newsLife)
 		return nil
 	}
 	n.beats++
@@ -183,6 +201,7 @@ func exchange(n *notebook) error {
 	n.settled = nil
 	n.known = news
 	forget(n, news)
+	store.Heard(n.memory, newsLife)
 	return nil
 }
 
@@ -203,11 +222,11 @@ func forget(n *notebook, news *redisclient.News) {
 	if news.Missed {
 		store.Forget(n.memory, nil, place, false)
 	}
-	again := map[string]string{}
+	again := map[string]store.Settlement{}
 	var left []settlement
 	for _, s := range n.again {
 		for _, one := range s.what {
-			again[one.Hash] = one.Version
+			again[one.Hash] = store.Settlement{Version: one.Version, At: time.UnixMilli(one.At)}
 		}
 		if s.left > 1 {
 			left = append(left, settlement{s.what, s.left - 1})
@@ -220,9 +239,9 @@ func forget(n *notebook, news *redisclient.News) {
 	if len(news.Settled) == 0 {
 		return
 	}
-	fresh := map[string]string{}
+	fresh := map[string]store.Settlement{}
 	for _, one := range news.Settled {
-		fresh[one.Hash] = one.Version
+		fresh[one.Hash] = store.Settlement{Version: one.Version, At: time.UnixMilli(one.At)}
 	}
 	store.Forget(n.memory, fresh, place, true)
 	n.again = append(n.again, settlement{news.Settled, forgetAgain})

@@ -309,29 +309,79 @@ func TestAnOnlyCopyIsForgottenIfItWasSettled(t *testing.T) {
 		}
 	}
 	answer := storetest.Record(fingerprint, &store.Answer{Status: 201, Body: "yes"})
+	other := fmt.Sprintf(store.UnknownFormat, fingerprint, "o")
+	before, after := -time.Second, time.Second // the record was kept
 	for _, test := range []struct {
 		settled  string // the record that was
+		at       time.Duration
 		onlyCopy bool
 		copies   bool
 		dropped  bool
 	}{
-		{answer, true, true, true},
-		{store.Bare(answer), true, true, true},
-		{fmt.Sprintf(store.UnknownFormat, fingerprint, "o"), true, true, false},
-		{answer, true, false, false},
-		{fmt.Sprintf(store.UnknownFormat, fingerprint, "o"), false, false, true},
+		{answer, before, true, true, true},
+		{store.Bare(answer), before, true, true, true},
+		{other, before, true, true, false},
+		{other, after, true, true, true}, // Redis had not taken this one
+		{other, after, true, false, false},
+		{answer, after, true, false, false},
+		{other, before, false, false, true},
 	} {
 		keep(answer, test.onlyCopy)
-		store.Forget(m, map[string]string{"other": "v"}, 5, true)
+		at := c.Now().Add(test.at)
+		store.Forget(m, map[string]store.Settlement{"other": {Version: "v", At: at}}, 5, true)
 		if store.Look(m, "k") == nil {
 			t.Fatalf("%+v: another key's is forgotten", test)
 		}
-		store.Forget(m, map[string]string{hash: store.Version(test.settled)}, 5, test.copies)
+		store.Forget(m, map[string]store.Settlement{hash: {Version: store.Version(test.settled), At: at}}, 5, test.copies)
 		if dropped := store.Look(m, "k") == nil; dropped != test.dropped {
 			t.Errorf("%+v: forgotten: %t", test, dropped)
 		}
 		c.Pass(2 * time.Minute)
 		m.Sweep()
+	}
+}
+
+// TestWhoHasSleptAsksWhatWasSettled before it replays what it remembers, once for all that ask.
+func TestWhoHasSleptAsksWhatWasSettled(t *testing.T) {
+	server := miniredis.RunT(t)
+	c := storetest.NewClock()
+	m := store.NewMemoryClock(1<<20, c.Since)
+	t.Cleanup(m.Close)
+	sleeper, operator := newDoor(t, m, server.Addr()), newDoor(t, store.NewMemory(1<<20), server.Addr())
+	fingerprint := strings.Repeat("f", store.FingerprintSize)
+	record := storetest.Record(fingerprint, &store.Answer{Status: 201, Body: "old"})
+	run := func(h *handler, key string) *store.Held {
+		l := &store.Run{Lease: &store.Lease{Key: key, Fingerprint: fingerprint}, Client: context.Background()}
+		held := claim(h, l)
+		if held == nil && !finish(h, l, record) {
+			t.Fatal("it was not kept")
+		}
+		return held
+	}
+	for _, key := range []string{"a", "b"} {
+		if run(sleeper, key) != nil || run(sleeper, key).State != store.Done {
+			t.Fatal("it is not remembered")
+		}
+		note := newNote(noteOther, key, "")
+		seen, err := lookAt(operator, note)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answer := settleKey(operator, "boss", note, seen, "", "settled"); answer.Status != http.StatusOK {
+			t.Fatalf("%+v", answer)
+		}
+		if held := run(sleeper, key); held == nil {
+			t.Error("what was just remembered is not replayed from memory")
+		}
+		c.Pass(newsLife)
+		if held := run(sleeper, key); held != nil {
+			t.Errorf("%s: after a sleep, the released key has %+v", key, held)
+		}
+	}
+	server.Close()
+	c.Pass(newsLife)
+	if held := run(sleeper, "b"); held == nil || held.State != store.Done {
+		t.Errorf("without Redis, what is remembered is not replayed: %+v", held)
 	}
 }
 

@@ -452,7 +452,7 @@ func takeable(h *handler, note *keyNote, seen *redisclient.Seen, force bool) *ke
 // settleKey replaces the record that seen was read from by another one, or frees its key if record is empty. Other Traefiks are told
 // before and after: a Traefik that remembers the old record between the two forgets it.
 func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, record, msg string) *keysAnswer {
-	what := redisclient.Settled{Hash: note.hash, Version: seen.Version}
+	what := redisclient.Settled{Hash: note.hash, Version: seen.Version, At: time.Now().UnixMilli()}
 	err := tell(h, what, nil)
 	if err != nil {
 		return unreachable("nothing was changed", err)

@@ -31,7 +31,7 @@ var (
 //	KIND first, KIND last  the first place and the last
 //	epoch                  what it was called when it began: another one if Redis has lost its data
 //	version                how many keys were settled
-//	s N                    the hash of the key that was settled as number N, and the version of the record that it had
+//	s N                    the hash of the key that was settled as number N, the version of the record that it had, and when
 //
 // A note of kind other does not replace one of another kind. One of kind gone ends the note of the kind that is its text.
 var noteScript = `
@@ -110,7 +110,10 @@ type Note struct {
 }
 
 // Settled is a key that was settled: its SHA-256 in hex, and the version of the record that it had.
-type Settled struct{ Hash, Version string }
+type Settled struct {
+	Hash, Version string
+	At            int64 // Unix time in ms
+}
 
 // News are what was settled since a version of the notebook.
 type News struct {
@@ -136,7 +139,7 @@ func NewNotebook(k *Keys, keyPrefix string) *Notebook {
 func (n *Notebook) Exchange(now int64, epoch string, known *News, settled []Settled, notes []Note) (*News, error) {
 	args := []interface{}{noteScript, 1, n.key, now, MostNotes, epoch, known.Epoch, known.Version, len(settled)}
 	for _, s := range settled {
-		args = append(args, s.Hash, s.Version)
+		args = append(args, s.Hash, s.Version+" "+strconv.FormatInt(s.At, 10))
 	}
 	for _, note := range notes {
 		args = append(args, note.Kind, note.Name, note.Until, note.Text)
@@ -153,8 +156,11 @@ func (n *Notebook) Exchange(now int64, epoch string, known *News, settled []Sett
 	from, _ := strconv.ParseInt(text(all[2]), 10, 64)
 	news.Missed = news.Version-from > int64(len(all)-3)
 	for _, one := range all[3:] {
-		hash, version, _ := strings.Cut(text(one), " ")
-		news.Settled = append(news.Settled, Settled{hash, version})
+		hash, rest, _ := strings.Cut(text(one), " ")
+		version, at, _ := strings.Cut(rest, " ")
+		s := Settled{Hash: hash, Version: version}
+		s.At, _ = strconv.ParseInt(at, 10, 64) // older versions of the plugin do not tell it
+		news.Settled = append(news.Settled, s)
 	}
 	return news, nil
 }

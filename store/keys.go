@@ -26,6 +26,9 @@ type Terms struct {
 	Remember      bool          // finished records of Redis are also kept here, and answered from here
 	Long          time.Duration // a request that runs for longer is one of LongRuns
 
+	// Hear asks Redis what was settled by hand since this process last heard of it. Nil: there is no Redis.
+	Hear func()
+
 	// Renew renews the lease in Redis. It returns false if that has to be tried again; failed says that the last try failed
 	// too. Nil: there is no Redis.
 	Renew func(l *Lease, failed bool) bool
@@ -107,16 +110,19 @@ func claimKnown(k *Keys, r *Run) *Held {
 		held = e.held
 		expires = e.expires
 	}
+	newsUntil := m.newsUntil
 	m.unlock()
 	if expires <= 0 {
 		expires = Endless
 	}
+	now := m.since(m.epoch)
 	switch { // an earlier duplicate has read the answer already
 	case held == nil:
-	case expires <= m.since(m.epoch):
+	case expires <= now:
 	case k.Trouble == nil:
 		return held
 	case k.Trouble.Load() != 0:
+	case newsUntil <= now:
 	case k.Terms.Remember:
 		return held
 	}
@@ -127,6 +133,10 @@ func claimKnown(k *Keys, r *Run) *Held {
 func claimKnownSlow(k *Keys, r *Run) *Held {
 	setOwner(k.Memory, r)
 	held := Lookup(k.Memory, r.Lease)
+	if held != nil && held.State != Running && k.Terms.Hear != nil && k.Trouble.Load() == 0 && Behind(k.Memory) {
+		k.Terms.Hear()
+		held = Lookup(k.Memory, r.Lease)
+	}
 	switch {
 	case k.Trouble == nil && held == nil:
 		return ClaimLocal(k, r)

@@ -52,12 +52,13 @@ type Memory struct {
 	sweeper      *time.Timer // of the next sweep
 	sweeping     bool        // the sweeper runs, since there is something to free
 
-	token        string // prefix of the owner tokens of its leases
-	claims       int    // owner tokens given out
-	leftToOthers int    // claims without Redis that ClaimKey did not grant itself
-	granted      int    // claims granted by ClaimLocal, or by Displace
-	reported     int    // granted claims that TakeClaims has returned
-	shared       bool   // there is a Redis behind it
+	token        string        // prefix of the owner tokens of its leases
+	claims       int           // owner tokens given out
+	leftToOthers int           // claims without Redis that ClaimKey did not grant itself
+	granted      int           // claims granted by ClaimLocal, or by Displace
+	reported     int           // granted claims that TakeClaims has returned
+	shared       bool          // there is a Redis behind it
+	newsUntil    time.Duration // on the clock: until then, all that was settled by hand in Redis counts as known
 	watchdog     *time.Timer
 	tick         time.Duration // between two ticks of the watchdog
 	armed        bool          // the watchdog ticks
@@ -365,6 +366,7 @@ func Finish(m *Memory, l *Lease, record string, ttl time.Duration, onlyCopy bool
 	}
 	e.record = record
 	e.elsewhere = !onlyCopy
+	e.finished = now
 	e.expires = now + ttl
 	keepFinished(m, e)
 	return true

@@ -60,11 +60,30 @@ func Settle(m *Memory, key, version, record string, ttl time.Duration) bool {
 	return true
 }
 
-// Forget drops the finished records of keys that were settled in Redis, so that Redis is asked again: settled has the version
-// of the record that was settled by the key's SHA-256 in hex, which is at place in a lease's Wire. A record that no other
-// store has is dropped only if it is that very one, and only if copies is set. With a nil map all that Redis has too are
-// dropped.
-func Forget(m *Memory, settled map[string]string, place int, copies bool) {
+// Heard has all that was settled by hand in Redis count as known for d from now.
+func Heard(m *Memory, d time.Duration) {
+	m.lock()
+	defer m.unlock()
+	m.newsUntil = m.since(m.epoch) + d
+}
+
+// Behind reports whether something may have been settled by hand in Redis that is not known here.
+func Behind(m *Memory) bool {
+	m.lock()
+	defer m.unlock()
+	return m.newsUntil <= m.since(m.epoch)
+}
+
+// Settlement is what was settled by hand of a key in Redis.
+type Settlement struct {
+	Version string // of the record that the key had
+	At      time.Time
+}
+
+// Forget drops the finished records of keys that were settled in Redis, so that Redis is asked again. settled is by the key's
+// SHA-256 in hex, which is at place in a lease's Wire. A record that no other store has is dropped only if copies is set, and if it
+// is the one that was settled, or is older: Redis has had another one then. With a nil map all that Redis has too are dropped.
+func Forget(m *Memory, settled map[string]Settlement, place int, copies bool) {
 	var lists [][]*Lease
 	m.lock()
 	bucketFinished(m)
@@ -85,7 +104,7 @@ func Forget(m *Memory, settled map[string]string, place int, copies bool) {
 const hashDigits = 64
 
 // forgetSome is Forget for the chunk of list that begins at first.
-func forgetSome(m *Memory, list []*Lease, first int, settled map[string]string, place int, copies bool) {
+func forgetSome(m *Memory, list []*Lease, first int, settled map[string]Settlement, place int, copies bool) {
 	end := first + sweepChunk
 	if end > len(list) {
 		end = len(list)
@@ -98,8 +117,8 @@ func forgetSome(m *Memory, list []*Lease, first int, settled map[string]string, 
 		}
 		drop := settled == nil && e.elsewhere
 		if settled != nil && len(e.Wire) >= place+hashDigits {
-			version, is := settled[e.Wire[place:place+hashDigits]]
-			drop = is && (e.elsewhere || (copies && isVersion(e.record, version)))
+			s, is := settled[e.Wire[place:place+hashDigits]]
+			drop = is && (e.elsewhere || (copies && (isVersion(e.record, s.Version) || e.finished < m.since(m.epoch)-m.since(s.At))))
 		}
 		if drop {
 			delete(m.entries, e.Key) // e stays in its bucket until it is swept

@@ -39,6 +39,13 @@ func (c *Clock) Since(epoch time.Time) time.Duration {
 	return c.now.Sub(epoch)
 }
 
+// Now is the time by the clock.
+func (c *Clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
 // Pass lets so much time pass.
 func (c *Clock) Pass(d time.Duration) {
 	c.mu.Lock()
