@@ -114,14 +114,34 @@ func findNote(h *handler, id string) (*keyNote, *keysAnswer) {
 
 // lookAt returns the record of the key that a note is about; nil if it has none.
 func lookAt(h *handler, note *keyNote) (*redisclient.Seen, error) {
-	if h.shared != nil {
-		return redisclient.Look(h.shared, note.hash)
+	seen := recordsHere(h, []*keyNote{note})[note.hash]
+	if seen != nil || h.shared == nil {
+		return seen, nil
 	}
-	held := store.Look(h.keys.Memory, note.identity)
-	if held == nil {
-		return nil, nil
+	return redisclient.Look(h.shared, note.hash)
+}
+
+// recordsHere returns the records of keys that memory decides, by hash. Without Redis these are all. While Redis does not do what
+// keys need, they are those of requests that run here, and those that no other store has.
+func recordsHere(h *handler, noted []*keyNote) map[string]*redisclient.Seen {
+	here := map[string]*redisclient.Seen{}
+	if h.shared != nil && h.shared.Trouble.Load() == 0 {
+		return here
 	}
-	return inMemory(held), nil
+	identities := map[string]string{}
+	for _, note := range noted {
+		identities[note.hash] = note.identity
+	}
+	if h.shared != nil { // a note that comes from Redis has no identity
+		identities = store.Own(h.keys.Memory, identities, redisclient.HashPlace(h.shared))
+	}
+	for hash, identity := range identities {
+		held := store.Look(h.keys.Memory, identity)
+		if held != nil {
+			here[hash] = inMemory(held)
+		}
+	}
+	return here
 }
 
 // inMemory is what memory holds as what Redis holds.
@@ -228,18 +248,22 @@ func listKind(h *handler, answer *keysAnswer, kind string, names map[string]stri
 	return nil
 }
 
-// notedBelow returns the newest notes of a kind that are older than the one at a place, the newest first.
+// notedBelow returns the newest notes of a kind that are older than the one at a place, the newest first. Those that Redis has not
+// taken yet come before all others.
 func notedBelow(h *handler, kind string, below int64) ([]*keyNote, error) {
+	h.notebook.io.Lock()
+	defer h.notebook.io.Unlock()
+	var noted []*keyNote
+	if h.shared == nil || below == math.MaxInt64 {
+		noted = h.notebook.notes.newest(kind, below, mostListed)
+	}
 	if h.shared == nil {
-		h.notebook.io.Lock()
-		defer h.notebook.io.Unlock()
-		return h.notebook.notes.newest(kind, below, mostListed), nil
+		return noted, nil
 	}
 	lines, err := h.notebook.redis().List(kind, time.Now().UnixMilli(), below, mostListed)
-	var noted []*keyNote
 	for _, line := range lines {
-		note := noteFrom(line)
-		if note != nil {
+		note, newer := noteFrom(line), h.notebook.notes.byID[line.Name]
+		if note != nil && (newer == nil || newer.kind != kind) {
 			noted = append(noted, note)
 		}
 	}
@@ -248,19 +272,22 @@ func notedBelow(h *handler, kind string, below int64) ([]*keyNote, error) {
 
 // lookAtAll is lookAt for many keys.
 func lookAtAll(h *handler, noted []*keyNote) ([]*redisclient.Seen, []error) {
-	hashes := make([]string, len(noted))
-	for i, note := range noted {
-		hashes[i] = note.hash
-	}
-	if h.shared != nil {
-		return redisclient.LookAll(h.shared, hashes)
-	}
+	here := recordsHere(h, noted)
 	all := make([]*redisclient.Seen, len(noted))
 	errs := make([]error, len(noted)) // memory gives none
+	if h.shared != nil {
+		hashes := make([]string, len(noted))
+		for i, note := range noted {
+			hashes[i] = note.hash
+		}
+		all, errs = redisclient.LookAll(h.shared, hashes)
+	}
 	for i, note := range noted {
-		seen, err := lookAt(h, note)
-		all[i] = seen
-		errs[i] = err
+		seen := here[note.hash]
+		if seen != nil {
+			all[i] = seen
+			errs[i] = nil
+		}
 	}
 	return all, errs
 }
@@ -452,6 +479,9 @@ func takeable(h *handler, note *keyNote, seen *redisclient.Seen, force bool) *ke
 // settleKey replaces the record that seen was read from by another one, or frees its key if record is empty. Other Traefiks are told
 // before and after: a Traefik that remembers the old record between the two forgets it.
 func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, record, msg string) *keysAnswer {
+	if h.shared != nil && seen.OnlyCopy {
+		return refused(http.StatusServiceUnavailable, "store-unavailable", "Redis has not taken the record of this key yet, which is in the memory of this Traefik; nothing was changed")
+	}
 	what := redisclient.Settled{Hash: note.hash, Version: seen.Version, At: time.Now().UnixMilli()}
 	err := tell(h, what, nil)
 	if err != nil {

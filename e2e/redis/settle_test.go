@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -343,5 +344,69 @@ func TestALeaseIsTakenFromATraefikThatIsNotHeardOf(t *testing.T) {
 		}
 		other.WantLine("a lease was lost", "key="+id)
 		one.Calls(2)
+	})
+}
+
+// TestWhatOneTraefikAloneKnowsIsShown while Redis takes no records: of a request that runs, of an unknown outcome, and of an answer.
+func TestWhatOneTraefikAloneKnowsIsShown(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		for name, commands := range map[string][2]string{
+			"full":            {"CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"},
+			"SET not allowed": {"ACL SETUSER default -set", "ACL SETUSER default +set"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				server := redistest.Start(t)
+				arrived, proceed := make(chan struct{}), make(chan struct{})
+				b := rig.NewBackend(t, func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/slow" {
+						arrived <- struct{}{}
+						<-proceed
+					}
+					ends(w, r)
+				})
+				s, _ := two(t, host, server.Addr, server.Addr, b, hosts.Settings{"inFlight": "reject"})
+				slow, unknown, done := rig.Post("/slow", rig.UnusedKey()), rig.Post("/unknown", rig.UnusedKey()), rig.Post("/done", rig.UnusedKey())
+				server.Do(strings.Fields(commands[0])...)
+				answered := make(chan rig.Answer, 1)
+				go func() { answered <- s.Send(slow) }()
+				<-arrived
+				s.Send(unknown)
+				s.Want(s.Do(done), 201, "first;degraded")
+				id := s.IDOf(s.Do(unknown))
+				if s.IDOf(s.Do(slow)) != s.Find(slow).ID {
+					t.Error("a running key is found under another id")
+				}
+				for state, c := range map[string]rig.Call{"running": slow, "unknown": unknown, "done": done} {
+					found := s.Find(c)
+					if k := s.Key(found.ID); found.State != state || k.State != state {
+						t.Errorf("%s is found as %+v, and by its id as %+v", state, found, k)
+					}
+					if state == "running" {
+						s.WantKeyProblem(s.Do(rig.AsBoss("DELETE", found.ID+"?force=true", "")), 409, "key-running")
+						continue
+					}
+					s.WantKeyProblem(s.Do(rig.AsBoss("DELETE", found.ID, "")), 503, "store-unavailable")
+				}
+				s.WantKeyProblem(s.Do(rig.AsBoss("PUT", id, `{"status":201}`)), 503, "store-unavailable")
+				if list := s.Keys("unknown"); len(list) != 1 || list[0].ID != id {
+					t.Errorf("unknown are %+v", list)
+				}
+				proceed <- struct{}{}
+				s.Want(<-answered, 201, "first;degraded")
+				if k := s.Find(slow); k.State != "done" {
+					t.Errorf("after its end it is %+v", k)
+				}
+				server.Do(strings.Fields(commands[1])...)
+				s.AwaitRedis()
+				a := s.Do(rig.AsBoss("DELETE", id, ""))
+				for a.Status == 503 { // what never reaches Redis ends in the test's time-out
+					time.Sleep(10 * time.Millisecond)
+					a = s.Do(rig.AsBoss("DELETE", id, ""))
+				}
+				if k := s.Key(id); a.Status != 200 || k.State != "free" {
+					t.Errorf("%d %s, and then it is %+v", a.Status, a.Body, k)
+				}
+			})
+		}
 	})
 }
