@@ -371,6 +371,9 @@ func (c *Config) settings() (*settings, string, error) {
 	slowest := longer(s.redis.DialTimeout, longer(s.redis.ReadTimeout, s.redis.WriteTimeout))
 	if s.redis.Address != "" && s.lease < slowest*3/2 {
 		k.fail("lease", c.Lease, "at least one and a half times redis.dialTimeout, redis.readTimeout and redis.writeTimeout, the longest of which is "+slowest.String())
+	} else if s.redis.Address != "" && s.lease < slowest*3 { // a claim, and then a renewal, may wait for the reply before its own
+		warning := fmt.Sprintf("lease %s is less than three times %s, the longest time-out of Redis; if Redis answers that late, a key may run twice", s.lease, slowest)
+		warnings = append(warnings, warning)
 	}
 	c.Stats.check(k, s)
 	if k.err != nil {

@@ -460,3 +460,19 @@ func TestNewReturnsAtOnceWithoutRedis(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAShortLeaseIsToldOf where there is a Redis that may answer late.
+func TestAShortLeaseIsToldOf(t *testing.T) {
+	for _, test := range []struct {
+		lease, endpoint string
+		told            bool
+	}{{"2s", "redis:6379", true}, {"2999ms", "redis:6379", true}, {"3s", "redis:6379", false}, {"2s", "", false}} {
+		config := CreateConfig()
+		config.Lease = test.lease
+		config.Redis.Endpoints = list([]string{test.endpoint})
+		_, warning, err := config.settings()
+		if err != nil || strings.Contains(warning, "three times 1s") != test.told {
+			t.Errorf("%+v: %q, %v", test, warning, err)
+		}
+	}
+}

@@ -140,6 +140,7 @@ func (h *handler) openShared(ctx context.Context) {
 		newCollector = h.openRedis(ctx, memory)
 		terms.Renew = h.renewLease
 		terms.Hear = h.notebook.hear
+		terms.Slow = h.slowClaims
 		trouble = h.shared.Trouble
 		h.remote = true
 	}

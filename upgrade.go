@@ -12,7 +12,7 @@ import (
 // offered are the protocols that a client only offers to go on with: the request is an ordinary one, and a server may
 // ignore the offer. Java's HttpClient, Apache's and curl --http2 make one with requests of every kind. All others, such as
 // WebSocket, take the connection over.
-var offered = regexp.MustCompile(`(?i)^(h2c?(-[0-9]+)?|(tls|http)(/.*)?)$`)
+var offered = regexp.MustCompile(`(?i)^(h2c?(-[0-9]+)?|tls|http)(/.*)?$`)
 
 // handsOver reports whether r asks for its connection to be handed over to another protocol (RFC 9110, section 7.8). Traefik
 // does not hand it over if the client names several protocols, so one offered protocol is enough for false.

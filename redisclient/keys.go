@@ -263,7 +263,11 @@ func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	case cmd.from.state() == fine:
 		check(cmd.from) // it names a command that is forbidden, and tells whether an unknown error concerns the server
 	}
-	cmd.err = fmt.Errorf("redis %s: %w", k.client.opts.Address, withoutArguments(cmd.err))
+	address := k.client.opts.Address
+	if k.cluster != nil && cmd.from != nil {
+		address = cmd.from.opts.Address
+	}
+	cmd.err = fmt.Errorf("redis %s: %w", address, withoutArguments(cmd.err))
 }
 
 // retryable reports whether cmd can succeed when it is sent again, and prepares it for that: the server did not know the

@@ -29,6 +29,8 @@ type Terms struct {
 	// Hear asks Redis what was settled by hand since this process last heard of it. Nil: there is no Redis.
 	Hear func()
 
+	Slow bool // a reply of Redis may take a good part of the lease
+
 	// Renew renews the lease in Redis. It returns false if that has to be tried again; failed says that the last try failed
 	// too. Nil: there is no Redis.
 	Renew func(l *Lease, failed bool) bool

@@ -77,7 +77,7 @@ type Run struct {
 	keys     interface{}  // *Keys; with that type the types would be recursive, which Yaegi does not support
 	renewed  time.Time    // when the last renewal was due, or the watchdog first saw the lease
 	missed   time.Time    // when the watchdog first saw that the client had gone
-	renewing atomic.Bool  // a renewal waits for its reply
+	renewing atomic.Int32 // number of renewals that wait for their reply
 	renewal  atomic.Int32 // result of the last renewal
 }
 

@@ -214,15 +214,20 @@ func watchClient(k *Keys, r *Run, now time.Time) {
 
 // watchTerm renews the lease in Redis if that is due, or overdue.
 func watchTerm(k *Keys, r *Run, now time.Time) {
-	if r.renewed.IsZero() {
+	first := r.renewed.IsZero()
+	if first {
 		r.renewed = now.Add(-longestTick) // it was claimed since the last tick
 	}
-	due := now.Sub(r.renewed) >= k.Terms.Lease/3
+	due := now.Sub(r.renewed) >= k.Terms.Lease/3 || (first && k.Terms.Slow)
 	if due {
 		r.renewed = now
 	}
-	if k.Terms.Renew != nil && (due || overdue(r)) {
-		go renew(k, r)
+	switch {
+	case k.Terms.Renew == nil:
+	case due: // also while the last renewal waits for its reply: the lease may be over before that comes
+		go renew(k, r, 2)
+	case overdue(r):
+		go renew(k, r, 1)
 	}
 }
 
@@ -238,17 +243,17 @@ func (m *Memory) RenewAll() {
 	defer m.unlock()
 	for _, r := range m.watched {
 		k, _ := r.keys.(*Keys)
-		go renew(k, r)
+		go renew(k, r, 1)
 	}
 }
 
-// renew renews the lease, unless a renewal already waits for a reply.
-func renew(k *Keys, r *Run) {
+// renew renews the lease, unless most of them already wait for their replies.
+func renew(k *Keys, r *Run, most int32) {
 	defer recovered("renewing a lease")
-	if k.Terms.Renew == nil || !r.renewing.CompareAndSwap(false, true) {
+	defer r.renewing.Add(-1)
+	if r.renewing.Add(1) > most || k.Terms.Renew == nil {
 		return
 	}
-	defer r.renewing.Store(false)
 	if k.Terms.Renew(r.Lease, r.renewal.Load() == renewalFailed) {
 		r.renewal.Store(renewed)
 	} else {

@@ -23,6 +23,7 @@ var offers = [][2]string{
 	{"close, Upgrade", "h2c, TLS/1.3"},
 	{"Upgrade", "h2c, websocket"},
 	{"Upgrade", "h2c-14"},
+	{"Upgrade", "h2c/1"},
 	{"Upgrade", "HTTP/2.0"},
 	{"Upgrade", ""},
 	{"keep-alive", "websocket"},
