@@ -3,6 +3,7 @@ package idem
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log"
 	"net/url"
@@ -205,9 +206,10 @@ func exchangeNow(n *notebook) error {
 	return nil
 }
 
-// sayOnce logs an error that was not there at the last exchange. Outages are logged elsewhere. The caller holds io.
+// sayOnce logs an error that was not there at the last exchange. Outages, and what is forbidden, are logged elsewhere. The caller
+// holds io.
 func sayOnce(n *notebook, err error) {
-	if err != nil && n.err == nil && !redisclient.IsUnreachable(err) {
+	if err != nil && n.err == nil && !redisclient.IsUnreachable(err) && !errors.Is(err, stats.ErrForbidden) {
 		log.Printf("level=warn msg=\"notes about keys could not be exchanged with Redis; that is tried again\" cause=%q", err)
 	}
 	n.err = err

@@ -58,6 +58,14 @@ func unreachable(detail string, err error) *keysAnswer {
 	return refused(http.StatusServiceUnavailable, "store-unavailable", fmt.Sprintf("%s: %v", detail, err))
 }
 
+// noNotes is the answer when Redis did not give the notes about keys, for err.
+func noNotes(err error) *keysAnswer {
+	if redisclient.IsUnreachable(err) {
+		return unreachable("Redis, which has the notes about keys, is out of reach", err)
+	}
+	return unreachable("Redis does not give the notes about keys", err)
+}
+
 // badQuery is the answer to a request that is not as it must be.
 func badQuery(detail string) *keysAnswer {
 	return refused(http.StatusBadRequest, "invalid-query", detail)
@@ -94,7 +102,7 @@ func lookKey(h *handler, id string) *keysAnswer {
 func findNote(h *handler, id string) (*keyNote, *keysAnswer) {
 	err := exchange(h.notebook)
 	if redisclient.IsUnreachable(err) { // one that only refuses to write can still be asked
-		return nil, unreachable("Redis, which has the notes about keys, is out of reach", err)
+		return nil, noNotes(err)
 	}
 	h.notebook.io.Lock()
 	note := h.notebook.notes.byID[id] // all there are, or those that Redis has not taken yet
@@ -102,7 +110,7 @@ func findNote(h *handler, id string) (*keyNote, *keysAnswer) {
 	if note == nil && h.shared != nil {
 		line, err := h.notebook.redis().Get(id)
 		if err != nil {
-			return nil, unreachable("Redis, which has the notes about keys, is out of reach", err)
+			return nil, noNotes(err)
 		}
 		note = noteFrom(line)
 	}
@@ -204,7 +212,7 @@ func traefikOf(h *handler, owner string, names map[string]string) string {
 func listKeys(h *handler, state string) *keysAnswer {
 	err := exchange(h.notebook)
 	if redisclient.IsUnreachable(err) { // as in findNote
-		return unreachable("Redis, which has the notes about keys, is out of reach", err)
+		return noNotes(err)
 	}
 	answer := &keysAnswer{Status: http.StatusOK, Keys: []*stats.Key{}}
 	names := map[string]string{}
@@ -214,7 +222,7 @@ func listKeys(h *handler, state string) *keysAnswer {
 		}
 		err = listKind(h, answer, kind, names)
 		if err != nil {
-			return unreachable("Redis, which has the notes about keys, is out of reach", err)
+			return noNotes(err)
 		}
 	}
 	sort.SliceStable(answer.Keys, func(i, j int) bool { return answer.Keys[i].Since > answer.Keys[j].Since })

@@ -77,6 +77,7 @@ type health struct {
 	failing   atomic.Int32 // number of servers that are not fine
 	outages   atomic.Int64 // number of outages that have begun
 	noEVALSHA atomic.Bool  // a server has forbidden EVALSHA
+	noHashes  atomic.Bool  // a server has forbidden what statistics and notes need
 	backlog   *Backlog
 	timings   *timings
 

@@ -3,6 +3,7 @@ package redisclient
 import (
 	"encoding/json"
 	"fmt"
+	"log"
 	"math"
 	"math/bits"
 	"strconv"
@@ -154,9 +155,28 @@ func (s *Stats) do(name string, args []interface{}) (interface{}, error) {
 	return doAbout(s.client, s.prefix+"stats", Command{Name: name, Args: args})
 }
 
-// doAbout sends one command about a key of c's Redis; an error reply is returned as an error.
+// doAbout sends one command about a hash, of statistics or of notes, to c's Redis; an error reply is returned as an error. That such a
+// command is forbidden is logged once.
 func doAbout(c *Client, key string, command Command) (interface{}, error) {
 	client := usableClient(c)
+	reply, err := doOnce(client, key, command)
+	if err == nil || !isForbidden(err) {
+		return reply, err
+	}
+	if client.cluster == nil && client.Trouble() == nil {
+		check(client) // keys may need it too
+	}
+	if client.Trouble() != nil {
+		return nil, err
+	}
+	if !client.health.noHashes.Swap(true) {
+		log.Printf("level=error msg=\"Redis forbids a command that only statistics and notes about keys need\" redis=%q cause=%q", client.opts.Address, err)
+	}
+	return nil, fmt.Errorf("%w: %w", stats.ErrForbidden, err)
+}
+
+// doOnce is doAbout for a client that can be used.
+func doOnce(client *Client, key string, command Command) (interface{}, error) {
 	if client.cluster != nil {
 		return client.cluster.do(key, command)
 	}

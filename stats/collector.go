@@ -7,11 +7,15 @@ package stats
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"log"
 	"sync"
 	"sync/atomic"
 	"time"
 )
+
+// ErrForbidden is wrapped by the error of a Store that forbids what keys do not need. The store has logged it.
+var ErrForbidden = errors.New("Redis forbids a command that only statistics and notes about keys need")
 
 const (
 	interval   = time.Second      // between two flushes
@@ -95,6 +99,7 @@ type Collector struct {
 	sending  *Numbers   // sent, but perhaps not arrived: it is sent again unchanged. Nil if there is none
 	sequence int64      // sequence number of sending
 	err      error      // from the last time the store was asked
+	apart    bool       // err is about the statistics, and not about keys
 	failed   time.Time
 	memory   Memory
 	measured time.Time
@@ -289,7 +294,9 @@ func (c *Collector) noteLoss(loaded *Numbers) {
 // note keeps the result of asking the store. It is logged where requests can be decided with the store, so that nothing else
 // says that something is wrong. The caller holds io.
 func (c *Collector) note(err error) {
-	if err != nil && c.err == nil && c.store.Trouble() == nil {
+	before := c.apart
+	c.apart = err != nil && c.store.Trouble() == nil
+	if c.apart && !before && !errors.Is(err, ErrForbidden) {
 		log.Printf("level=error msg=\"Redis does not take the statistics; keys are not concerned\" cause=%q", err)
 	}
 	c.err = err
@@ -361,7 +368,8 @@ type Snapshot struct {
 	Loaded     bool     // the store has told its numbers once; else Numbers are those of this process alone
 	Lost       *Numbers // counted while this process runs, but lost by the store
 	Kind       string   // kind of the store
-	Err        error    // why the store cannot be asked; then Numbers are the last known ones plus those of this process since
+	Err        error    // why keys cannot be decided with the store; then Numbers are the last known ones plus those of this process since
+	Unshared   error    // why the same is so of Numbers, although keys can be decided with the store
 	Memory     Memory
 	Measured   time.Time // time of the measurement; zero: never
 	Unmeasured error     // why memory could not be measured
@@ -384,11 +392,16 @@ func (c *Collector) Read() Snapshot {
 	}
 	numbers.Add(c.waiting, limits.MaxEndpoints)
 	numbers.Prune(now.Unix(), limits.TTL)
-	trouble := c.err
-	if trouble == nil {
-		trouble = c.store.Trouble()
+	trouble := c.store.Trouble()
+	var unshared error
+	switch {
+	case trouble != nil:
+	case c.apart:
+		unshared = c.err
+	default:
+		trouble = c.err
 	}
-	return Snapshot{Now: now, Numbers: numbers, Loaded: c.loaded, Lost: c.lost.copy(), Kind: c.store.Kind(), Err: trouble, Memory: c.memory, Measured: c.measured, Unmeasured: c.unmeasured, Middlewares: c.middlewares()}
+	return Snapshot{Now: now, Numbers: numbers, Loaded: c.loaded, Lost: c.lost.copy(), Kind: c.store.Kind(), Err: trouble, Unshared: unshared, Memory: c.memory, Measured: c.measured, Unmeasured: c.unmeasured, Middlewares: c.middlewares()}
 }
 
 // middlewares returns the settings of those that count here, by name.

@@ -26,7 +26,7 @@ func (c *Collector) Metrics(version string) string {
 	if s.Err != nil {
 		healthy = 0
 	}
-	family(&b, "store_healthy", "gauge", "1 if the store of the statistics answers, else 0.")
+	family(&b, "store_healthy", "gauge", "1 if the store does what keys need, else 0.")
 	fmt.Fprintf(&b, "traefik_idem_store_healthy %d\n", healthy)
 	c.writeOwn(&b, version)
 	return b.String()

@@ -15,6 +15,7 @@ import (
 type view struct {
 	GeneratedAt, Generated            string
 	Kind, Health, HealthText, Trouble string
+	Unshared                          string
 	Loaded                            bool // the numbers of all are known
 	Label, Headline, Since, Protected string
 	Share, Last, LastAt, LastAgo      string
@@ -202,12 +203,15 @@ func (v *view) middlewares(s Snapshot, name string) {
 }
 
 func (v *view) health(s Snapshot) {
+	v.Loaded = s.Loaded
+	if s.Unshared != nil {
+		v.Unshared = s.Unshared.Error()
+	}
 	switch {
 	case s.Err != nil:
 		v.Health = "bad"
 		v.HealthText = "Redis cannot be used"
 		v.Trouble = s.Err.Error()
-		v.Loaded = s.Loaded
 	case s.Kind == "redis":
 		v.Health = "good"
 		v.HealthText = "Redis answers"

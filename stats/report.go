@@ -57,9 +57,10 @@ type memoryReport struct {
 }
 
 type storeReport struct {
-	Kind    string `json:"kind"`
-	Healthy bool   `json:"healthy"`
-	Error   string `json:"error"`
+	Kind     string `json:"kind"`
+	Healthy  bool   `json:"healthy"`
+	Error    string `json:"error"`
+	Unshared string `json:"unshared"`
 }
 
 // likely returns how much memory the records take: as measured, or extrapolated from the part that was looked at.
@@ -113,6 +114,9 @@ func JSON(s Snapshot, settings []Setting) string {
 	}
 	if s.Err != nil {
 		r.Store.Error = s.Err.Error()
+	}
+	if s.Unshared != nil {
+		r.Store.Unshared = s.Unshared.Error()
 	}
 	for _, setting := range settings {
 		r.Settings[setting.Name] = setting.Value

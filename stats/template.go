@@ -29,7 +29,7 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 <p class="clock"><span id="clock" data-live>Updated <time datetime="{{.GeneratedAt}}">{{.Generated}}</time></span> <button type="button" id="pause" hidden>Pause</button></p>
 </header>
 <main>
-<div id="trouble" role="status" data-live>{{if .Trouble}}<p class="alert bad"><strong>Redis cannot be used.</strong> These numbers are {{if .Loaded}}the last known ones and what this Traefik has counted since{{else}}what this Traefik has counted since it started: those of all are not known yet{{end}}. <code>{{.Trouble}}</code></p>{{end}}</div>
+<div id="trouble" role="status" data-live>{{if or .Trouble .Unshared}}<p class="alert {{if .Trouble}}bad{{else}}warn{{end}}"><strong>{{if .Trouble}}Redis cannot be used.{{else}}Keys work, but statistics are not shared.{{end}}</strong> These numbers are {{if .Loaded}}the last known ones and what this Traefik has counted since{{else}}what this Traefik has counted since it started: those of all are not known yet{{end}}. <code>{{.Trouble}}{{.Unshared}}</code></p>{{end}}</div>
 <section id="figures" aria-label="Headline figures" data-live>
 <div class="lead"><p class="huge" id="duplicates">{{.Headline}}</p><p class="what">{{.Label}}</p><p class="quiet">{{.Since}}</p></div>
 <dl>

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 	"github.com/example/traefik-idem/e2e/internal/redistest"
@@ -95,13 +96,14 @@ func TestForbiddenCommandsAreNamed(t *testing.T) {
 
 // TestOnlyWhatNeedsACommandDoesWithoutIt has commands forbidden that keys do not need: one line says what is missing for it.
 func TestOnlyWhatNeedsACommandDoesWithoutIt(t *testing.T) {
-	const memory, statistics = "the memory of keys cannot be measured", "Redis does not take the statistics"
+	const memory, statistics = "the memory of keys cannot be measured", "Redis forbids a command that only statistics and notes about keys need"
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
 		for _, c := range []struct{ rules, line, command string }{
 			{"-scan", memory, "scan"},
 			{"-memory", memory, "memory"},
 			{"-hget", statistics, ""}, // a script needs it, whose error need not name it
 			{"-hgetall", statistics, ""},
+			{"-hget -hset -hsetnx -hincrby -hdel -hgetall -expire", statistics, ""},
 			{"-client -info -config -role -hello -command -wait -cluster -select -keys -flushall -script -multi -ping", "", ""},
 		} {
 			t.Run(c.rules, func(t *testing.T) {
@@ -109,8 +111,22 @@ func TestOnlyWhatNeedsACommandDoesWithoutIt(t *testing.T) {
 				s := asUser(t, host, server, server.Addr, rig.NewBackend(t, rig.Created), strings.Fields(c.rules)...)
 				s.WantRun("k")
 				f := s.Counted(func(f rig.Figures) bool {
-					return f.Totals["duplicates"] > 0 && f.Store.Healthy == (c.line != statistics)
+					return f.Totals["duplicates"] > 0 && (f.Store.Unshared != "") == (c.line == statistics)
 				})
+				if healthy := s.Metric("traefik_idem_store_healthy").GetGauge().GetValue(); healthy != 1 || !f.Store.Healthy || f.Store.Error != "" {
+					t.Errorf("healthy: %v, store %+v", healthy, f.Store)
+				}
+				page := string(s.Do(rig.Get("/_idem/")).Body)
+				if strings.Contains(page, "Redis cannot be used") || strings.Contains(page, "statistics are not shared") != (c.line == statistics) {
+					t.Errorf("the page\n%s", page)
+				}
+				if strings.HasPrefix(c.rules, "-hget ") {
+					a := s.Do(rig.Get("/_idem/keys"))
+					s.WantKeyProblem(a, 503, "store-unavailable")
+					if said := string(a.Body); !strings.Contains(said, "Redis does not give the notes about keys: "+statistics) {
+						t.Errorf("the list is %s", said)
+					}
+				}
 				if measured := f.Memory.MeasuredAt != ""; measured != (c.line == "") {
 					t.Errorf("memory: %+v", f.Memory)
 				}
@@ -118,13 +134,14 @@ func TestOnlyWhatNeedsACommandDoesWithoutIt(t *testing.T) {
 				for range 3 {
 					s.Stats()
 				}
-				for _, line := range []string{memory, statistics, "Redis forbids"} {
+				time.Sleep(1200 * time.Millisecond) // statistics and notes are sent again
+				for _, line := range []string{memory, "Redis "} {
 					want := 0
-					if line == c.line {
+					if strings.HasPrefix(c.line, line) {
 						want = 1
 					}
-					if n := s.Lines(line); n != want {
-						t.Errorf("%d lines that say %q, want %d", n, line, want)
+					if n := s.Lines("msg=\"" + line); n != want {
+						t.Errorf("%d lines that begin with %q, want %d", n, line, want)
 					}
 				}
 				if c.line == "" {
@@ -135,7 +152,8 @@ func TestOnlyWhatNeedsACommandDoesWithoutIt(t *testing.T) {
 				}
 				s.WantLine(c.line, c.command)
 				server.Do("ACL", "SETUSER", "shop", "+@all")
-				s.Counted(func(f rig.Figures) bool { return f.Store.Healthy })
+				s.Counted(func(f rig.Figures) bool { return f.Store.Unshared == "" })
+				s.Keys("")
 			})
 		}
 	})

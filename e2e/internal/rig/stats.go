@@ -64,8 +64,8 @@ type Figures struct {
 		MeasuredAt     string
 	}
 	Store struct {
-		Kind, Error string
-		Healthy     bool
+		Kind, Error, Unshared string
+		Healthy               bool
 	}
 	Settings map[string]string
 }
