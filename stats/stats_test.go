@@ -37,6 +37,13 @@ func (s *slowStore) Add(process string, sequence, now int64, numbers *Numbers, l
 	return nil
 }
 
+func (s *slowStore) Trouble() error {
+	if s.fail {
+		return errAway
+	}
+	return nil
+}
+
 func to(path string) *http.Request {
 	return &http.Request{Method: http.MethodPost, Host: "a", URL: &url.URL{Path: path}}
 }
