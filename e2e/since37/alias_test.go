@@ -2,15 +2,23 @@ package since37
 
 import (
 	"net/http"
+	"regexp"
+	"strings"
 	"sync/atomic"
 	"testing"
+
+	"gopkg.in/yaml.v3"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 	"github.com/example/traefik-idem/e2e/internal/rig"
 )
 
-// TestAliasHeadersStrategySince37 has Traefik's entry point look at aliases first.
+// TestAliasHeadersStrategySince37 has Traefik's entry point look at aliases first, as docs/how-it-works.md shows it.
 func TestAliasHeadersStrategySince37(t *testing.T) {
+	documented := regexp.MustCompile("(?s)```yaml\n(entryPoints:\n.*?)```").FindStringSubmatch(rig.ReadRoot(t, "docs/how-it-works.md"))
+	if documented == nil {
+		t.Fatal("docs/how-it-works.md does not show the setting")
+	}
 	for strategy, want := range map[string]struct {
 		status int
 		arrive int64 // aliases at the backend
@@ -22,8 +30,12 @@ func TestAliasHeadersStrategySince37(t *testing.T) {
 				arrived.Add(int64(len(r.Header["X_request_id"])))
 				rig.Created(w, r)
 			})
-			static := map[string]any{"entryPoints": map[string]any{"web": map[string]any{
-				"address": addr, "http": map[string]any{"aliasHeadersStrategy": strategy}}}}
+			text := strings.NewReplacer("\":80\"", addr, "Strategy: delete", "Strategy: "+strategy).Replace(documented[1])
+			var static map[string]any
+			err := yaml.Unmarshal([]byte(text), &static)
+			if err != nil {
+				t.Fatal(err)
+			}
 			site, _ := runTraefik(t, static, hosts.Dynamic("shop.test", b.URL, hosts.Settings{"statusHeader": "Decision"}), addr, "shop.test")
 			s := rig.SiteOf(t, site, b)
 			s.Want(s.Do(rig.Post("/", "").Headers("X_Request_ID", "k")), want.status, "")
