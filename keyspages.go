@@ -2,6 +2,7 @@ package idem
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"regexp"
@@ -162,11 +163,16 @@ func readJSON(h *handler, w http.ResponseWriter, r *http.Request, into interface
 		return false
 	}
 	err = json.Unmarshal(text, into)
-	if err != nil {
+	wrong := &json.UnmarshalTypeError{}
+	switch {
+	case err == nil:
+		return true
+	case errors.As(err, &wrong) && wrong.Field == "body":
+		answerKeys(h, w, badQuery("body must be a string: the body of the request as it was sent"))
+	default:
 		answerKeys(h, w, badQuery("the body is not the JSON that is wanted here"))
-		return false
 	}
-	return true
+	return false
 }
 
 // answerKeys writes an answer about keys as JSON.

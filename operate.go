@@ -348,6 +348,8 @@ func findByURL(h *handler, q *keyQuery) *keysAnswer {
 		return badQuery("url must be whole, as https://shop.example/api/pay")
 	case q.Method == "":
 		return badQuery("method is missing")
+	case q.Method != strings.ToUpper(q.Method):
+		return badQuery(fmt.Sprintf("method %s: methods are case-sensitive, and only %s is protected", q.Method, strings.ToUpper(q.Method)))
 	}
 	r := &http.Request{Method: q.Method, URL: target, Host: target.Host, Header: http.Header{}, RemoteAddr: q.Address, ContentLength: int64(len(q.Body))}
 	for name, value := range q.Headers {

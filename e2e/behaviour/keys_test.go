@@ -171,6 +171,16 @@ func TestAKeyIsFoundByItsRequest(t *testing.T) {
 		for _, body := range []string{"", "{}", "[]", `{"method":"POST","key":"k","url":"/pay"}`, `{"method":"POST","key":"a b","url":"http://a/pay"}`, `{"key":"k","url":"http://a/pay"}`, `{"method":"POST","key":"k","url":"http://a:b/pay"}`} {
 			s.WantKeyProblem(s.Do(rig.AsBoss("POST", "find", body)), 400, "invalid-query")
 		}
+		for body, want := range map[string]string{
+			`{"method":"post","key":"k","url":"http://a/pay"}`:                  "method post: methods are case-sensitive, and only POST is protected",
+			`{"method":"POST","key":"k","url":"http://a/pay","body":{"key":1}}`: "body must be a string: the body of the request as it was sent",
+		} {
+			a := s.Do(rig.AsBoss("POST", "find", body))
+			s.WantKeyProblem(a, 400, "invalid-query")
+			if !strings.Contains(string(a.Body), want) {
+				t.Errorf("%s: %s, want %s", body, a.Body, want)
+			}
+		}
 	})
 }
 
