@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -61,9 +62,12 @@ func Traefik(ctx context.Context, root string) (string, error) {
 			return filepath.Abs(path)
 		}
 		if err == nil {
-			err = fmt.Errorf("it says %q", output)
+			line, _, _ := strings.Cut(string(output), "\n")
+			err = fmt.Errorf("it says %s", line)
 		}
-		fmt.Println(path, "is not a Traefik 3 and not used")
+		if wanted == "" {
+			fmt.Println(path, "is not a Traefik 3 and not used")
+		}
 	}
 	if wanted != "" {
 		return "", fmt.Errorf("TRAEFIK=%s is not a Traefik 3: %w", wanted, err)

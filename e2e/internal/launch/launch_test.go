@@ -86,4 +86,20 @@ func TestWhichTraefikIsTaken(t *testing.T) {
 			t.Errorf("TRAEFIK is %q, and %q is taken: %v", wrong, path, err)
 		}
 	}
+	program(t, "old", "echo 'Version:      2.11.0'; echo 'Codename:     mimolette'\n")
+	old, _, _ := strings.Cut(os.Getenv("PATH"), string(os.PathListSeparator))
+	old += "/old"
+	t.Setenv("TRAEFIK", old)
+	stdout := os.Stdout
+	said, err := os.Create(filepath.Join(t.TempDir(), "stdout"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Stdout = said
+	_, err = Traefik(t.Context(), "")
+	os.Stdout = stdout
+	text, _ := os.ReadFile(said.Name())
+	if err == nil || err.Error() != "TRAEFIK="+old+" is not a Traefik 3: it says Version:      2.11.0" || len(text) > 0 {
+		t.Errorf("of an old Traefik it says %q, and then %v", text, err)
+	}
 }
