@@ -105,4 +105,11 @@ func TestDemoPage(t *testing.T) {
 	if text := b.eval("document.getElementById('sent').textContent"); text != "11" {
 		t.Errorf("%s payments were sent, the page says, want 11", text)
 	}
+	b.run(chromedp.Reload())
+	b.await("document.getElementById('calls').textContent === '5'")
+	for id, since := range map[string]string{"sent": "since this page was loaded", "calls": "since the demo started, curl included"} {
+		if label := b.eval(fmt.Sprintf("document.getElementById(%q).previousElementSibling.textContent", id)); !strings.HasSuffix(label, since) {
+			t.Errorf("after a reload the page counts %q", label)
+		}
+	}
 }
