@@ -15,7 +15,7 @@ import (
 )
 
 // ErrForbidden is wrapped by the error of a Store that forbids what keys do not need. The store has logged it.
-var ErrForbidden = errors.New("Redis forbids a command that only statistics and notes about keys need")
+var ErrForbidden = errors.New("a command that only statistics and notes about keys need is forbidden")
 
 const (
 	interval   = time.Second      // between two flushes
