@@ -2,7 +2,6 @@ package idem
 
 import (
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"regexp"
@@ -163,11 +162,12 @@ func readJSON(h *handler, w http.ResponseWriter, r *http.Request, into interface
 		return false
 	}
 	err = json.Unmarshal(text, into)
-	wrong := &json.UnmarshalTypeError{}
-	switch {
-	case err == nil:
+	if err == nil { // Yaegi panics at the assertion
 		return true
-	case errors.As(err, &wrong) && wrong.Field == "body":
+	}
+	wrong, is := err.(*json.UnmarshalTypeError) //nolint:errorlint // nor does errors.As work there
+	switch {
+	case is && wrong.Field == "body":
 		answerKeys(h, w, badQuery("body must be a string: the body of the request as it was sent"))
 	default:
 		answerKeys(h, w, badQuery("the body is not the JSON that is wanted here"))
