@@ -166,10 +166,9 @@ func readJSON(h *handler, w http.ResponseWriter, r *http.Request, into interface
 		return true
 	}
 	wrong, is := err.(*json.UnmarshalTypeError) //nolint:errorlint // nor does errors.As work there
-	switch {
-	case is && wrong.Field == "body":
+	if is && wrong.Field == "body" {
 		answerKeys(h, w, badQuery("body must be a string: the body of the request as it was sent"))
-	default:
+	} else {
 		answerKeys(h, w, badQuery("the body is not the JSON that is wanted here"))
 	}
 	return false
