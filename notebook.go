@@ -40,11 +40,14 @@ const (
 	forgetAgain  = 5                // exchanges at which what was settled is forgotten once more
 	newsLife     = 2 * time.Second  // after so long without an exchange, what was settled is asked for before an answer is replayed
 	processLife  = 24 * time.Hour   // of the note that a process lives
+
+	hearBeat      = 10 * time.Millisecond // between two tries to ask what was settled
+	mostHearBeats = 25                    // tries
 )
 
 // notebook has notes about keys that an operator may look up: those with an unknown outcome, those that run for long, and those
 // whose id somebody was told. A public id cannot be turned back into a key, so only what was noted is found by it. Handlers
-// with the same keys share one. Requests do no more than to append a sighting. Once a second these become notes in Redis, where all
+// with the same keys share one. A request does no more than to append a sighting, unless this process is behind: see hear. Once a second these become notes in Redis, where all
 // Traefiks find them, and Redis tells what was settled since; without Redis the notes stay here.
 type notebook struct {
 	memory *store.Memory
@@ -163,7 +166,12 @@ func (n *notebook) next() {
 // hear has memory forget what was settled, if it is behind: this process may have slept, or been without Redis. Of many requests
 // that ask, one goes to Redis.
 func (n *notebook) hear() {
-	n.io.Lock()
+	for i := 0; !n.io.TryLock(); i++ {
+		if i == mostHearBeats { // Redis does not answer
+			return
+		}
+		time.Sleep(hearBeat)
+	}
 	defer n.io.Unlock()
 	if store.Behind(n.memory) && exchangeNow(n) != nil {
 		store.Heard(n.memory, noteInterval) // not yet; but nobody else need wait for the same
@@ -195,6 +203,9 @@ func exchangeNow(n *notebook) error {
 	lines := append(n.notes.lines(), redisclient.Note{Kind: noteTraefik, Name: store.Token(n.memory), Until: now.Add(processLife).UnixMilli(), Text: strconv.Itoa(n.beats) + " " + n.name})
 	news, err := redis.Exchange(now.UnixMilli(), store.RandomHex(8), n.known, n.settled, lines)
 	sayOnce(n, err)
+	if errors.Is(err, stats.ErrForbidden) { // nobody can be heard
+		store.Heard(n.memory, newsLife)
+	}
 	if err != nil {
 		return err
 	}

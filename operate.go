@@ -242,9 +242,9 @@ func listKind(h *handler, answer *keysAnswer, kind string, names map[string]stri
 			below = note.place
 			switch {
 			case len(answer.Keys) == mostListed:
-			case errs[i] != nil && !h.redis.Cluster:
+			case !h.redis.Cluster && redisclient.IsUnreachable(errs[i]):
 				return errs[i]
-			case errs[i] != nil: // of a cluster, one node may be away
+			case errs[i] != nil: // of a cluster, one node may be away; or something else has written there
 				k := describeKey(h, note, nil, names)
 				k.State = "unreachable"
 				answer.Keys = append(answer.Keys, k)

@@ -74,6 +74,9 @@ func Behind(m *Memory) bool {
 	return m.newsUntil <= m.since(m.epoch)
 }
 
+// clocksDiffer is by how much the clocks of two Traefiks may differ.
+const clocksDiffer = time.Second
+
 // Settlement is what was settled by hand of a key in Redis.
 type Settlement struct {
 	Version string // of the record that the key had
@@ -118,7 +121,7 @@ func forgetSome(m *Memory, list []*Lease, first int, settled map[string]Settleme
 		drop := settled == nil && e.elsewhere
 		if settled != nil && len(e.Wire) >= place+hashDigits {
 			s, is := settled[e.Wire[place:place+hashDigits]]
-			drop = is && (e.elsewhere || (copies && (isVersion(e.record, s.Version) || e.finished < m.since(m.epoch)-m.since(s.At))))
+			drop = is && (e.elsewhere || (copies && (isVersion(e.record, s.Version) || e.finished < m.since(m.epoch)-m.since(s.At)-clocksDiffer)))
 		}
 		if drop {
 			delete(m.entries, e.Key) // e stays in its bucket until it is swept

@@ -58,7 +58,7 @@ type Lease struct {
 	expires   time.Duration // on the Memory's clock; 0 = never; negative: minus the time to live, which begins at the watchdog's next tick
 	done      chan struct{} // running: closed at the end; nil while nobody waits for it
 	elsewhere bool          // finished: another store has the record too
-	finished  time.Duration // when that was, on the Memory's clock, if no other store has the record
+	finished  time.Duration // when that was, on the Memory's clock; 0 if KeepAnswer or RememberAnswer did it
 	held      *Held         // finished: the answer as duplicates get it, once it was read; never changed
 	heldSize  int           // bytes that held takes
 }
@@ -77,7 +77,7 @@ type Run struct {
 	keys     interface{}  // *Keys; with that type the types would be recursive, which Yaegi does not support
 	renewed  time.Time    // when the last renewal was due, or the watchdog first saw the lease
 	missed   time.Time    // when the watchdog first saw that the client had gone
-	renewing atomic.Int32 // number of renewals that wait for their reply
+	renewing atomic.Int32 // number of renewals under way
 	renewal  atomic.Int32 // result of the last renewal
 }
 

@@ -187,7 +187,10 @@ func (p *program) noteInit(fd *ast.FuncDecl) {
 	for _, s := range fd.Body.List {
 		if a, ok := s.(*ast.AssignStmt); ok && len(a.Lhs) == len(a.Rhs) {
 			for i := range a.Lhs {
-				p.set[p.object(a.Lhs[i])] = a.Rhs[i]
+				object := p.object(a.Lhs[i])
+				if object != nil { // that of a variable
+					p.set[object] = a.Rhs[i]
+				}
 			}
 		}
 	}
