@@ -122,20 +122,14 @@ func findNote(h *handler, id string) (*keyNote, *keysAnswer) {
 
 // lookAt returns the record of the key that a note is about; nil if it has none.
 func lookAt(h *handler, note *keyNote) (*redisclient.Seen, error) {
-	seen := recordsHere(h, []*keyNote{note})[note.hash]
-	if seen != nil || h.shared == nil {
-		return seen, nil
-	}
-	return redisclient.Look(h.shared, note.hash)
+	all, errs := lookAtAll(h, []*keyNote{note})
+	return all[0], errs[0]
 }
 
-// recordsHere returns the records of keys that memory decides, by hash. Without Redis these are all. While Redis does not do what
-// keys need, they are those of requests that run here, and those that no other store has.
+// recordsHere returns the records of keys that memory can tell of, by hash. Without Redis these are all; with it, they are those of
+// requests that run here, and those that no other store has.
 func recordsHere(h *handler, noted []*keyNote) map[string]*redisclient.Seen {
 	here := map[string]*redisclient.Seen{}
-	if h.shared != nil && h.shared.Trouble.Load() == 0 {
-		return here
-	}
 	identities := map[string]string{}
 	for _, note := range noted {
 		identities[note.hash] = note.identity
@@ -278,21 +272,30 @@ func notedBelow(h *handler, kind string, below int64) ([]*keyNote, error) {
 	return noted, err
 }
 
-// lookAtAll is lookAt for many keys.
+// lookAtAll is lookAt for many keys. What Redis does not have, memory may: a record that is still to be written there. While Redis does
+// not do what keys need, memory decides.
 func lookAtAll(h *handler, noted []*keyNote) ([]*redisclient.Seen, []error) {
-	here := recordsHere(h, noted)
 	all := make([]*redisclient.Seen, len(noted))
 	errs := make([]error, len(noted)) // memory gives none
+	decides := h.shared == nil || h.shared.Trouble.Load() != 0
+	asked := decides
 	if h.shared != nil {
 		hashes := make([]string, len(noted))
 		for i, note := range noted {
 			hashes[i] = note.hash
 		}
 		all, errs = redisclient.LookAll(h.shared, hashes)
+		for i := range all {
+			asked = asked || (all[i] == nil && errs[i] == nil)
+		}
 	}
+	if !asked {
+		return all, errs
+	}
+	here := recordsHere(h, noted)
 	for i, note := range noted {
 		seen := here[note.hash]
-		if seen != nil {
+		if seen != nil && (decides || (all[i] == nil && errs[i] == nil)) {
 			all[i] = seen
 			errs[i] = nil
 		}
