@@ -541,34 +541,43 @@ func TestAnErrorIsNotFlushed(t *testing.T) {
 	})
 }
 
-// TestAnErrorGoesWhole, so that its header says how it ended.
+// halves answers with the status that r asks for, in two halves, or breaks off after the first.
+func halves(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.URL.Path, "/declared") {
+		w.Header().Set("Content-Length", strconv.Itoa(100_000))
+	}
+	w.WriteHeader(asked(r))
+	writePart(w, 50_000)
+	if strings.HasSuffix(path.Dir(r.URL.Path), "/broken") {
+		panic(http.ErrAbortHandler)
+	}
+	writePart(w, 50_000)
+}
+
 func TestAnErrorGoesWhole(t *testing.T) {
 	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
-		s := e.Serve(t, nil, func(w http.ResponseWriter, r *http.Request) {
-			if strings.HasPrefix(r.URL.Path, "/declared") {
-				w.Header().Set("Content-Length", strconv.Itoa(100_000))
+		s := e.Serve(t, nil, halves)
+		for _, where := range []string{"/declared/whole/400", "/declared/whole/500", "/open/whole/400", "/open/whole/500"} {
+			first := s.Do(rig.Post(where, "k"))
+			s.Want(first, first.Status, "first")
+			if len(first.Body) != 100_000 || !strings.HasSuffix(where, fmt.Sprint(first.Status)) {
+				t.Errorf("%s: %d, %d bytes", where, first.Status, len(first.Body))
 			}
-			status := asked(r)
-			w.WriteHeader(status)
-			writePart(w, 50_000)
-			if strings.HasSuffix(path.Dir(r.URL.Path), "/broken") {
-				panic(http.ErrAbortHandler)
+			s.WantReplay(first, s.Do(rig.Post(where, "k")))
+		}
+	})
+}
+
+// TestAnErrorThatBreaksOff says so in its header, since it is sent when it has ended.
+func TestAnErrorThatBreaksOff(t *testing.T) {
+	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
+		s := e.Serve(t, nil, halves)
+		for _, where := range []string{"/declared/broken/400", "/declared/broken/500", "/open/broken/400", "/open/broken/500"} {
+			broken := s.Send(rig.Post(where, "k"))
+			if broken.Err == nil || broken.Header.Get("Decision") != "unknown" || !strings.HasSuffix(where, fmt.Sprint(broken.Status)) {
+				t.Errorf("%s: %d %q, %v", where, broken.Status, broken.Header.Get("Decision"), broken.Err)
 			}
-			writePart(w, 50_000)
-		})
-		for _, length := range []string{"/declared", "/open"} {
-			for _, status := range []int{400, 500} {
-				where := fmt.Sprintf("%s/whole/%d", length, status)
-				first := s.Do(rig.Post(where, "k"))
-				s.Want(first, status, "first")
-				s.WantReplay(first, s.Do(rig.Post(where, "k")))
-				where = fmt.Sprintf("%s/broken/%d", length, status)
-				broken := s.Send(rig.Post(where, "k"))
-				if broken.Err == nil || broken.Status != status || broken.Header.Get("Decision") != "unknown" {
-					t.Errorf("%s: %d %q, %v", where, broken.Status, broken.Header.Get("Decision"), broken.Err)
-				}
-				s.WantProblem(s.Do(rig.Post(where, "k")), 409, "outcome-unknown", "unknown")
-			}
+			s.WantProblem(s.Do(rig.Post(where, "k")), 409, "outcome-unknown", "unknown")
 		}
 	})
 }
