@@ -272,8 +272,8 @@ func notedBelow(h *handler, kind string, below int64) ([]*keyNote, error) {
 	return noted, err
 }
 
-// lookAtAll is lookAt for many keys. What Redis does not have, memory may: a record that is still to be written there. While Redis does
-// not do what keys need, memory decides.
+// lookAtAll is lookAt for many keys. A record that Redis does not have, memory may: it is still to be written there. While Redis does not
+// do what keys need, memory decides.
 func lookAtAll(h *handler, noted []*keyNote) ([]*redisclient.Seen, []error) {
 	all := make([]*redisclient.Seen, len(noted))
 	errs := make([]error, len(noted)) // memory gives none
@@ -295,7 +295,8 @@ func lookAtAll(h *handler, noted []*keyNote) ([]*redisclient.Seen, []error) {
 	here := recordsHere(h, noted)
 	for i, note := range noted {
 		seen := here[note.hash]
-		if seen != nil && (decides || (all[i] == nil && errs[i] == nil)) {
+		ended := seen != nil && seen.State != store.Running
+		if seen != nil && (decides || (ended && all[i] == nil && errs[i] == nil)) {
 			all[i] = seen
 			errs[i] = nil
 		}
