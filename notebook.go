@@ -238,9 +238,7 @@ func forget(n *notebook, news *redisclient.News) {
 	again := map[string]store.Settlement{}
 	var left []settlement
 	for _, s := range n.again {
-		for _, one := range s.what {
-			again[one.Hash] = store.Settlement{Version: one.Version, At: time.UnixMilli(one.At)}
-		}
+		addSettled(again, s.what)
 		if s.left > 1 {
 			left = append(left, settlement{s.what, s.left - 1})
 		}
@@ -253,11 +251,16 @@ func forget(n *notebook, news *redisclient.News) {
 		return
 	}
 	fresh := map[string]store.Settlement{}
-	for _, one := range news.Settled {
-		fresh[one.Hash] = store.Settlement{Version: one.Version, At: time.UnixMilli(one.At)}
-	}
+	addSettled(fresh, news.Settled)
 	store.Forget(n.memory, fresh, place, true)
 	n.again = append(n.again, settlement{news.Settled, forgetAgain})
+}
+
+// addSettled adds what was settled to all, by the hashes of its keys.
+func addSettled(all map[string]store.Settlement, what []redisclient.Settled) {
+	for _, one := range what {
+		all[one.Hash] = store.Settlement{Version: one.Version, At: time.UnixMilli(one.At)}
+	}
 }
 
 // takeSightings makes notes of what requests have told. The caller holds io.
