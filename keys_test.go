@@ -36,6 +36,15 @@ func newDoor(t *testing.T, memory *store.Memory, address string) *handler {
 	return h
 }
 
+// startDoor returns a door with an empty memory, before a new Redis.
+func startDoor(t *testing.T) (*handler, *miniredis.Miniredis) {
+	t.Helper()
+	server := miniredis.RunT(t)
+	memory := store.NewMemory(1 << 20)
+	t.Cleanup(memory.Close)
+	return newDoor(t, memory, server.Addr()), server
+}
+
 // TestLifeBehindTheDoor has processes with a memory each, before one Redis.
 func TestLifeBehindTheDoor(t *testing.T) {
 	server := miniredis.RunT(t)
@@ -118,10 +127,7 @@ func doorSubject(h *handler, tellAll func()) storetest.Subject {
 // TestAClaimMadeWithoutRedisStands has one request claim in memory, for it could not reach Redis, just when another one
 // with its key is granted its claim there.
 func TestAClaimMadeWithoutRedisStands(t *testing.T) {
-	server := miniredis.RunT(t)
-	memory := store.NewMemory(1 << 20)
-	t.Cleanup(memory.Close)
-	h := newDoor(t, memory, server.Addr())
+	h, server := startDoor(t)
 	var first *store.Held
 	firstRun := &store.Run{Lease: &store.Lease{Key: "k", Owner: "first"}, Client: context.Background()}
 	server.Server().SetPreHook(func(_ *miniredisserver.Peer, _ string, args ...string) bool {
@@ -139,10 +145,7 @@ func TestAClaimMadeWithoutRedisStands(t *testing.T) {
 // TestAClaimWhoseReplyWasLostIsGivenBack has Redis grant a claim, and the reply lost. Then memory tells how another request with
 // that key ended.
 func TestAClaimWhoseReplyWasLostIsGivenBack(t *testing.T) {
-	server := miniredis.RunT(t)
-	memory := store.NewMemory(1 << 20)
-	t.Cleanup(memory.Close)
-	h := newDoor(t, memory, server.Addr())
+	h, server := startDoor(t)
 	fingerprint := strings.Repeat("f", store.FingerprintSize)
 	other := &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "other"}
 	lost := false
@@ -152,8 +155,8 @@ func TestAClaimWhoseReplyWasLostIsGivenBack(t *testing.T) {
 		}
 		lost = true
 		_ = server.Set(args[2], args[3])
-		store.Claim(memory, other, store.Endless)
-		store.Finish(memory, other, fmt.Sprintf(store.UnknownFormat, fingerprint, "other"), time.Hour, true)
+		store.Claim(h.keys.Memory, other, store.Endless)
+		store.Finish(h.keys.Memory, other, fmt.Sprintf(store.UnknownFormat, fingerprint, "other"), time.Hour, true)
 		peer.WriteError("ERR nobody knows")
 		return true
 	})
@@ -170,10 +173,7 @@ func TestAClaimWhoseReplyWasLostIsGivenBack(t *testing.T) {
 // TestAReleaseThatIsLateEndsNoOtherClaim has a duplicate that Redis may have given its key wait for a request that began without
 // Redis, and run after it. Redis is told of its first claim's end when it has the second.
 func TestAReleaseThatIsLateEndsNoOtherClaim(t *testing.T) {
-	server := miniredis.RunT(t)
-	memory := store.NewMemory(1 << 20)
-	t.Cleanup(memory.Close)
-	h := newDoor(t, memory, server.Addr())
+	h, server := startDoor(t)
 	run := func() *store.Run {
 		return &store.Run{Lease: &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize)}, Client: context.Background()}
 	}
@@ -201,10 +201,7 @@ func TestAReleaseThatIsLateEndsNoOtherClaim(t *testing.T) {
 
 // TestAGiveBackOutlastsTheLease: a claim may lie in Redis' socket for longer than its lease, and be granted then.
 func TestAGiveBackOutlastsTheLease(t *testing.T) {
-	server := miniredis.RunT(t)
-	memory := store.NewMemory(1 << 20)
-	t.Cleanup(memory.Close)
-	h := newDoor(t, memory, server.Addr())
+	h, server := startDoor(t)
 	h.lease = time.Millisecond
 	h.onStoreError = "pass"
 	h.next = http.NotFoundHandler()
@@ -228,10 +225,7 @@ func TestAGiveBackOutlastsTheLease(t *testing.T) {
 
 // TestAClaimThatCouldNotBeRenewed has Redis grant a claim slowly, and be out of reach when it is to be renewed.
 func TestAClaimThatCouldNotBeRenewed(t *testing.T) {
-	server := miniredis.RunT(t)
-	memory := store.NewMemory(1 << 20)
-	t.Cleanup(memory.Close)
-	h := newDoor(t, memory, server.Addr())
+	h, server := startDoor(t)
 	h.slowClaims = true
 	h.lease = 3 * time.Millisecond
 	claimed := false
