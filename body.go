@@ -15,7 +15,8 @@ var errIncompleteBody = errors.New("the request body did not arrive whole")
 // errGone is the error for a body of which an earlier try has read more than could be kept.
 var errGone = errors.New("the request body was read before")
 
-// takenBody is a request body of which the part to be compared was read. The request's Body is not replaced.
+// takenBody is a request body of which the part to be compared was read. The request's Body is replaced only if there is no memory
+// to read it.
 type takenBody struct {
 	compared []byte        // what the fingerprint covers of it
 	taken    *bytes.Reader // the part that was read
@@ -25,7 +26,7 @@ type takenBody struct {
 
 // readBody reads the part of r's body that is compared. It reserves the memory for that, unless the declared length is at most
 // settings.smallRequest. Of a body longer than maxRequestBodyBytes, the declared length is compared instead of the rest, which
-// streams. If the error is errBusy, r.Body still delivers the whole body.
+// streams. If the error is errBusy, r.Body still delivers the whole body, unless an earlier try could not keep its part of it.
 func readBody(h *handler, r *http.Request, held *reservation) (*takenBody, error) {
 	if r.ContentLength == 0 {
 		return &takenBody{whole: r.Body}, nil

@@ -336,8 +336,8 @@ func (c *Config) settings() (*settings, string, error) {
 	// Of other headers in scope, serve would not see all spellings.
 	plain := !s.observe && s.detach && len(s.scope) < 2 && (s.scopeFirst == "" || s.scopeFirst == "Authorization") && len(s.callers) == 0 && !s.requireCaller && s.comparison == nil && (s.keyFormat == tokenKey || s.keyFormat == visibleKey)
 	s.plainLengths = map[int]bool{}
-	for length := 1; length <= s.maxKeyLength; length++ {
-		s.plainLengths[length] = plain
+	for length := 1; plain && length <= s.maxKeyLength; length++ {
+		s.plainLengths[length] = true
 	}
 	s.identityFormat = fmt.Sprintf(identityFormat, s.observe, "%q")
 	if !s.scopeHost {

@@ -65,8 +65,8 @@ type handler struct {
 	outage    atomic.Int64 // of Redis, that was last told of
 }
 
-// New builds the middleware. Redis need not be up: it is connected to when the first key comes. What handlers share,
-// such as connections, is given up some seconds after ctx is over. The error wraps ErrConfig.
+// New builds the middleware. It does not wait for Redis, which need not be up. What handlers share, such as connections, is given
+// up some seconds after ctx is over. The error wraps ErrConfig.
 func New(ctx context.Context, next http.Handler, config *Config, name string) (http.Handler, error) {
 	set, warning, err := config.settings()
 	if err != nil {
@@ -257,7 +257,7 @@ var (
 )
 
 // serve is the way of a protected request with a key. Of an ordinary one, with a short body and nothing odd about it, the
-// lease is made here; it is the same that readRequest would make.
+// lease is made here; it is the same that newLease would make.
 func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 	header := r.Header
 	keys := header[h.header]
@@ -448,7 +448,7 @@ func proceed(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, h
 	decide(h, w, r, l, held)
 }
 
-// decide is the verdict on a claim. held is the record that holds the key; nil if the lease holds it.
+// decide is the verdict on a claim that was not granted. held is what holds the key, or has the error of the store.
 func decide(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, held *store.Held) {
 	if servesRun(r, held) {
 		r = r.WithContext(r.Context())

@@ -230,7 +230,8 @@ func keepShared(h *handler, l *store.Run, record string) {
 	finishLocal(h, l, record, kept, err)
 }
 
-// finish replaces the lease by the record of how its request ended; false if the lease is lost.
+// finish replaces the lease by the record of how its request ended. It returns false if the lease is lost, or Redis did not take
+// the record.
 func finish(h *handler, l *store.Run, record string) bool {
 	switch {
 	case h.shared == nil:
@@ -271,8 +272,8 @@ func finishDegraded(h *handler, l *store.Run, record string) bool {
 	return store.Finish(h.keys.Memory, l.Lease, record, h.ttl, true)
 }
 
-// release makes the key free; false if the lease is lost. Memory is told first, so that a renewal that Redis gets after the
-// release is known for that: see renewLease.
+// release makes the key free. Memory is told first, so that renewShared can tell a renewal that Redis gets after the release. It
+// returns false if the lease is lost, or Redis did not say.
 func release(h *handler, l *store.Run) bool {
 	free := store.Release(h.keys.Memory, l.Lease)
 	switch {

@@ -377,7 +377,7 @@ func noteFrom(line redisclient.Note) *keyNote {
 	return &keyNote{kind: line.Kind, id: line.Name, place: line.Place, hash: parts[0], state: store.State(state), since: since, until: line.Until, traefik: parts[3], where: parts[4]}
 }
 
-// notes are notes about keys, at most redisclient.MostNotes of each kind: the same as redisclient.Notebook, in this process.
+// notes are notes about keys, at most twice redisclient.MostNotes of each kind: the same as redisclient.Notebook, in this process.
 type notes struct {
 	byID  map[string]*keyNote
 	order map[string][]*keyNote // by kind, the newest last; a note that was replaced or dropped may still be there

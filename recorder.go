@@ -13,18 +13,20 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// recorder is the ResponseWriter of a run. At the header it takes one of three ways:
+// recorder is the ResponseWriter of a run. At the header it takes one of four ways:
 //
 //   - whole: an answer with one Content-Length of at most wholeBytes is taken whole, kept, and only then sent. A client that
 //     has one byte of it finds it kept.
+//   - held: what must not be flushed, an error or what Traefik itself answers, is taken like a whole answer, whatever its length,
+//     as far as it can be kept.
 //   - streamed: any other answer of the backend that is no error is sent while it comes, and recording runs ahead of a client
 //     that reads slowly or not at all; see stream.
 //   - passed: what is not kept goes straight to the client.
 //
 // What Traefik itself answers, and an error of the backend, is not flushed: a retry or failover above may have taken its header
-// away, and then the flush would begin a 200. Such an answer goes whole, as far as it can be kept.
+// away, and then the flush would begin a 200.
 //
-// Under Yaegi the reverse proxy sees only the three methods of http.ResponseWriter, so nobody above can flush.
+// Under Yaegi the reverse proxy sees only the three methods of http.ResponseWriter, so nobody below can flush.
 type recorder struct {
 	http.ResponseWriter // the client's, or lateHeader
 
@@ -34,28 +36,29 @@ type recorder struct {
 	header http.Header // the client's
 	above  http.Header // what middlewares above had set before the run; nil if nothing
 
-	ordinary map[int]bool // statuses of answers that may be ordinary ones; nil if none may
-
-	// Written by WriteHeader.
-	status   int // 0 until the final header is written
-	outcome  outcome
+	// Set once, by the final header.
+	status   int          // 0 until then
 	length   string       // Content-Length of an ordinary answer
 	declared int          // Content-Length of any other; -1 if there is none
 	whole    bool         // the answer goes whole
-	held     bool         // it is taken as if it went whole, whatever its length, since it must not be flushed
-	stream   *stream      // the way that it goes; nil if it is not streamed
 	kept     bytes.Buffer // its header as it is to be kept, in HTTP's wire format
 
-	// Written by Write.
+	// Set by the header, and again when recording stops or the run ends.
+	ordinary map[int]bool // statuses of answers that may be ordinary ones; nil if none may
+	outcome  outcome
+	held     bool    // the answer is taken as if it went whole, whatever its length, since it must not be flushed
+	stream   *stream // the way that it goes; nil if it is not streamed
+	flushes  bool    // after each part that is passed on
+
+	// Set by each Write.
 	body        bytes.Buffer // of a whole answer
 	taken       int          // bytes of any other
 	reservation reservation  // for these
-	flushes     bool         // after each part that is passed on
 	gone        bool         // the client takes no more
 
-	returned bool // the handler below has, and did not panic
-	settled  bool // the key is: the answer was kept when its last byte came
-	done     bool // an ordinary answer was kept and sent: nothing is left to do
+	returned bool // the handler below has returned, without a panic
+	settled  bool // the key was settled when the last byte came
+	done     bool // an ordinary answer was kept and sent
 
 	// What Traefik's transport reports, from its own goroutines: a connection was asked for; a request header was written,
 	// and a byte of an answer came, where these are locked. The hooks are methods of the standard library's own types; a

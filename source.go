@@ -207,7 +207,7 @@ func linesOf(r *http.Request, name string) []string {
 	return lines
 }
 
-// only returns the one value of values that is not empty.
+// only returns the value if there is exactly one; an empty one counts as none.
 func only(values []string) (string, int) {
 	switch {
 	case len(values) == 0:

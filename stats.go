@@ -28,8 +28,7 @@ func routingPath(u *url.URL) string {
 	return path
 }
 
-// serveStats answers a request for the statistics, and reports whether r is one. It is called for paths that begin like
-// statsPath.
+// serveStats answers a request for the pages below stats.path, and reports whether r is one.
 func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 	if h.statsEnd == "" {
 		return false

@@ -91,7 +91,8 @@ func Reissue(m *Memory, r *Run) {
 	setOwner(m, r)
 }
 
-// claimUnknown is ClaimKey for a key that memory does not have, if there is a Redis or the watchdog is not armed.
+// claimUnknown is ClaimKey for a key that memory does not have, if there is a Redis, or ClaimKey leaves claims to ClaimLocal (see
+// Memory.begun).
 func claimUnknown(k *Keys, r *Run) *Held {
 	if k.Trouble != nil {
 		return Undecided
@@ -101,7 +102,7 @@ func claimUnknown(k *Keys, r *Run) *Held {
 	return held
 }
 
-// claimKnown is ClaimKey for a key that memory has.
+// claimKnown is ClaimKey for a key that memory may have.
 func claimKnown(k *Keys, r *Run) *Held {
 	var held *Held
 	var expires time.Duration

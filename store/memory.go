@@ -29,45 +29,46 @@ const sweepPause = time.Second
 // sweepChunk is how many entries are freed while the lock is held once.
 const sweepChunk = 128
 
-// Memory is a store in this process's memory. Finished records take at most limit bytes, and are freed within about a
-// second after they expired, traffic or not. Running records are never dropped: there are as many as requests under way,
+// Memory is a store in this process's memory. Finished records take at most limit bytes, and are freed within about two
+// seconds after they expired, traffic or not. Running records are never dropped: there are as many as requests under way,
 // each of which finishes or releases its own.
 //
 // When there is no room, the records that expire first are evicted first: with one time to live, the oldest. A record that no
 // other store has loses its answer but stays as an Unkept one, so that its request does not run a second time. These key-only
 // records take at most half of limit; beyond that, the oldest of them are evicted too.
 type Memory struct {
-	since func(epoch time.Time) time.Duration // the clock
-	epoch time.Time
+	since    func(epoch time.Time) time.Duration // the clock
+	epoch    time.Time
+	token    string      // prefix of the owner tokens of its leases
+	sweeper  *time.Timer // of the next sweep
+	watchdog *time.Timer // of the next tick
 
-	lock, unlock func() // guard everything below, and the entries. Fields, because Yaegi finds a field faster than a method
+	lock, unlock func() // guard everything below but seen, and the entries. Fields, because Yaegi finds a field faster than a method
 
 	limit        int
 	bytes        int // taken by finished records
 	keyOnlyBytes int // taken by those in keyOnly
 	evicted      int // number of answers and keys
 	entries      map[string]*Lease
-	answers      *buckets    // finished entries with an answer, or that another store has too
-	keyOnly      *buckets    // finished entries without an answer that no other store has
-	sweeper      *time.Timer // of the next sweep
-	sweeping     bool        // the sweeper runs, since there is something to free
+	answers      *buckets // finished entries with an answer, or that another store has too
+	keyOnly      *buckets // finished entries without an answer that no other store has
+	sweeping     bool     // the sweeper runs, since there is something to free
 
-	token        string        // prefix of the owner tokens of its leases
 	claims       int           // owner tokens given out
 	leftToOthers int           // claims without Redis that ClaimKey did not grant itself
 	granted      int           // claims granted by ClaimLocal, or by Displace
 	reported     int           // granted claims that TakeClaims has returned
 	shared       bool          // there is a Redis behind it
 	newsUntil    time.Duration // on the clock: until then, all that was settled by hand in Redis counts as known
-	watchdog     *time.Timer
 	tick         time.Duration // between two ticks of the watchdog
 	armed        bool          // the watchdog ticks
 	begun        []*Run        // claimed by ClaimKey since the last tick; nil: ClaimKey leaves all claims to ClaimLocal
 	watched      []*Run        // claimed before, or by ClaimLocal, and running at the last tick
 	long         []LongRun     // of these, those that ran for long; replaced as a whole
 
-	seen   []time.Duration  // when a tick first saw the runs at the beginning of watched, on the clock
 	lasted *stats.Histogram // of runs that have ended, as the ticks saw them
+
+	seen []time.Duration // when a tick first saw the runs at the beginning of watched, on the clock. Only ticks change it, under the lock; they read it without
 }
 
 // ballastBytes is the upper bound on the ballast.

@@ -2,12 +2,12 @@
 // answer to give to duplicates.
 //
 // A key's life is one record. It begins as Running, held by one owner under a lease, and ends as Done, Unknown or
-// Unkept for its time to live, or is released. The owner's token is the fencing token: an owner whose lease is over
-// changes nothing any more.
+// Unkept for its time to live, or is released. The owner's token is the fencing token: an owner that has lost the key to
+// another changes nothing any more.
 //
-// A store is a set of functions over a type: Claim, Renew, Finish and Release. Each is one atomic step, and safe for concurrent
-// use. They are not methods because Yaegi, which runs the plugin in Traefik, takes four times as long to call a method as to
-// call a function. Package storetest is the suite that every store has to pass.
+// A store is a set of functions over a type: Claim, Finish and Release, and Renew where a lease can end before its owner. Each is
+// one atomic step, and safe for concurrent use. They are not methods because Yaegi, which runs the plugin in Traefik, takes four
+// times as long to call a method as to call a function. Package storetest is the suite that every store has to pass.
 package store
 
 import (
@@ -87,9 +87,9 @@ type Held struct {
 	Fingerprint string        // of the request that claimed the key, FingerprintSize bytes
 	Owner       string        // Running: the token of the lease
 	Answer      *Answer       // Done and Unkept
-	Left        time.Duration // until the record expires; 0 for a running one, and for an answer that memory has cached
+	Left        time.Duration // until the record, or the lease of a running request, expires; 0 for a lease without an end, and for an answer that memory has cached
 	Key         string        // of an answer that memory has cached, so that Left can be asked for
-	Record      string        // the record that Answer was read from
+	Record      string        // the record as it is stored; empty for a request that runs in this process
 	Local       bool          // known without asking the shared store
 	OnlyCopy    bool          // finished: no other store has the record, as far as is known
 	Err         error         // why Redis could not be asked, if nothing else is known
