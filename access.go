@@ -147,7 +147,8 @@ func sameOrigin(r *http.Request) bool {
 const tokenHours = 12
 
 // tokenOf returns what the page's forms carry, so that no other page can send them. It is made of the login alone: then the
-// page of one Traefik can be sent to another. Each is another one, so that nobody can find it out from how well pages compress.
+// page of one Traefik can be sent to another. Each token differs, so that nobody can find one out from how well pages
+// compress.
 func tokenOf(who *visitor, now time.Time) string {
 	return signed(who, strconv.FormatInt(now.Unix()/3600, 10)+"."+store.RandomHex(8))
 }
@@ -223,8 +224,8 @@ func (t *throttle) counted(address string) string {
 	return address
 }
 
-// addressOf returns from where r comes, as the connection has it, since a client can write what it likes into a header. Of an
-// IPv6 address it is the network, because everybody has 2^64 of them.
+// addressOf returns from where r comes, as the connection has it, since a client can write what it likes into a header. For
+// an IPv6 address it returns the network, because everybody has 2^64 addresses.
 func addressOf(r *http.Request) string {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {

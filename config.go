@@ -226,7 +226,7 @@ type settings struct {
 	detachTimeout   time.Duration
 	retryable       map[int]bool
 	classified      map[int]bool // statuses that may be another outcome than answered
-	ordinary        map[int]bool // other statuses of answers with a body
+	ordinary        map[int]bool // statuses of answers that may be ordinary: see recorder.WriteHeader
 	holdUnknown     bool
 	replayHeader    string
 	statusHeader    string
@@ -239,7 +239,7 @@ type settings struct {
 	smallRequest    int64 // longest body that is read whole and not counted
 	wholeBytes      int   // longest answer that is taken whole before it is sent
 	maxResponseBody int
-	longestRecord   int // of an answer whose header and body are as long as that
+	longestRecord   int // longest record of an answer that is kept
 	onStoreError    string
 	localCacheBytes int64
 	logLevel        string
@@ -333,7 +333,7 @@ func (c *Config) settings() (*settings, string, error) {
 	c.checkKey(k, s)
 	c.checkScope(k, s)
 	c.checkSame(k, s)
-	// Of other headers in scope, serve would not see all spellings.
+	// serve sees only the canonical spelling of a header in scope. Of Authorization no other counts: see linesOf.
 	plain := !s.observe && s.detach && len(s.scope) < 2 && (s.scopeFirst == "" || s.scopeFirst == "Authorization") && len(s.callers) == 0 && !s.requireCaller && s.comparison == nil && (s.keyFormat == tokenKey || s.keyFormat == visibleKey)
 	s.plainLengths = map[int]bool{}
 	for length := 1; plain && length <= s.maxKeyLength; length++ {
@@ -355,7 +355,8 @@ func (c *Config) settings() (*settings, string, error) {
 	}
 	s.ordinary = map[int]bool{}
 	for status := 200; status < 600; status++ {
-		// There is room for a header, and ttl, which begins at the watchdog's next tick, is not much longer for that.
+		// An ordinary answer is so short that its header fits as well. Its ttl begins at the watchdog's next tick, which matters
+		// only for a short one.
 		s.ordinary[status] = !s.classified[status] && !bodiless(status) && s.maxResponseBody >= wholeBytes && s.ttl >= leastPlainTTL
 	}
 	s.methods = k.methods("methods", list(c.Methods, "POST", "PUT", "PATCH", "DELETE"))

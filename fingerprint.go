@@ -101,7 +101,8 @@ func sumBody(h *handler, head []byte, boundary string, body []byte) string {
 
 // withoutBoundary returns body with each boundary at the beginning of a line replaced by part. A body that was cut after most
 // bytes is followed by its length. Its end is left out, because a boundary may be cut there, and because less of the body fits
-// in front of the cut if its boundary is longer. From its length, the boundaries that were found are subtracted, and the last.
+// in front of the cut if its boundary is longer. The lengths of the boundaries found, and of the last one, are
+// subtracted from its length.
 func withoutBoundary(body []byte, boundary string, most int) []byte {
 	line := []byte("\n--" + boundary)
 	whole := body

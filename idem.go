@@ -51,7 +51,7 @@ type handler struct {
 	keys     *store.Keys       // in this process's memory
 	shared   *redisclient.Keys // behind it, in Redis; nil: there is none
 	stats    *stats.Collector
-	counter  *stats.Counter // of stats
+	counter  *stats.Counter // counts by endpoint
 	notebook *notebook
 	log      *logger
 	detached func(context.Context) context.Context // what the call of the backend outlives of its request
@@ -62,7 +62,7 @@ type handler struct {
 	slowClaims bool        // a claim in Redis may take a good part of its lease
 
 	observing atomic.Int64 // requests that are being observed
-	outage    atomic.Int64 // of Redis, that was last told of
+	outage    atomic.Int64 // number of the last outage of Redis that was logged
 }
 
 // New builds the middleware. It does not wait for Redis, which need not be up. What handlers share, such as connections, is given
@@ -195,7 +195,7 @@ var insideMark = &http.Response{}
 // ServeHTTP passes a request on untouched if the plugin has nothing to do with it.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := r.URL.Path
-	switch { // what strings.HasPrefix would say costs a native call
+	switch { // strings.HasPrefix would cost a native call
 	case path > h.statsEnd:
 	case path < h.statsPath:
 	case serveStats(h, w, r):
@@ -240,8 +240,8 @@ func protects(h *handler, r *http.Request) bool {
 	return paths.MatchString(r.URL.Path)
 }
 
-// otherMethods is what protects r if no rule names its method. TRACE is never protected: it may have no body, and so
-// nothing can keep a transport from sending it twice (see hideEmptyBody).
+// otherMethods returns the paths that are protected for a method that no rule names. TRACE is never protected: it may have no body,
+// and so nothing can keep a transport from sending it twice (see hideEmptyBody).
 func otherMethods(h *handler, r *http.Request) *regexp.Regexp {
 	paths := h.protected["*"]
 	if paths == nil || r.Method == http.MethodTrace {
@@ -278,7 +278,7 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 	default:
 		body := make([]byte, size)
 		_, err := io.ReadFull(r.Body, body)
-		if err != nil {
+		if err != nil { // the client broke off, or a retry above sends again what was read before
 			break
 		}
 		identity := fmt.Sprintf(h.identityFormat, r.Method, r.URL.Path, r.URL.RawPath, keys[0], strings.ToLower(r.Host), header[h.scopeFirst], header["X-Forwarded-Prefix"], header["X-Replaced-Path"])
@@ -324,7 +324,7 @@ func serveSlow(h *handler, w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// objectionTo returns why a request with this key is refused whatever is known of the key; nil if it is not.
+// objectionTo returns the refusal of a request whose key is missing or not valid; nil if there is none.
 func objectionTo(h *handler, k *keyed, converses bool) *refusal {
 	switch {
 	case k.state == absent && h.required && !h.observe:
@@ -345,7 +345,7 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 		h.log.printLimited(levelWarn, "requests under way hold too much memory; further large ones get 503", nil)
 		refuse(h, w, r, overloaded, identityBefore(h, r, k), nil)
 		return
-	case errors.Is(err, errGone): // the try before has read it, and nobody was sent it: this one ends as that one
+	case errors.Is(err, errGone): // an earlier try has read more than was kept: this try ends as that one did
 		announce(h, w, r, "released", false, 0)
 		w.WriteHeader(http.StatusBadGateway)
 		_, _ = io.WriteString(w, http.StatusText(http.StatusBadGateway)) // a client that has gone needs no answer
@@ -406,9 +406,9 @@ func passRead(h *handler, w http.ResponseWriter, r *http.Request, body *takenBod
 	}
 }
 
-// recordable returns r without what would keep its answer from being recorded, or it from reaching the backend once.
+// recordable returns r, or a copy of it that can be recorded and reaches the backend only once. It prepares l for that, too.
 func recordable(r *http.Request, l *store.Run) *http.Request {
-	if r.ProtoMajor > 2 { // a ReverseProxy tells only those below net/http's own server that an answer broke off
+	if r.ProtoMajor > 2 { // a ReverseProxy shows that an answer broke off only if the context has a server of net/http
 		l.Client = context.WithValue(l.Client, http.ServerContextKey, new(http.Server))
 	}
 	empty := r.ContentLength == 0 || (l.Taken != nil && l.Taken.Size() == 0) // chunks may have nothing in them
@@ -429,7 +429,7 @@ func recordable(r *http.Request, l *store.Run) *http.Request {
 	return r
 }
 
-// proceed goes on as the claim says, on the short way where that is to run the request or to replay its answer.
+// proceed does what the claim says. It is decide in fewer steps for the two usual verdicts.
 func proceed(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, held *store.Held) {
 	if held == store.Undecided {
 		held = claimShared(h, l)
@@ -476,14 +476,14 @@ func decide(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, he
 	}
 }
 
-// mismatch reports whether the request that has the key is another one.
+// mismatch reports whether l is to be refused because another request has its key.
 func mismatch(h *handler, l *store.Run, held *store.Held) bool {
 	return h.rejectMismatch && held.Fingerprint != l.Fingerprint
 }
 
-// runHeader tells the next hop the owner tokens of the runs that a request belongs to. A Traefik behind this
-// one, on the same Redis and prefix, or this one again finds the key held by the very run that it serves, and lets the
-// request through. No client can guess a token that has seen none, and one whose run has ended means nothing.
+// runHeader tells the next hop the owner tokens of the runs that a request belongs to. A Traefik behind this one, on the same Redis
+// and prefix, or this one again finds the key held by the very run that it serves, and lets the request through. A client that has
+// seen no token cannot guess one, and a token means nothing once its run has ended.
 const runHeader = "X-Idem-Run"
 
 // servesRun reports whether r is on its way for the run that holds the key.

@@ -10,7 +10,7 @@ import (
 )
 
 // inForce returns all settings with their values, for the page: as effective has them, and the others as they are configured.
-// Of secrets it tells no more than that there are some.
+// Of a secret it tells only that it is set.
 func inForce(h *handler, c *Config) []stats.Setting {
 	known := map[string]string{
 		"redis.endpoints":         "", // as configured, they may have a password in them

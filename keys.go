@@ -15,7 +15,7 @@ import (
 // answers for requests that this process runs and, with a local cache, for those whose end it knows; waiting duplicates of a
 // request that runs here are woken at once.
 
-// claimShared claims a key that only Redis can tell of.
+// claimShared claims in Redis a key that memory does not know.
 func claimShared(h *handler, l *store.Run) *store.Held {
 	if h.slowClaims {
 		return claimSlowly(h, l)
@@ -42,7 +42,8 @@ func giveBack(h *handler, l *store.Run) {
 	store.Reissue(h.keys.Memory, l)
 }
 
-// heldElsewhere goes on with what Redis has told of a key that was not granted, or with the error that it had.
+// heldElsewhere remembers a finished record that Redis has told of, and deals with an error of Redis. It returns what holds the
+// key.
 func heldElsewhere(h *handler, l *store.Run, held *store.Held, err error) *store.Held {
 	if err != nil {
 		return unreached(h, l, err)
@@ -53,8 +54,8 @@ func heldElsewhere(h *handler, l *store.Run, held *store.Held, err error) *store
 	return held
 }
 
-// heldHere settles that memory has a key that Redis has just given to l: for a request that could not ask Redis at the same
-// time, or for a record that Redis has lost, which counts for those with a cache.
+// heldHere is for a key that Redis has just given to l although memory has it: for a request that could not ask Redis then, or for
+// a record that Redis has lost. It returns what holds the key; nil if l does.
 func heldHere(h *handler, l *store.Run, held *store.Held) *store.Held {
 	if h.localCacheBytes == 0 && store.Displace(h.keys, l) {
 		return nil
@@ -63,8 +64,8 @@ func heldHere(h *handler, l *store.Run, held *store.Held) *store.Held {
 	return held
 }
 
-// unreached returns what memory knows of a key for which Redis failed with err: what another middleware has kept is better than
-// nothing.
+// unreached returns what memory knows of a key about which Redis failed with err. Without a cache of its own, what another
+// middleware has kept is better than nothing.
 func unreached(h *handler, l *store.Run, err error) *store.Held {
 	if !errors.Is(err, redisclient.ErrDown) {
 		l.Doubtful = true
@@ -108,8 +109,8 @@ func claimSlowly(h *handler, l *store.Run) *store.Held {
 	}
 }
 
-// claimDegraded claims in memory, if that is wanted, a key that Redis could not be asked for, for err. A claim that too few
-// replicas have goes on in Redis as well.
+// claimDegraded claims in memory, if onStoreError is degrade, a key about which Redis could not be asked. A claim that Redis has,
+// but too few replicas, stays there as well.
 func claimDegraded(h *handler, l *store.Run, err error) *store.Held {
 	h.storeFailed("the store failed, onStoreError: "+h.onStoreError, err)
 	if h.onStoreError != "degrade" {
@@ -159,7 +160,7 @@ func awaitHolder(h *handler, l *store.Run, held *store.Held) *store.Held {
 		again := claim(h, l)
 		if again != nil && again.Err != nil {
 			if !held.Local && !redisclient.WasFree(again.Err) {
-				continue // Redis cannot tell how the request goes that runs at another Traefik: as far as is known, it runs
+				continue // Redis cannot tell how the request at another Traefik goes: as far as is known, it runs
 			}
 			again = claimDegraded(h, l, again.Err)
 		}
@@ -188,8 +189,8 @@ func awaitEnd(ctx context.Context, h *handler, l *store.Run, attempt int) {
 	}
 }
 
-// renewLease is store.Terms.Renew: it makes a lease last on in Redis. One that began without Redis may find a claim there that is
-// still to be given back: then it is tried again.
+// renewLease is store.Terms.Renew: it renews a lease in Redis. A lease that began without Redis may find an earlier claim there
+// that is still to be given back: then it is tried again.
 func (h *handler) renewLease(l *store.Lease, failed bool) bool {
 	kept, err := renewShared(h, l)
 	said := failed || (l.Degraded && errors.Is(err, redisclient.ErrDown))
@@ -199,7 +200,7 @@ func (h *handler) renewLease(l *store.Lease, failed bool) bool {
 	return err == nil && (kept || !l.Degraded)
 }
 
-// renewShared makes the lease last on in Redis; false if it has ended or another owner has the key. A key that Redis does not
+// renewShared renews the lease in Redis. It returns false if it has ended or another owner has the key. A key that Redis does not
 // have is claimed there: one that was claimed in memory while Redis was away, or that Redis lost.
 func renewShared(h *handler, l *store.Lease) (bool, error) {
 	if store.StateOf(h.keys.Memory, l) != store.Running {
@@ -244,9 +245,9 @@ func finish(h *handler, l *store.Run, record string) bool {
 	return kept
 }
 
-// finishLocal has memory know what Redis has answered to the record of how a request ended. What Redis failed with err to
-// take is kept here, so that this process at least answers its duplicates right, and written to Redis when that is back; of
-// an answer that is too large for Redis, others learn no more than that it was given.
+// finishLocal tells memory how Redis took the record of an ended request. What Redis failed with err to take is kept here, so that
+// this process at least answers its duplicates right, and written to Redis when that is back; of an answer that is too large for
+// Redis, others learn no more than that it was given.
 func finishLocal(h *handler, l *store.Run, record string, kept bool, err error) {
 	switch {
 	case err != nil:
@@ -306,7 +307,7 @@ func leaseLost(h *handler, l *store.Run) {
 
 const lostLease = "a lease was lost before its request ended; raise lease if Redis was reachable"
 
-// storeFailed counts and logs a step that the store did not take. Of an outage each handler tells once.
+// storeFailed counts and logs a step that the store did not take. An outage is logged once by each handler.
 func (h *handler) storeFailed(step string, cause error) {
 	h.stats.Counts[stats.StoreErrors].Add(1)
 	outage := h.shared.Outage()

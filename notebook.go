@@ -19,7 +19,7 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// Kinds of notes about keys, and two more. Those of the first two kinds are listed.
+// Kinds of notes. Those of unknown and running are listed; gone and traefik are about no key's record.
 const (
 	noteUnknown = "unknown" // nobody knows how it ended
 	noteRunning = "running" // it has been running for longRun
@@ -53,7 +53,7 @@ type notebook struct {
 	memory *store.Memory
 	name   string // of this Traefik
 
-	mu        sync.Mutex            // guards everything down to the blank line
+	mu        sync.Mutex            // guards everything down to io
 	sightings map[string][]sighting // by kind, the newest last
 	shared    *redisclient.Notebook // nil: there is no Redis
 	place     int                   // of a key's hash in its lease's Wire
@@ -174,7 +174,7 @@ func (n *notebook) hear() {
 	}
 	defer n.io.Unlock()
 	if store.Behind(n.memory) && exchangeNow(n) != nil {
-		store.Heard(n.memory, noteInterval) // not yet; but nobody else need wait for the same
+		store.Heard(n.memory, noteInterval) // not so, but nobody else need wait for the same
 	}
 }
 
@@ -185,7 +185,7 @@ func exchange(n *notebook) error {
 	return exchangeNow(n)
 }
 
-// exchangeNow is exchange. The caller holds io.
+// exchangeNow is exchange. The caller holds the lock io.
 func exchangeNow(n *notebook) error {
 	now := time.Now()
 	takeRuns(n, now) // before what requests told since: how one ended counts more than that it ran
@@ -218,7 +218,7 @@ func exchangeNow(n *notebook) error {
 }
 
 // sayOnce logs an error that was not there at the last exchange. Outages, and what is forbidden, are logged elsewhere. The caller
-// holds io.
+// holds the lock io.
 func sayOnce(n *notebook, err error) {
 	if err != nil && n.err == nil && !redisclient.IsUnreachable(err) && !errors.Is(err, stats.ErrForbidden) {
 		log.Printf("level=warn msg=\"notes about keys could not be exchanged with Redis; that is tried again\" cause=%q", err)
@@ -263,7 +263,7 @@ func addSettled(all map[string]store.Settlement, what []redisclient.Settled) {
 	}
 }
 
-// takeSightings makes notes of what requests have told. The caller holds io.
+// takeSightings makes notes of what requests have told. The caller holds the lock io.
 func takeSightings(n *notebook) {
 	n.mu.Lock()
 	all := n.sightings
@@ -288,7 +288,7 @@ func takeSightings(n *notebook) {
 	}
 }
 
-// takeRuns notes what runs for long, and what does not any more: its id may have been shown. The caller holds io.
+// takeRuns notes what runs for long, and what does not any more: its id may have been shown. The caller holds the lock io.
 func takeRuns(n *notebook, now time.Time) {
 	noted := map[string]notedRun{}
 	for _, run := range store.LongRuns(n.memory) {
@@ -377,7 +377,8 @@ func noteFrom(line redisclient.Note) *keyNote {
 	return &keyNote{kind: line.Kind, id: line.Name, place: line.Place, hash: parts[0], state: store.State(state), since: since, until: line.Until, traefik: parts[3], where: parts[4]}
 }
 
-// notes are notes about keys, at most twice redisclient.MostNotes of each kind: the same as redisclient.Notebook, in this process.
+// notes are notes about keys, at most twice redisclient.MostNotes of each kind: the same as redisclient.Notebook, in this
+// process. The notebook's io guards them.
 type notes struct {
 	byID  map[string]*keyNote
 	order map[string][]*keyNote // by kind, the newest last; a note that was replaced or dropped may still be there

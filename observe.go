@@ -23,7 +23,9 @@ func observe(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 	o := &observedBody{body: r.Body, h: h, key: k, seen: seen, length: r.ContentLength}
 	announce(h, w, r, "observed", false, 0)
 	if r.ContentLength == 0 {
+		o.mu.Lock()
 		noteEnd(o)
+		o.mu.Unlock()
 	} else {
 		r = r.WithContext(r.Context()) // a copy: the middlewares above keep their body
 		r.Body = o
@@ -97,7 +99,7 @@ func giveUp(o *observedBody, total int) {
 	o.h.stats.Counts[total].Add(1)
 }
 
-// noteEnd notes the key of a request whose body was read to its end. The caller holds the lock, or has not shared o yet.
+// noteEnd notes the key of a request whose body was read to its end. The caller holds the lock.
 func noteEnd(o *observedBody) {
 	o.done = true
 	body := o.data.Bytes()

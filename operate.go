@@ -201,8 +201,8 @@ func traefikOf(h *handler, owner string, names map[string]string) string {
 }
 
 // listKeys lists keys of the state unknown or running, or both if state is empty, the newest first. Long runs take only the room
-// that unknown outcomes leave, since these wait for an operator. What is not any more as its note says is left out; the note stays:
-// the record may still be on its way to Redis.
+// that unknown outcomes leave, since these wait for an operator. Keys that are no longer what their note says are left out; the
+// notes stay, since a record may still be on its way to Redis.
 func listKeys(h *handler, state string) *keysAnswer {
 	err := exchange(h.notebook)
 	if redisclient.IsUnreachable(err) { // as in findNote
@@ -272,8 +272,8 @@ func notedBelow(h *handler, kind string, below int64) ([]*keyNote, error) {
 	return noted, err
 }
 
-// lookAtAll is lookAt for many keys. A record that Redis does not have, memory may: it is still to be written there. While Redis does not
-// do what keys need, memory decides.
+// lookAtAll is lookAt for many keys. Memory may have a record that Redis does not: it is still to be written there. While Redis
+// does not do what keys need, memory decides.
 func lookAtAll(h *handler, noted []*keyNote) ([]*redisclient.Seen, []error) {
 	all := make([]*redisclient.Seen, len(noted))
 	errs := make([]error, len(noted)) // memory gives none
@@ -537,7 +537,7 @@ func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, r
 		return changed(h, note, now, "the key was changed meanwhile; nothing was changed by this")
 	case err != nil || failed != nil:
 		if failed != nil && record != "" { // it has what was just written
-			held, _ := store.Decode(record) // it is one, so there is no error
+			held, _ := store.Decode(record) // it is a record, so there is no error
 			held.Left = longer(h.ttl, seen.Left)
 			now = inMemory(held)
 		}

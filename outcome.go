@@ -19,7 +19,7 @@ const (
 	askedAgain                // its status asks the client to come again
 	neverSent                 // the backend never saw the request
 	unknown                   // it was sent, and no whole answer came back
-	tooLarge                  // it was answered, with its header longer than maxResponseBodyBytes, or than there is room for (see mostInFlight), or unreadable
+	tooLarge                  // its answer, header included, is longer than maxResponseBodyBytes or than there is room for (see mostInFlight), or its header cannot be read back
 )
 
 // decisions are the values of the status header, by outcome.
@@ -28,9 +28,9 @@ var decisions = []string{"first", "released", "released", "unknown", "unkept"}
 // statusClientClosed is what Traefik answers when a request was cancelled.
 const statusClientClosed = 499
 
-// classify tells from the status and the trace what kind of answer this is, if it is not simply the backend's. Traefik
-// answers for a backend that it could not reach or that broke off with 500, 502, 504 or 499 (the client has gone), and
-// without any header. Its fast proxy reports nothing: then nobody knows what the backend saw.
+// classify sets the outcome that status and trace show, unless the answer is simply the backend's. Traefik answers for a backend
+// that it could not reach or that broke off with 500, 502, 504 or 499 (the client has gone), and without any header. Its fast proxy
+// reports nothing: then nobody knows what the backend saw.
 //
 // What a trace reports need not be about this request: a middleware below may have called another service, errors for a page
 // to show instead of Traefik's own answer, or forwardAuth whether the client may pass.

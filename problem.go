@@ -96,8 +96,8 @@ func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, iden
 	_, _ = w.Write(body) // a client that has gone needs no answer
 }
 
-// announce adds what settings have the plugin say in headers: the decision, until when the answer is kept, which is left from
-// now on or 0 if it is not, and that scripts may read all this.
+// announce adds the headers that the settings ask for: the decision, when the kept answer ends, and which headers scripts may read.
+// left is how long the answer is kept from now on; 0 if it is not.
 func announce(h *handler, w http.ResponseWriter, r *http.Request, decision string, degraded bool, left time.Duration) {
 	header := w.Header()
 	if h.statusHeader != "" {
@@ -112,8 +112,8 @@ func announce(h *handler, w http.ResponseWriter, r *http.Request, decision strin
 	expose(h, header, r, h.exposed...)
 }
 
-// expose lets scripts of other origins read these headers of the answer to r, if they may read any of it: a backend says so in
-// its answer, and a middleware above when the answer has passed the plugin, but not unless the request names an origin.
+// expose lets scripts of other origins read these headers, if they may read the answer at all. The backend's answer says so, or a
+// middleware above says so later; then the request names an origin.
 func expose(h *handler, header http.Header, r *http.Request, names ...string) {
 	const list = "Access-Control-Expose-Headers"
 	readable := header["Access-Control-Allow-Origin"] != nil || r.Header["Origin"] != nil

@@ -67,7 +67,8 @@ type recorder struct {
 	wrote, answered sync.RWMutex
 }
 
-// wholeBytes is the longest answer that is taken whole before it is sent. All lengths of plainDigits are less.
+// wholeBytes is the longest answer that is taken whole before it is sent. An answer whose length has at most plainDigits digits is
+// shorter.
 const (
 	wholeBytes  = 64 << 10
 	plainDigits = 4
@@ -83,7 +84,7 @@ func (x *recorder) WriteHeader(status int) {
 	case len(length[0]) > plainDigits:
 	case x.header["Content-Type"] == nil:
 	default:
-		x.ordinary = nil // a second header is no answer
+		x.ordinary = nil // a second header is ignored: see writeHeaderSlow
 		x.status = status
 		x.length = length[0]
 		x.whole = true
@@ -93,8 +94,8 @@ func (x *recorder) WriteHeader(status int) {
 	writeHeaderSlow(x, status)
 }
 
-// writeHeaderSlow is WriteHeader for all but ordinary answers. An informational answer is not the final one; that the
-// client may continue, it has been told when its body was read. A second final answer is ignored.
+// writeHeaderSlow is WriteHeader for all but ordinary answers. An informational answer is not the final one; that the client may
+// continue was said when its body was read. A second final answer is ignored.
 func writeHeaderSlow(x *recorder, status int) {
 	if status < 200 || x.status != 0 {
 		if x.status == 0 && status != http.StatusContinue {
@@ -150,7 +151,7 @@ func sendHeader(x *recorder) {
 	}
 }
 
-// declaredLength is how long the body is going to be, -1 if nobody knows.
+// declaredLength returns the length of the body by its header; -1 if there is none.
 func declaredLength(x *recorder) int {
 	if x.r.Method == http.MethodHead || bodiless(x.status) {
 		return 0
@@ -229,8 +230,8 @@ func writePart(x *recorder, p []byte) (int, error) {
 	return len(p), nil
 }
 
-// makeRoom reserves what the answer takes, with its header, all at once if it has told its length; false if that is too long
-// to be kept, or requests under way hold too much.
+// makeRoom reserves what the answer takes, with its header, all at once if it has told its length. It returns false if that is too
+// long to be kept, or requests under way hold too much.
 func makeRoom(x *recorder, n int) bool {
 	header := x.kept.Len()
 	if header+x.taken > x.h.maxResponseBody {
@@ -254,7 +255,7 @@ func makeRoom(x *recorder, n int) bool {
 	return true
 }
 
-// stopRecording sends what was recorded, and records no more: from here on the client's pace is the backend's.
+// stopRecording sends what was recorded, and records no more: from here on the backend waits for the client.
 func stopRecording(x *recorder) {
 	if x.held {
 		x.held = false

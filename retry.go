@@ -12,7 +12,8 @@ import (
 // above the plugin, sends such a request again with the same body, which has been read already.
 var readBodies sync.Map
 
-// keptBody is a value of readBodies. It is deleted when its request ends.
+// keptBody is a value of readBodies. It is deleted when its request ends. Tries of one request follow each other, so it needs no
+// lock.
 type keptBody struct {
 	body        io.ReadCloser
 	data        []byte // what was read of it

@@ -97,7 +97,7 @@ func (u *use) remove() bool {
 	return true
 }
 
-// hook is a hook of a handler in something shared, such as a backlog.
+// hook takes back what a handler has hooked into something shared, when its context is over.
 type hook struct{ remove func() }
 
 // end removes the hook.

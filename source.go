@@ -187,8 +187,8 @@ func valueAtPlace(h *handler, p *place, r *http.Request, body []byte) (string, i
 }
 
 // linesOf returns the lines of a header, of all spellings of its name: Traefik's basicAuth and digestAuth set theirs under the
-// name that they are configured with, beside what a client has sent. The canonical spelling comes first. Of Authorization it is the
-// only one, because serve looks for no other.
+// name that they are configured with, beside what a client has sent. The canonical spelling comes first. For Authorization
+// only that counts, because serve looks for no other.
 func linesOf(r *http.Request, name string) []string {
 	lines := r.Header[name]
 	if name == "Authorization" {

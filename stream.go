@@ -13,13 +13,13 @@ type stream struct {
 	client http.ResponseWriter
 	ended  chan struct{} // closed when client is not used any more
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards everything below
 	news  *sync.Cond // of mu: something was taken, or the last of it
-	taken []byte     // of the answer so far
+	taken []byte     // of the answer so far: written by the handler's goroutine alone, which reads it without the lock
 	sent  int        // bytes of that
 	ready int        // bytes of that which may be sent
 	last  bool       // no more is to come
-	err   error      // why the client takes no more
+	err   error      // why the client takes no more; read without the lock when ended is closed
 }
 
 // lateHeader is the client's ResponseWriter for the handler below while its answer is streamed: a middleware above may change

@@ -11,7 +11,7 @@ import (
 // Keys are the keys of one middleware in a Memory. If there is a Redis behind it, Memory has only the keys known to this process.
 type Keys struct {
 	Memory  *Memory
-	Trouble *atomic.Int32 // not 0 while Redis does not do what keys need; nil: there is no Redis
+	Trouble *atomic.Int32 // number of servers of Redis that do not do what keys need; nil: there is no Redis
 	Terms   Terms
 
 	ttl     time.Duration // of Terms

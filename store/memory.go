@@ -54,19 +54,18 @@ type Memory struct {
 	keyOnly      *buckets // finished entries without an answer that no other store has
 	sweeping     bool     // the sweeper runs, since there is something to free
 
-	claims       int           // owner tokens given out
-	leftToOthers int           // claims without Redis that ClaimKey did not grant itself
-	granted      int           // claims granted by ClaimLocal, or by Displace
-	reported     int           // granted claims that TakeClaims has returned
-	shared       bool          // there is a Redis behind it
-	newsUntil    time.Duration // on the clock: until then, all that was settled by hand in Redis counts as known
-	tick         time.Duration // between two ticks of the watchdog
-	armed        bool          // the watchdog ticks
-	begun        []*Run        // claimed by ClaimKey since the last tick; nil: ClaimKey leaves all claims to ClaimLocal
-	watched      []*Run        // claimed before, or by ClaimLocal, and running at the last tick
-	long         []LongRun     // of these, those that ran for long; replaced as a whole
-
-	lasted *stats.Histogram // of runs that have ended, as the ticks saw them
+	claims       int              // owner tokens given out
+	leftToOthers int              // claims without Redis that ClaimKey did not grant itself
+	granted      int              // claims granted by ClaimLocal, or by Displace
+	reported     int              // granted claims that TakeClaims has returned
+	shared       bool             // there is a Redis behind it
+	newsUntil    time.Duration    // on the clock: until then, all that was settled by hand in Redis counts as known
+	tick         time.Duration    // between two ticks of the watchdog
+	armed        bool             // the watchdog ticks
+	begun        []*Run           // claimed by ClaimKey since the last tick; nil: ClaimKey leaves all claims to ClaimLocal
+	watched      []*Run           // claimed before, or by ClaimLocal, and running at the last tick
+	long         []LongRun        // of these, those that ran for long; replaced as a whole
+	lasted       *stats.Histogram // of runs that have ended, as the ticks saw them
 
 	seen []time.Duration // when a tick first saw the runs at the beginning of watched, on the clock. Only ticks change it, under the lock; they read it without
 }
@@ -75,11 +74,11 @@ type Memory struct {
 const ballastBytes = 64 << 20
 
 // ballast is memory that is allocated but never used. It takes next to no physical memory, but makes the heap larger, so that
-// the garbage collector runs less often. Each run goes through all of Traefik and the syntax tree of the plugin: without
-// ballast that is a tenth of what a request costs, and the slowest requests are those that such a run delays. It is no more than
+// the garbage collector runs less often. Each collection goes through all of Traefik and the syntax tree of the plugin: without
+// ballast that is a tenth of what a request costs, and the slowest requests are those that a collection delays. It is no more than
 // half of what a store may hold: once the store holds more than the ballast, its content has the same effect.
 var ballast struct {
-	mu    sync.Mutex // guards all below
+	mu    sync.Mutex // guards everything below
 	bytes []byte
 	held  int // the most that a store has held: a smaller ballast is not needed any more
 }
@@ -326,7 +325,7 @@ func describe(m *Memory, l *Lease) *Held {
 	}
 	m.unlock()
 	if held.Answer == nil && held.Record != "" {
-		_ = Read(held) // it is one, so there is no error
+		_ = Read(held) // it is a record, so there is no error
 		cacheAnswer(m, e, held)
 	}
 	return held
@@ -386,8 +385,8 @@ func Release(m *Memory, l *Lease) bool {
 	return true
 }
 
-// Remember keeps a finished record of another store, which asked has found, until it expires there, unless the key has an entry
-// already.
+// Remember keeps a finished record of another store, which was found for the lease asked, until it expires there, unless the key
+// has an entry already.
 func Remember(m *Memory, asked *Lease, held *Held) {
 	l := &Lease{Key: asked.Key, Fingerprint: held.Fingerprint, Wire: asked.Wire}
 	if Claim(m, l, Endless) == nil {

@@ -21,13 +21,13 @@ const headLen = len(magic) + 1 + FingerprintSize
 // Records are strings, laid out so that the standard library writes and reads an answer in few calls:
 //
 //	magic  R  fingerprint  owner
-//	magic  U  fingerprint  owner, of an observed request behind observedMark
+//	magic  U  fingerprint  owner; of an observed request, observedMark comes before the owner
 //	magic  K  fingerprint  status CRLF  owner
 //	magic  D  fingerprint  status CRLF  header lines  CRLF  body
 //
 // The formats take the parts that differ, in this order. The record of an answer, which every request makes, is concatenated
 // without a format, which takes a tenth of the time. The header lines are in HTTP's wire format. The owner makes records that ended
-// alike differ, so that settling one cannot settle another. It is missing in what is left of an answer.
+// alike differ, so that settling one cannot settle another. An Unkept record that Bare has made has none.
 const (
 	RunningFormat = magic + "R%s%s"
 	UnknownFormat = magic + "U%s%s"

@@ -60,7 +60,7 @@ func Settle(m *Memory, key, version, record string, ttl time.Duration) bool {
 	return true
 }
 
-// Heard has all that was settled by hand in Redis count as known for d from now.
+// Heard says that everything settled by hand in Redis is known here, and may count as known for d.
 func Heard(m *Memory, d time.Duration) {
 	m.lock()
 	defer m.unlock()
@@ -79,8 +79,8 @@ const clocksDiffer = time.Second
 
 // Settlement is what was settled by hand of a key in Redis.
 type Settlement struct {
-	Version string // of the record that the key had
-	At      time.Time
+	Version string    // of the record that the key had
+	At      time.Time // by the clock of the Traefik that settled it
 }
 
 // Forget drops the finished records of keys that were settled in Redis, so that Redis is asked again. settled is by the key's

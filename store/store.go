@@ -58,7 +58,7 @@ type Lease struct {
 	expires   time.Duration // on the Memory's clock; 0 = never; negative: minus the time to live, which begins at the watchdog's next tick
 	done      chan struct{} // running: closed at the end; nil while nobody waits for it
 	elsewhere bool          // finished: another store has the record too
-	finished  time.Duration // when that was, on the Memory's clock; 0 if KeepAnswer or RememberAnswer did it
+	finished  time.Duration // when its request ended, on the Memory's clock; 0 if KeepAnswer or RememberAnswer did it
 	held      *Held         // finished: the answer as duplicates get it, once it was read; never changed
 	heldSize  int           // bytes that held takes
 }

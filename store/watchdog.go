@@ -15,8 +15,8 @@ import (
 // tried again, and the absence of a client noticed, at the next tick.
 const longestTick = 250 * time.Millisecond
 
-// detachTick is the shortest time between two ticks that a detachTimeout leads to, however short: all middlewares with the same
-// Memory get them as often.
+// detachTick is the shortest time between two ticks that a detachTimeout leads to, however short that is: the ticks are for all
+// middlewares with this Memory.
 const detachTick = 25 * time.Millisecond
 
 // How the last renewal of a lease ended.
