@@ -2,17 +2,18 @@
 // idempotency key runs and its answer is kept, in Redis or in memory; every later request with the same key gets that
 // answer and the backend is not called again.
 //
-// The walk of a request, each step a function:
+// The walk of a request:
 //
-//  1. ServeHTTP answers for the statistics, and passes on what the configuration does not protect.
-//  2. serve reads an ordinary request's body and makes its lease: an identity, and a fingerprint. serveSlow does so for others.
+//  1. ServeHTTP answers for the statistics, and passes on what the configuration does not protect. searching.ServeHTTP does so
+//     where a key is required, or may be elsewhere than in one header.
+//  2. serve reads an ordinary request's body and makes its lease: an identity, and a fingerprint. serveSlow passes on, refuses and
+//     observes; serveKey makes the lease of all others.
 //  3. store.ClaimKey gives it the key in memory, or tells who holds it; claimShared asks Redis if memory does not know.
-//  4. proceed runs a request that has its key, and replays the answer of a finished one. decide is the verdict on the rest:
-//     it waits, refuses, or goes on without the store.
-//  5. run calls the next handler with a recorder, which takes the answer whole or streams it.
-//  6. The answer is kept (store.KeepAnswer; keepShared with Redis), and then sent.
-//  7. end comes also after a panic: settle does with the key what the outcome asks for.
-//  8. Meanwhile the watchdog of package store renews the lease, and notices a client that has gone.
+//  4. decide is the verdict: wait, run, replay, refuse, or go on without the store. proceed is its short way to run or replay.
+//  5. run calls the next handler with a recorder, which takes the answer whole, streams it, or passes it on unrecorded.
+//  6. A whole answer is kept (store.KeepAnswer; keepShared with Redis; finish if it is not ordinary), and then sent.
+//  7. end comes also after a panic: settle does with the key what the outcome asks for, unless that is done.
+//  8. Meanwhile the watchdog of package store renews the lease, and cancels a call whose client has been gone for too long.
 //
 // The plugin is interpreted by Yaegi inside Traefik. Constructs that Yaegi gets wrong, select statements above all, are not
 // used; a test in e2e/yaegi finds them. Yaegi also sets the style of what every request goes through: plain functions, since a
