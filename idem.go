@@ -24,6 +24,7 @@ package idem
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -457,12 +458,13 @@ func decide(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, he
 		h.next.ServeHTTP(w, r)
 		return
 	}
-	if held.Err != nil || held.State == store.Running {
+	if held.Err != nil {
+		held = claimDegraded(h, l, held.Err)
+	}
+	if held != nil && held.State == store.Running && h.wait {
 		held = awaitHolder(h, l, held)
 	}
-	if l.Degraded || (held != nil && held.Degraded) {
-		h.stats.Counts[stats.Degraded].Add(1)
-	}
+	countDegraded(h, l, held)
 	switch {
 	case held == nil:
 		run(h, w, r, l)
@@ -474,6 +476,13 @@ func decide(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, he
 		replay(h, w, r, held)
 	default:
 		refuse(h, w, r, refusalOf[held.State], l.Key, held)
+	}
+}
+
+// countDegraded counts a request on which memory has decided because Redis could not be asked.
+func countDegraded(h *handler, l *store.Run, held *store.Held) {
+	if l.Degraded || (held != nil && held.Degraded) {
+		h.stats.Counts[stats.Degraded].Add(1)
 	}
 }
 
@@ -490,7 +499,7 @@ const runHeader = "X-Idem-Run"
 // servesRun reports whether r is on its way for the run that holds the key.
 func servesRun(r *http.Request, held *store.Held) bool {
 	for _, token := range r.Header[runHeader] {
-		if held.State == store.Running && token == held.Owner {
+		if held.State == store.Running && hmac.Equal([]byte(token), []byte(held.Owner)) {
 			return true
 		}
 	}

@@ -13,7 +13,8 @@ import (
 
 // This file is the door to the stores: this process's memory, and Redis behind it if there is one. Memory is asked first. It
 // answers for requests that this process runs and, with a local cache, for those whose end it knows; waiting duplicates of a
-// request that runs here are woken at once.
+// request that runs here are woken at once. The two most frequent steps are taken without this door, since a call costs: serve and
+// serveKey call store.ClaimKey, and run calls store.KeepAnswer. What operators do is in operate.go and notebook.go.
 
 // claimShared claims in Redis a key that memory does not know.
 func claimShared(h *handler, l *store.Run) *store.Held {
@@ -38,8 +39,13 @@ func claimShared(h *handler, l *store.Run) *store.Held {
 // giveBack frees, as soon as Redis can be told, a claim of l that Redis has or may have. l goes on with another token: the
 // release must not end a claim that it makes later.
 func giveBack(h *handler, l *store.Run) {
-	redisclient.Later(h.shared, l.Lease, "", longestLease) // a claim may reach Redis long after it was sent
+	releaseLater(h, l.Lease)
 	store.Reissue(h.keys.Memory, l)
+}
+
+// releaseLater frees in Redis, as soon as it can be told, a claim that it has or may have.
+func releaseLater(h *handler, l *store.Lease) {
+	redisclient.Later(h.shared, l, "", longestLease) // a claim may reach Redis long after it was sent
 }
 
 // heldElsewhere remembers a finished record that Redis has told of, and deals with an error of Redis. It returns what holds the
@@ -135,15 +141,9 @@ const mostWaiting = 512
 // waiting is how many do.
 var waiting atomic.Int64
 
-// awaitHolder goes on where a claim brought no decision. It claims in memory if Redis cannot be asked, and waits for a running
-// request with the same key to end. Of many that wait, the one whose claim comes first after a release runs.
+// awaitHolder waits for the running request that holds the key to end, and claims again. Of all that wait, the first whose claim
+// comes after a release runs.
 func awaitHolder(h *handler, l *store.Run, held *store.Held) *store.Held {
-	if held.Err != nil {
-		held = claimDegraded(h, l, held.Err)
-	}
-	if held == nil || held.Err != nil || held.State != store.Running || !h.wait {
-		return held
-	}
 	if waiting.Add(1) > mostWaiting {
 		waiting.Add(-1)
 		h.log.printLimited(levelWarn, "too many duplicates wait for requests that run; further ones get 409", nil)
@@ -153,18 +153,20 @@ func awaitHolder(h *handler, l *store.Run, held *store.Held) *store.Held {
 	ctx, cancel := context.WithTimeout(l.Client, h.inFlightTimeout)
 	defer cancel()
 	for attempt := 0; held != nil && held.State == store.Running && !mismatch(h, l, held); attempt++ {
-		awaitEnd(ctx, h, l, attempt)
+		if !store.Wait(ctx, h.keys.Memory, l.Key) && h.shared != nil { // it does not run here
+			store.Poll(ctx, attempt)
+		}
 		if ctx.Err() != nil { // waited long enough, or the client has gone: nothing may be claimed any more
 			break
 		}
-		again := claim(h, l)
-		if again != nil && again.Err != nil {
-			if !held.Local && !redisclient.WasFree(again.Err) {
+		now := claim(h, l)
+		if now != nil && now.Err != nil {
+			if !held.Local && !redisclient.WasFree(now.Err) {
 				continue // Redis cannot tell how the request at another Traefik goes: as far as is known, it runs
 			}
-			again = claimDegraded(h, l, again.Err)
+			now = claimDegraded(h, l, now.Err)
 		}
-		held = again
+		held = now
 	}
 	if held != nil && l.Doubtful {
 		giveBack(h, l)
@@ -179,14 +181,6 @@ func claim(h *handler, l *store.Run) *store.Held {
 		return claimShared(h, l)
 	}
 	return held
-}
-
-// awaitEnd returns when it is worth while to claim a running key again, or when ctx is over. attempt counts the calls for one
-// lease from 0.
-func awaitEnd(ctx context.Context, h *handler, l *store.Run, attempt int) {
-	if !store.Wait(ctx, h.keys.Memory, l.Key) && h.shared != nil {
-		store.Poll(ctx, attempt)
-	}
 }
 
 // renewLease is store.Terms.Renew: it renews a lease in Redis. A lease that began without Redis may find an earlier claim there
@@ -208,7 +202,7 @@ func renewShared(h *handler, l *store.Lease) (bool, error) {
 	}
 	kept, err := redisclient.Renew(h.shared, l, h.lease)
 	if store.StateOf(h.keys.Memory, l) == store.Free { // it was released meanwhile, and perhaps before it was renewed
-		redisclient.Later(h.shared, l, "", longestLease)
+		releaseLater(h, l)
 	}
 	return kept, err
 }
@@ -282,14 +276,14 @@ func release(h *handler, l *store.Run) bool {
 		return free
 	case l.Degraded:
 		if l.Doubtful || h.shared.Trouble.Load() == 0 { // Redis may have it: only its reply was lost, or it was renewed there
-			redisclient.Later(h.shared, l.Lease, "", longestLease)
+			releaseLater(h, l.Lease)
 		}
 		return free
 	}
 	free, err := redisclient.Release(h.shared, l.Lease)
 	switch {
 	case err != nil:
-		redisclient.Later(h.shared, l.Lease, "", longestLease)
+		releaseLater(h, l.Lease)
 		h.storeFailed("the end of a request could not be stored", err)
 	case !free:
 		leaseLost(h, l)

@@ -143,9 +143,7 @@ func note(h, claims *handler, l *store.Run, r *http.Request) {
 	if held != nil && held.Err != nil {
 		held = claimDegraded(claims, l, held.Err)
 	}
-	if l.Degraded || (held != nil && held.Degraded) {
-		h.stats.Counts[stats.Degraded].Add(1)
-	}
+	countDegraded(h, l, held)
 	switch {
 	case held == nil:
 		finish(claims, l, fmt.Sprintf(store.ObservedFormat, l.Fingerprint, l.Owner))

@@ -39,7 +39,6 @@ type refusal struct {
 	decision   string        // value of the status header
 	retryAfter time.Duration // 0 = no Retry-After
 	total      int           // under which it is counted
-	apart      bool          // total is one of stats.Apart
 }
 
 var (
@@ -47,12 +46,12 @@ var (
 	missingKey       = &refusal{status: http.StatusBadRequest, slug: "missing-key", detail: "this request needs an idempotency key in %s", decision: "missing", total: stats.Invalid}
 	missingCaller    = &refusal{status: http.StatusBadRequest, slug: "missing-caller", detail: "the caller cannot be identified: a value that scope names is missing, or is not a single value", decision: "missing", total: stats.Invalid}
 	incompleteBody   = &refusal{status: http.StatusBadRequest, slug: "incomplete-body", detail: "the request body did not arrive whole; nothing was done", decision: "invalid", total: stats.Invalid}
-	inFlight         = &refusal{status: http.StatusConflict, slug: "in-flight", detail: "a request with this idempotency key is still being processed", decision: "conflict", retryAfter: time.Second, total: stats.Conflicts, apart: true}
-	outcomeUnknown   = &refusal{status: http.StatusConflict, slug: "outcome-unknown", detail: "the first request with this idempotency key was sent, and how it ended is not known", decision: "unknown", total: stats.Unknown, apart: true}
-	responseNotKept  = &refusal{status: http.StatusConflict, slug: "response-not-kept", detail: "the first request with this idempotency key was answered, but the answer was too large to keep", decision: "unkept", total: stats.Unkept, apart: true}
-	keyReused        = &refusal{status: http.StatusUnprocessableEntity, slug: "key-reused", detail: "this idempotency key was used for another request", decision: "mismatch", total: stats.Mismatches, apart: true}
-	storeUnavailable = &refusal{status: http.StatusServiceUnavailable, slug: "store-unavailable", detail: "the store of idempotency keys cannot be reached; nothing was done", decision: "unavailable", retryAfter: time.Second, total: stats.Unavailable, apart: true}
-	overloaded       = &refusal{status: http.StatusServiceUnavailable, slug: "overloaded", detail: "too many large requests are under way; nothing was done", decision: "unavailable", retryAfter: time.Second, total: stats.Unavailable, apart: true}
+	inFlight         = &refusal{status: http.StatusConflict, slug: "in-flight", detail: "a request with this idempotency key is still being processed", decision: "conflict", retryAfter: time.Second, total: stats.Conflicts}
+	outcomeUnknown   = &refusal{status: http.StatusConflict, slug: "outcome-unknown", detail: "the first request with this idempotency key was sent, and how it ended is not known", decision: "unknown", total: stats.Unknown}
+	responseNotKept  = &refusal{status: http.StatusConflict, slug: "response-not-kept", detail: "the first request with this idempotency key was answered, but the answer was too large to keep", decision: "unkept", total: stats.Unkept}
+	keyReused        = &refusal{status: http.StatusUnprocessableEntity, slug: "key-reused", detail: "this idempotency key was used for another request", decision: "mismatch", total: stats.Mismatches}
+	storeUnavailable = &refusal{status: http.StatusServiceUnavailable, slug: "store-unavailable", detail: "the store of idempotency keys cannot be reached; nothing was done", decision: "unavailable", retryAfter: time.Second, total: stats.Unavailable}
+	overloaded       = &refusal{status: http.StatusServiceUnavailable, slug: "overloaded", detail: "too many large requests are under way; nothing was done", decision: "unavailable", retryAfter: time.Second, total: stats.Unavailable}
 )
 
 // refusalOf has the refusal of a duplicate by the state of its key.
@@ -61,10 +60,10 @@ var refusalOf = map[store.State]*refusal{store.Running: inFlight, store.Unknown:
 // refuse counts r under f's total, and answers it with f. identity is that of its key, empty if it has none; held is what holds
 // the key, nil if it was not claimed.
 func refuse(h *handler, w http.ResponseWriter, r *http.Request, f *refusal, identity string, held *store.Held) {
-	if f.apart {
-		stats.Count(h.counter, f.total, r)
-	} else {
+	if f.total == stats.Invalid { // clients may invent paths: not counted by endpoint
 		h.stats.Counts[f.total].Add(1)
+	} else {
+		stats.Count(h.counter, f.total, r)
 	}
 	p := problem{Type: h.problemType + f.slug, Title: http.StatusText(f.status), Status: f.status, Detail: f.detail}
 	if identity != "" {
