@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"math"
 	"net/url"
 	"os"
 	"regexp"
@@ -215,6 +216,67 @@ func exchangeNow(n *notebook) error {
 	forget(n, news)
 	store.Heard(n.memory, newsLife)
 	return nil
+}
+
+// find returns the note about the key with this public id; nil if there is none.
+func (n *notebook) find(id string) (*keyNote, error) {
+	redis := n.redis()
+	n.io.Lock()
+	note := n.notes.byID[id] // all there are, or those that Redis has not taken yet
+	n.io.Unlock()
+	if note != nil || redis == nil {
+		return note, nil
+	}
+	line, err := redis.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	return noteFrom(line), nil
+}
+
+// below returns the newest notes of a kind that are older than the one at a place, at most mostListed, and the newest first. Those
+// that Redis has not taken yet come before all others.
+func (n *notebook) below(kind string, place int64) ([]*keyNote, error) {
+	redis := n.redis()
+	n.io.Lock()
+	defer n.io.Unlock()
+	var noted []*keyNote
+	if redis == nil || place == math.MaxInt64 {
+		noted = n.notes.newest(kind, place, mostListed)
+	}
+	if redis == nil {
+		return noted, nil
+	}
+	lines, err := redis.List(kind, time.Now().UnixMilli(), place, mostListed)
+	for _, line := range lines {
+		note, newer := noteFrom(line), n.notes.byID[line.Name]
+		if note != nil && (newer == nil || newer.kind != kind) {
+			noted = append(noted, note)
+		}
+	}
+	return noted, err
+}
+
+// signOfLife returns what the Traefik with this token has told last in Redis: a number, which differs each time, and its name. It
+// is empty if the Traefik was never heard of.
+func (n *notebook) signOfLife(token string) (string, error) {
+	line, err := n.redis().Get(token)
+	return line.Text, err
+}
+
+// tell has all Traefiks forget what they remember of a key, and notes that it was settled if note is not nil. What cannot be told
+// now is told later.
+func (n *notebook) tell(what redisclient.Settled, note *keyNote) error {
+	redis := n.redis()
+	n.io.Lock()
+	if redis != nil {
+		n.settled = append(n.settled, what)
+	}
+	if note != nil {
+		n.notes.add(note)
+	}
+	n.io.Unlock()
+	return exchange(n)
 }
 
 // sayOnce logs an error that was not there at the last exchange. Outages, and what is forbidden, are logged elsewhere. The caller

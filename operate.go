@@ -104,17 +104,11 @@ func findNote(h *handler, id string) (*keyNote, *keysAnswer) {
 	if redisclient.IsUnreachable(err) { // one that only refuses to write can still be asked
 		return nil, noNotes(err)
 	}
-	h.notebook.io.Lock()
-	note := h.notebook.notes.byID[id] // all there are, or those that Redis has not taken yet
-	h.notebook.io.Unlock()
-	if note == nil && h.shared != nil {
-		line, err := h.notebook.redis().Get(id)
-		if err != nil {
-			return nil, noNotes(err)
-		}
-		note = noteFrom(line)
-	}
-	if note == nil {
+	note, err := h.notebook.find(id)
+	switch {
+	case err != nil:
+		return nil, noNotes(err)
+	case note == nil:
 		return nil, refused(http.StatusNotFound, "key-unknown", "no key of this id was noted lately; find it by its request")
 	}
 	return note, nil
@@ -193,8 +187,8 @@ func traefikOf(h *handler, owner string, names map[string]string) string {
 	}
 	name, known := names[token]
 	if !known && h.shared != nil {
-		line, _ := h.notebook.redis().Get(token) // without it the name is not known
-		_, name, _ = strings.Cut(line.Text, " ")
+		sign, _ := h.notebook.signOfLife(token) // without it the name is not known
+		_, name, _ = strings.Cut(sign, " ")
 		names[token] = name
 	}
 	return name
@@ -227,7 +221,7 @@ func listKeys(h *handler, state string) *keysAnswer {
 func listKind(h *handler, answer *keysAnswer, kind string, names map[string]string) error {
 	below := int64(math.MaxInt64)
 	for len(answer.Keys) < mostListed {
-		noted, err := notedBelow(h, kind, below)
+		noted, err := h.notebook.below(kind, below)
 		if err != nil || len(noted) == 0 {
 			return err
 		}
@@ -248,28 +242,6 @@ func listKind(h *handler, answer *keysAnswer, kind string, names map[string]stri
 		}
 	}
 	return nil
-}
-
-// notedBelow returns the newest notes of a kind that are older than the one at a place, the newest first. Those that Redis has not
-// taken yet come before all others.
-func notedBelow(h *handler, kind string, below int64) ([]*keyNote, error) {
-	h.notebook.io.Lock()
-	defer h.notebook.io.Unlock()
-	var noted []*keyNote
-	if h.shared == nil || below == math.MaxInt64 {
-		noted = h.notebook.notes.newest(kind, below, mostListed)
-	}
-	if h.shared == nil {
-		return noted, nil
-	}
-	lines, err := h.notebook.redis().List(kind, time.Now().UnixMilli(), below, mostListed)
-	for _, line := range lines {
-		note, newer := noteFrom(line), h.notebook.notes.byID[line.Name]
-		if note != nil && (newer == nil || newer.kind != kind) {
-			noted = append(noted, note)
-		}
-	}
-	return noted, err
 }
 
 // lookAtAll is lookAt for many keys. Memory may have a record that Redis does not: it is still to be written there. While Redis
@@ -471,19 +443,19 @@ func takeable(h *handler, note *keyNote, seen *redisclient.Seen, force bool) *ke
 	case h.shared == nil || token == store.Token(h.keys.Memory):
 		return stillRuns(h, note, seen, "its request runs in this Traefik; nothing was changed")
 	}
-	before, err := h.notebook.redis().Get(token)
-	if err == nil && before.Text != "" {
+	before, err := h.notebook.signOfLife(token)
+	if err == nil && before != "" {
 		time.Sleep(silence)
 	}
-	after, failed := h.notebook.redis().Get(token)
+	after, failed := h.notebook.signOfLife(token)
 	switch {
 	case err != nil:
 		return unreachable("whether its Traefik lives is not known, and nothing was changed", err)
 	case failed != nil:
 		return unreachable("whether its Traefik lives is not known, and nothing was changed", failed)
-	case before.Text == "":
+	case before == "":
 		return stillRuns(h, note, seen, "its request runs in a Traefik that was never heard of; if it is dead, the key is free when the lease ends; nothing was changed")
-	case before.Text != after.Text:
+	case before != after:
 		return stillRuns(h, note, seen, "its request runs in a Traefik that lives; nothing was changed")
 	}
 	seen.Left -= silence / 2 // a lease that was renewed has more left
@@ -497,7 +469,7 @@ func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, r
 		return refused(http.StatusServiceUnavailable, "store-unavailable", "Redis has not taken the record of this key yet, which is in the memory of this Traefik; nothing was changed")
 	}
 	what := redisclient.Settled{Hash: note.hash, Version: seen.Version, At: time.Now().UnixMilli()}
-	err := tell(h, what, nil)
+	err := h.notebook.tell(what, nil)
 	if err != nil {
 		return unreachable("nothing was changed", err)
 	}
@@ -527,7 +499,7 @@ func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, r
 	if done {
 		h.stats.Counts[stats.Settled].Add(1)
 		h.log.write(levelInfo, msg, about)
-		err = tell(h, what, &settled)
+		err = h.notebook.tell(what, &settled)
 	}
 	now, failed := lookAt(h, note)
 	switch {
@@ -546,18 +518,4 @@ func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, r
 		return answer
 	}
 	return &keysAnswer{Status: http.StatusOK, Key: describeKey(h, &settled, now, map[string]string{}), By: time.Now().Add(settleTime)}
-}
-
-// tell has all Traefiks forget what they remember of a key, and notes that it was settled. What cannot be told now is told later.
-func tell(h *handler, what redisclient.Settled, note *keyNote) error {
-	n := h.notebook
-	n.io.Lock()
-	if h.shared != nil {
-		n.settled = append(n.settled, what)
-	}
-	if note != nil {
-		n.notes.add(note)
-	}
-	n.io.Unlock()
-	return exchange(n)
 }
