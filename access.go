@@ -99,7 +99,6 @@ func mayChange(h *handler, w http.ResponseWriter, r *http.Request, who *visitor)
 // is asked for another login.
 func mayAct(h *handler, w http.ResponseWriter, r *http.Request, who *visitor) bool {
 	_, admins := h.readUsers()
-	looks := r.Method == http.MethodGet || r.Method == http.MethodHead
 	switch {
 	case who.admin:
 		return true
@@ -107,7 +106,7 @@ func mayAct(h *handler, w http.ResponseWriter, r *http.Request, who *visitor) bo
 		h.answer(w, http.StatusForbidden, "Nobody may settle or find keys. Set stats.admins or stats.adminsFile to let some.\n")
 	case who.slowed:
 		answerSlowed(h, w)
-	case who.name == "" || looks:
+	case who.name == "" || readsOnly(r):
 		askForLogin(h, w, "Settling and finding keys requires an admin's name and password.\n")
 	default:
 		h.answer(w, http.StatusForbidden, "Settling and finding keys requires a login of stats.admins or stats.adminsFile. This one may only look.\n")

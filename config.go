@@ -237,7 +237,6 @@ type settings struct {
 	omit            map[string]bool // canonical; hop-by-hop headers too
 	maxRequestBody  int64
 	smallRequest    int64 // longest body that is read whole and not counted
-	wholeBytes      int   // longest answer that is taken whole before it is sent
 	maxResponseBody int
 	longestRecord   int // longest record of an answer that is kept
 	onStoreError    string
@@ -325,11 +324,7 @@ func (c *Config) settings() (*settings, string, error) {
 	if s.maxRequestBody < smallBody {
 		s.smallRequest = s.maxRequestBody
 	}
-	s.wholeBytes = wholeBytes
 	s.longestRecord = len(store.DoneHead) + store.FingerprintSize + len(store.StatusLines[http.StatusOK]) + len("\r\n") + s.maxResponseBody
-	if s.maxResponseBody < wholeBytes {
-		s.wholeBytes = s.maxResponseBody
-	}
 	c.checkKey(k, s)
 	c.checkScope(k, s)
 	c.checkSame(k, s)

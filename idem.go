@@ -161,11 +161,7 @@ func (h *handler) openShared(ctx context.Context) {
 // these share what Redis is still to be told.
 func (h *handler) openRedis(ctx context.Context, memory *store.Memory) func() resource {
 	id := fmt.Sprintf("redis %+v", h.redis)
-	longest := h.redis.ReadTimeout
-	if h.redis.WriteTimeout > longest {
-		longest = h.redis.WriteTimeout
-	}
-	h.slowClaims = h.lease/3 < h.redis.DialTimeout+2*longest
+	h.slowClaims = h.lease/3 < h.redis.DialTimeout+2*longer(h.redis.ReadTimeout, h.redis.WriteTimeout)
 	newBacklog := func() resource { return redisclient.NewBacklog() }
 	backlog, _ := shared.get(ctx, "backlog "+h.redis.Place(), newBacklog).(*redisclient.Backlog)
 	var newCollector func() resource
@@ -383,7 +379,7 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 	}
 	r = recordable(r, l)
 	claimed := store.ClaimKey(h.keys, l)
-	if claimed == store.Undecided && !h.detach {
+	if claimed == store.Undecided {
 		claimed = claimShared(h, l)
 	}
 	if claimed == nil && !h.detach && l.Client.Err() != nil { // nobody waits for it, and the backend has not seen it

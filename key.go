@@ -115,5 +115,8 @@ func identityOf(h *handler, r *http.Request, key, more string) string {
 // the key in Redis has too.
 func publicID(identity string) string {
 	sum := sha256.Sum256([]byte(identity))
-	return hex.EncodeToString(sum[:8])
+	return hex.EncodeToString(sum[:idDigits/2])
 }
+
+// idDigits is the length of a public id.
+const idDigits = 16

@@ -13,7 +13,7 @@ import (
 )
 
 // idPattern matches a public id.
-var idPattern = regexp.MustCompile(`^[0-9a-f]{16}$`)
+var idPattern = regexp.MustCompile(`^[0-9a-f]{` + strconv.Itoa(idDigits) + `}$`)
 
 // idIn returns the public id in what somebody has copied, perhaps as a problem names it.
 func idIn(text string) string {
@@ -59,7 +59,6 @@ func serveKeys(h *handler, w http.ResponseWriter, r *http.Request, page, user st
 		answerKeys(h, w, refused(http.StatusNotFound, "key-unknown", "an id has 16 hexadecimal digits; there are also /keys?state=unknown, /keys?state=running and POST /keys/find"))
 		return
 	}
-	looks := r.Method == http.MethodGet || r.Method == http.MethodHead
 	possible := false
 	for _, method := range strings.Split(allowed, ", ") {
 		possible = possible || r.Method == method
@@ -68,9 +67,9 @@ func serveKeys(h *handler, w http.ResponseWriter, r *http.Request, page, user st
 	case !possible:
 		w.Header().Set("Allow", allowed)
 		answerKeys(h, w, refused(http.StatusMethodNotAllowed, "method-not-allowed", "allowed methods: "+allowed))
-	case looks && id == "":
+	case readsOnly(r) && id == "":
 		serveList(h, w, r)
-	case looks:
+	case readsOnly(r):
 		answerKeys(h, w, lookKey(h, id))
 	default:
 		serveChange(h, w, r, id, user)

@@ -31,9 +31,6 @@ const (
 	noteTraefik = "traefik" // that a process lives
 )
 
-// idDigits is the length of a public id, the beginning of a key's hash.
-const idDigits = 16
-
 const (
 	noteInterval = time.Second      // between two exchanges
 	longRun      = time.Minute      // a request that runs for longer is shown

@@ -71,16 +71,9 @@ func badQuery(detail string) *keysAnswer {
 	return refused(http.StatusBadRequest, "invalid-query", detail)
 }
 
-// changed is the answer when the key has another record than a step needs: what it has now.
-func changed(h *handler, note *keyNote, seen *redisclient.Seen, detail string) *keysAnswer {
-	answer := refused(http.StatusConflict, "key-changed", detail)
-	answer.Key = describeKey(h, note, seen, map[string]string{})
-	return answer
-}
-
-// stillRuns is the answer when the lease of a running request must not be taken.
-func stillRuns(h *handler, note *keyNote, seen *redisclient.Seen, detail string) *keysAnswer {
-	answer := refused(http.StatusConflict, "key-running", detail)
+// conflict is the answer when what the key has now does not allow a step.
+func conflict(h *handler, problem, detail string, note *keyNote, seen *redisclient.Seen) *keysAnswer {
+	answer := refused(http.StatusConflict, problem, detail)
 	answer.Key = describeKey(h, note, seen, map[string]string{})
 	return answer
 }
@@ -361,7 +354,7 @@ func freeKey(h *handler, user, id, version string, force bool) *keysAnswer {
 		return failed
 	}
 	if seen == nil {
-		return changed(h, note, nil, "the key is free already; nothing was changed")
+		return conflict(h, "key-changed", "the key is free already; nothing was changed", note, nil)
 	}
 	if seen.State == store.Running {
 		failed = takeable(h, note, seen, force)
@@ -389,7 +382,7 @@ func answerKey(h *handler, user, id, version string, a *handAnswer) *keysAnswer 
 	case wrong != nil:
 		return wrong
 	case seen == nil || stateOf(seen) != stateNames[store.Unknown]:
-		return changed(h, note, seen, "only a key whose outcome is unknown can be answered by hand; nothing was changed")
+		return conflict(h, "key-changed", "only a key whose outcome is unknown can be answered by hand; nothing was changed", note, seen)
 	}
 	header := ""
 	if a.ContentType != "" {
@@ -428,7 +421,7 @@ func toSettle(h *handler, id, version string) (*keyNote, *redisclient.Seen, *key
 		return nil, nil, unreachable("what holds this key is not known, and nothing was changed", err)
 	}
 	if version != "" && (seen == nil || seen.Version != version) {
-		return nil, nil, changed(h, note, seen, "the key has changed since you looked; nothing was changed")
+		return nil, nil, conflict(h, "key-changed", "the key has changed since you looked; nothing was changed", note, seen)
 	}
 	return note, seen, nil
 }
@@ -439,24 +432,23 @@ func takeable(h *handler, note *keyNote, seen *redisclient.Seen, force bool) *ke
 	token, _, _ := strings.Cut(seen.Owner, "-")
 	switch {
 	case !force:
-		return stillRuns(h, note, seen, "its request runs; nothing was changed")
+		return conflict(h, "key-running", "its request runs; nothing was changed", note, seen)
 	case h.shared == nil || token == store.Token(h.keys.Memory):
-		return stillRuns(h, note, seen, "its request runs in this Traefik; nothing was changed")
+		return conflict(h, "key-running", "its request runs in this Traefik; nothing was changed", note, seen)
 	}
 	before, err := h.notebook.signOfLife(token)
+	after := before
 	if err == nil && before != "" {
 		time.Sleep(silence)
+		after, err = h.notebook.signOfLife(token)
 	}
-	after, failed := h.notebook.signOfLife(token)
 	switch {
 	case err != nil:
 		return unreachable("whether its Traefik lives is not known, and nothing was changed", err)
-	case failed != nil:
-		return unreachable("whether its Traefik lives is not known, and nothing was changed", failed)
 	case before == "":
-		return stillRuns(h, note, seen, "its request runs in a Traefik that was never heard of; if it is dead, the key is free when the lease ends; nothing was changed")
+		return conflict(h, "key-running", "its request runs in a Traefik that was never heard of; if it is dead, the key is free when the lease ends; nothing was changed", note, seen)
 	case before != after:
-		return stillRuns(h, note, seen, "its request runs in a Traefik that lives; nothing was changed")
+		return conflict(h, "key-running", "its request runs in a Traefik that lives; nothing was changed", note, seen)
 	}
 	seen.Left -= silence / 2 // a lease that was renewed has more left
 	return nil
@@ -506,7 +498,7 @@ func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, r
 	case !done && failed != nil:
 		return unreachable("the key was changed meanwhile, and what it has now is not known; nothing was changed", failed)
 	case !done:
-		return changed(h, note, now, "the key was changed meanwhile; nothing was changed by this")
+		return conflict(h, "key-changed", "the key was changed meanwhile; nothing was changed by this", note, now)
 	case err != nil || failed != nil:
 		if failed != nil && record != "" { // it has what was just written
 			held, _ := store.Decode(record) // it is a record, so there is no error

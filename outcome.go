@@ -45,7 +45,7 @@ func classify(x *recorder) {
 	sought, wrote, got := x.sought.Value() != "", times(&x.wrote), times(&x.answered)
 	soughtAgain := x.lease.Sought != nil && x.lease.Sought.Load() > 1
 	gateway := status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout
-	failed := isFailure(status) || gateway
+	failed := gateway || status == http.StatusInternalServerError || status == statusClientClosed
 	own := unadorned(x.header) && status != http.StatusServiceUnavailable
 	switch {
 	case failed && sought && wrote == 0 && (gateway || own):
@@ -74,15 +74,6 @@ func flows(x *recorder) bool {
 		return false
 	}
 	return times(&x.answered) > 0 || (x.sought.Value() == "" && x.header["Date"] != nil)
-}
-
-// isFailure reports whether Traefik answers with status for a backend.
-func isFailure(status int) bool {
-	switch status {
-	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout, statusClientClosed:
-		return true
-	}
-	return false
 }
 
 // unsent reports whether nothing of the request's body was taken, so that no backend can have been sent the request whole. A

@@ -48,7 +48,10 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held
 func announceReplay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held) {
 	left := held.Left
 	if left == 0 && h.expiresHeader != "" {
-		left = store.Left(h.keys.Memory, held.Key)
+		now := store.Look(h.keys.Memory, held.Key)
+		if now != nil {
+			left = now.Left
+		}
 	}
 	announce(h, w, r, "replayed", held.Degraded, left)
 }

@@ -42,14 +42,14 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 	header.Set("X-Content-Type-Options", "nosniff")
 	header.Set("Content-Type", "text/plain; charset=utf-8")
 	who := enter(h, w, r)
-	looks := r.Method == http.MethodGet || r.Method == http.MethodHead
 	switch {
 	case who == nil:
 		return true
-	case (strings.HasPrefix(page, "/keys/") || isForm(page)) && !looks && !mayChange(h, w, r, who):
+	case (strings.HasPrefix(page, "/keys/") || isForm(page)) && !readsOnly(r) && !mayChange(h, w, r, who):
 		return true
 	}
 	allowed := "GET, HEAD"
+	possible := readsOnly(r)
 	switch {
 	case isKeysPage(page):
 		serveKeys(h, w, r, page, who.name)
@@ -58,7 +58,7 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 		serveForm(h, w, r, page, who)
 		return true
 	case isForm(page):
-		allowed, looks = "POST", false
+		allowed, possible = "POST", false
 	}
 	switch page {
 	case "", "/", "/stats.json", "/metrics", loginPage, settlePage, findPage:
@@ -66,7 +66,7 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 		h.answer(w, http.StatusNotFound, "There is no such page. There are: "+h.statsPath+"/, /stats.json, /metrics and /keys below it.\n")
 		return true
 	}
-	if !looks {
+	if !possible {
 		header.Set("Allow", allowed)
 		h.answer(w, http.StatusMethodNotAllowed, "Not possible here. Possible are: "+allowed+".\n")
 		return true
@@ -91,6 +91,11 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 		}
 	}
 	return true
+}
+
+// readsOnly reports whether r changes nothing.
+func readsOnly(r *http.Request) bool {
+	return r.Method == http.MethodGet || r.Method == http.MethodHead
 }
 
 // answer writes a whole answer; net/http leaves the body out for HEAD.

@@ -220,7 +220,8 @@ func (m *Memory) TakeClaims() int64 {
 	return int64(news)
 }
 
-// Claim gives the key to the lease for d and returns nil if the key is free, else what holds it.
+// Claim gives the key to the lease for d and returns nil if the key is free, else what holds it. The plugin claims for Endless; that
+// a lease can have an end is what package storetest asks of every store.
 func Claim(m *Memory, l *Lease, d time.Duration) *Held {
 	m.lock()
 	free := m.entries[l.Key] == nil
@@ -267,15 +268,6 @@ func Lookup(m *Memory, l *Lease) *Held {
 		return nil
 	}
 	return describe(m, l)
-}
-
-// Left is for how long what holds the key is going to hold it; 0 if it is free, or held until its request ends.
-func Left(m *Memory, key string) time.Duration {
-	held := describe(m, &Lease{Key: key})
-	if held == nil {
-		return 0
-	}
-	return held.Left
 }
 
 // StateOf returns Running until l ends, then the state of its record, and Free if l was released, never had the key, or its
@@ -611,7 +603,7 @@ func (m *Memory) Sweep() {
 	}
 }
 
-// lockAndBucket is bucketFinished for a caller that does not hold the lock.
+// lockAndBucket is bucketFinished for a caller that does not hold the lock, which a panic does not leave locked.
 func lockAndBucket(m *Memory) {
 	m.lock()
 	defer m.unlock()

@@ -4,20 +4,13 @@ package store
 // whose SHA-256 in hex is in wanted, and returns them by it. It is at place in a lease's Wire.
 func Own(m *Memory, wanted map[string]string, place int) map[string]string {
 	m.lock()
-	bucketFinished(m)
 	running := make([]*Lease, len(m.watched))
 	for i, r := range m.watched {
 		running[i] = r.Lease
 	}
-	lists := [][]*Lease{running}
-	for _, b := range []*buckets{m.answers, m.keyOnly} {
-		for _, list := range b.bySecond {
-			lists = append(lists, list)
-		}
-	}
 	m.unlock()
 	own := map[string]string{}
-	for _, list := range lists {
+	for _, list := range append(finishedLists(m), running) {
 		for first := 0; first < len(list); first += sweepChunk {
 			ownSome(m, list, first, wanted, place, own)
 		}

@@ -87,20 +87,25 @@ type Settlement struct {
 // SHA-256 in hex, which is at place in a lease's Wire. A record that no other store has is dropped only if copies is set, and if it
 // is the one that was settled, or is older: Redis has had another one then. With a nil map all that Redis has too are dropped.
 func Forget(m *Memory, settled map[string]Settlement, place int, copies bool) {
-	var lists [][]*Lease
+	for _, list := range finishedLists(m) {
+		for first := 0; first < len(list); first += sweepChunk {
+			forgetSome(m, list, first, settled, place, copies)
+		}
+	}
+}
+
+// finishedLists returns all finished entries, bucket by bucket.
+func finishedLists(m *Memory) [][]*Lease {
 	m.lock()
+	defer m.unlock()
 	bucketFinished(m)
+	var lists [][]*Lease
 	for _, b := range []*buckets{m.answers, m.keyOnly} {
 		for _, list := range b.bySecond {
 			lists = append(lists, list)
 		}
 	}
-	m.unlock()
-	for _, list := range lists {
-		for first := 0; first < len(list); first += sweepChunk {
-			forgetSome(m, list, first, settled, place, copies)
-		}
-	}
+	return lists
 }
 
 // hashDigits is the length of a SHA-256 in hex.
