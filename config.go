@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
 	"regexp"
 	"sort"
 	"strconv"
@@ -600,18 +599,30 @@ func (c *Config) idleWithoutRedis(s *settings) string {
 	return ""
 }
 
+// filePattern matches what can hardly be but the path of a file.
+var filePattern = regexp.MustCompile(`^(\.{1,2}|/[^/\s]+)/\S*$`)
+
+// shownFile is what an error shows of a setting that is the path of a file: in its place may stand what belongs in the file, a
+// password or a login.
+func shownFile(path string) string {
+	if filePattern.MatchString(path) {
+		return path
+	}
+	return "…"
+}
+
 // login checks the credentials of a section of the settings.
 func (k *check) login(section, username, password, passwordFile string) {
 	if password != "" && passwordFile != "" {
-		k.fail(section+".passwordFile", passwordFile, "either "+section+".password or "+section+".passwordFile, not both")
+		k.fail(section+".passwordFile", shownFile(passwordFile), "either "+section+".password or "+section+".passwordFile, not both")
 	}
 	if username != "" && password == "" && passwordFile == "" {
-		k.fail(section+".username", username, "a user together with "+section+".password or "+section+".passwordFile")
+		k.fail(section+".username", "…", "a user together with "+section+".password or "+section+".passwordFile")
 	}
 	if passwordFile != "" {
-		_, err := os.ReadFile(passwordFile)
+		_, err := redisclient.ReadFile(passwordFile)
 		if err != nil {
-			k.fail(section+".passwordFile", passwordFile, "the path of a file that can be read ("+err.Error()+")")
+			k.fail(section+".passwordFile", shownFile(passwordFile), "the path of a file that can be read ("+err.Error()+")")
 		}
 	}
 }
@@ -675,7 +686,7 @@ func (k *check) logins(key string, lines []string, file string) logins {
 			err = errLogin
 		}
 		if err != nil {
-			k.fail(key+"File", file, "the path of a file that can be read ("+err.Error()+")")
+			k.fail(key+"File", shownFile(file), "the path of a file that can be read ("+err.Error()+")")
 		}
 	}
 	return all

@@ -153,9 +153,9 @@ func TestBadSettings(t *testing.T) {
 		{"redis.tls.ca", "PEM text", "file with PEM certificates", func(c *Config) { c.Redis.TLS.CA = "-----BEGIN NOTHING" }},
 		{"redis.tls.cert", "", "or neither", func(c *Config) { c.Redis.TLS.Key = missing }},
 		{"redis.tls.cert", missing, "files with a PEM certificate", func(c *Config) { c.Redis.TLS.Cert = missing; c.Redis.TLS.Key = missing }},
-		{"redis.username", "shop", "together with redis.password", func(c *Config) { c.Redis.Username = "shop" }},
+		{"redis.username", "…", "together with redis.password", func(c *Config) { c.Redis.Username = "shop" }},
 		{"redis.passwordFile", missing, "file that can be read", func(c *Config) { c.Redis.PasswordFile = missing }},
-		{"redis.sentinel.username", "shop", "together with redis.sentinel.password", func(c *Config) { c.Redis.Sentinel.Username = "shop" }},
+		{"redis.sentinel.username", "…", "together with redis.sentinel.password", func(c *Config) { c.Redis.Sentinel.Username = "shop" }},
 		{"redis.sentinel.passwordFile", missing, "file that can be read", func(c *Config) { c.Redis.Sentinel.PasswordFile = missing }},
 		{"redis.sentinel.masterName", "shop", "not both", func(c *Config) { c.Redis.Cluster = true; c.Redis.Sentinel.MasterName = "shop" }},
 		{"redis.db", "2", "only database of a cluster", func(c *Config) { c.Redis.Cluster = true; c.Redis.DB = 2 }},
@@ -203,6 +203,44 @@ func TestAPasswordIsInNoError(t *testing.T) {
 	_, err = New(context.Background(), http.NotFoundHandler(), config, "idem@file")
 	if !errors.Is(err, ErrConfig) || strings.Contains(err.Error(), "secret") {
 		t.Errorf("a login in an address: %v", err)
+	}
+}
+
+// TestAPasswordInsteadOfAPathIsInNoError, as Traefik puts one there for urn:k8s:secret:….
+func TestAPasswordInsteadOfAPathIsInNoError(t *testing.T) {
+	for name, change := range map[string]func(c *Config, value string){
+		"redis.passwordFile":                   func(c *Config, value string) { c.Redis.PasswordFile = value },
+		"redis.passwordFile beside a password": func(c *Config, value string) { c.Redis.PasswordFile = value; c.Redis.Password = "hidden" },
+		"redis.passwordFile beside a login": func(c *Config, value string) {
+			c.Redis.PasswordFile = value
+			c.Redis.Endpoints = []string{"redis://:hidden@redis"}
+		},
+		"redis.sentinel.passwordFile": func(c *Config, value string) { c.Redis.Sentinel.PasswordFile = value },
+		"redis.sentinel.passwordFile and other": func(c *Config, value string) {
+			c.Redis.Sentinel.PasswordFile = value
+			c.Redis.Sentinel.Password = "hidden"
+		},
+		"redis.username":          func(c *Config, value string) { c.Redis.Username = value },
+		"redis.sentinel.username": func(c *Config, value string) { c.Redis.Sentinel.Username = value },
+		"stats.usersFile":         func(c *Config, value string) { c.Stats.UsersFile = value },
+		"stats.adminsFile":        func(c *Config, value string) { c.Stats.AdminsFile = value },
+	} {
+		for _, value := range []string{"S3cret", "/S3cret+", ".S3cret", "ops:S3cret", "two words/S3cret", "S3cret\n", strings.Repeat("S3cret/", 1000), "S3cret\x00", "~/S3cret"} {
+			config := CreateConfig()
+			change(config, value)
+			_, err := New(context.Background(), http.NotFoundHandler(), config, "idem@file")
+			if !errors.Is(err, ErrConfig) || strings.Contains(err.Error(), "S3cret") || strings.Contains(err.Error(), "hidden") || !strings.Contains(err.Error(), `"…"`) {
+				t.Errorf("%s: %q: the error is %v", name, value, err)
+			}
+		}
+	}
+	for _, path := range []string{"/run/secrets/redis-password", "./redis.password", "../secrets/redis"} {
+		config := CreateConfig()
+		config.Redis.PasswordFile = path
+		_, err := New(context.Background(), http.NotFoundHandler(), config, "idem@file")
+		if err == nil || !strings.Contains(err.Error(), `"`+path+`" is not allowed`) || !strings.Contains(err.Error(), "(no such file or directory)") {
+			t.Errorf("the path %s is not in the error %v", path, err)
+		}
 	}
 }
 
@@ -336,6 +374,9 @@ func TestSecretsInEndpoints(t *testing.T) {
 		{[]string{"redis://user:secret"}, endpointForm, nil},
 		{[]string{"redis://user:12/secret"}, `"redis://user…"`, nil},
 		{[]string{"redis://user:12secret"}, `"redis://user…"`, nil},
+		{[]string{"redis://:12", "34secret@redis:6379"}, `"redis://…"`, nil}, // as a label is split
+		{[]string{":12345"}, `"…"`, nil},
+		{[]string{"redis:6379", "password=secret"}, `"password…"`, nil},
 		{[]string{"redis://:sec%ret@redis"}, endpointForm, nil},
 		{[]string{"redis://:secret/hidden@redis"}, endpointForm, nil},
 		{[]string{"redis://:secret#hidden@redis"}, endpointForm, nil},

@@ -8,9 +8,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"regexp"
 	"strings"
+
+	"github.com/example/traefik-idem/redisclient"
 )
 
 // login is a user who may see the statistics, or settle keys too: digests of name and password.
@@ -65,7 +66,7 @@ func parseLogin(line string) (*login, error) {
 
 // readLogins reads a file with one login a line. Empty lines and those that begin with # are left out.
 func readLogins(path string) (logins, error) {
-	data, err := os.ReadFile(path)
+	data, err := redisclient.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}

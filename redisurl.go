@@ -56,7 +56,7 @@ func (c *RedisConfig) checkEndpoints(k *check, opts *redisclient.Options) {
 		db = k.agree("redis.db", db, e.db, db)
 		switch {
 		case e.password != "" && c.PasswordFile != "":
-			k.fail("redis.passwordFile", c.PasswordFile, "either redis.passwordFile or a password in redis.endpoints, not both")
+			k.fail("redis.passwordFile", shownFile(c.PasswordFile), "either redis.passwordFile or a password in redis.endpoints, not both")
 		case e.username != "" && opts.Password == "" && c.PasswordFile == "": // which may be a password without its colon
 			k.fail("redis.endpoints", shownEndpoint(text), "a user together with a password; a password without a user is redis://:password@redis:6379")
 		}
@@ -142,7 +142,7 @@ func shownEndpoint(text string) string {
 	if part[2] != "" {
 		login = "…@"
 	}
-	if part[5] != "" {
+	if part[5] != "" || part[3] == "" { // without a host, the port may be the beginning of a password with a comma
 		return part[1] + login + part[3] + "…"
 	}
 	return part[1] + login + part[3] + part[4]

@@ -90,13 +90,22 @@ func pemOf(value string) ([]byte, error) {
 	if strings.Contains(value, pemBegin) {
 		return []byte(value), nil
 	}
-	data, err := os.ReadFile(value)
+	data, err := ReadFile(value)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", ShownPEM(value), err)
+	}
+	return data, err
+}
+
+// ReadFile is os.ReadFile, with an error that does not name the file: its name may be a secret that stands where a path belongs.
+func ReadFile(path string) ([]byte, error) {
+	data, err := os.ReadFile(path)
 	if err == nil { // Yaegi panics at the assertion
 		return data, nil
 	}
 	pathErr, is := err.(*os.PathError) //nolint:errorlint // nor does errors.As work there
-	if is {                            // its text has the whole path, which may be a key
-		err = fmt.Errorf("%s: %w", ShownPEM(value), pathErr.Err)
+	if is {
+		err = pathErr.Err
 	}
 	return nil, err
 }

@@ -22,6 +22,7 @@ func TestBadSettingsAreRefused(t *testing.T) {
 			`onStoreError: "panic"`:        {hosts.Settings{"onStoreError": "panic"}, "degrade, pass, reject"},
 			`endpoints: "pay"`:             {hosts.Settings{"endpoints": []any{"pay"}}, "path prefix"},
 			`retryableStatuses: "5xx"`:     {hosts.Settings{"retryableStatuses": []any{429, "5xx"}}, "500-599"},
+			`redis.passwordFile: "…"`:      {hosts.Settings{"redis": map[string]any{"passwordFile": "S3cret"}}, "can be read (no such file or directory)"},
 			`redis.readTimeout: "forever"`: {hosts.Settings{"redis": map[string]any{"readTimeout": "forever"}}, "1ms to 1m"},
 		} {
 			refusal := host.Refusal(t, c.settings)
