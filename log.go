@@ -86,11 +86,7 @@ func (l *logger) printLimited(level int, msg string, cause error) {
 // printLimitedAbout is printLimited for each method and path, which it adds to msg with the key's public id. It leaves out the
 // query string, which may hold secrets.
 func (l *logger) printLimitedAbout(level int, msg string, r *http.Request, identity string) {
-	path := r.URL.Path
-	if len(path) > longestPath {
-		path = path[:longestPath] + "…"
-	}
-	about := fmt.Sprintf(" method=%q path=%q", r.Method, path)
+	about := fmt.Sprintf(" method=%q path=%q", clipped(r.Method, longestMethod), clipped(r.URL.Path, longestPath))
 	if l.due(msg + about) {
 		l.write(level, msg, about+keyName(identity))
 	}
@@ -99,10 +95,21 @@ func (l *logger) printLimitedAbout(level int, msg string, r *http.Request, ident
 // keyName is a key as a line of the log shows it.
 func keyName(identity string) string { return " key=" + publicID(identity) }
 
-// longestPath is how many bytes of a path are written at most.
-const longestPath = 512
+// How many bytes of a method and of a path are written at most. Clients may invent both.
+const (
+	longestMethod = 32
+	longestPath   = 512
+)
 
-// mostSaid bounds how many messages are remembered, because clients may invent paths.
+// clipped is the beginning of text.
+func clipped(text string, longest int) string {
+	if len(text) <= longest {
+		return text
+	}
+	return text[:longest] + "…"
+}
+
+// mostSaid bounds how many messages are remembered.
 const mostSaid = 1000
 
 // due reports whether text was not written within quietTime, and remembers that it is written now.
