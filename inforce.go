@@ -3,6 +3,7 @@ package idem
 import (
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"github.com/example/traefik-idem/redisclient"
@@ -16,6 +17,7 @@ func inForce(h *handler, c *Config) []stats.Setting {
 		"redis.endpoints":         "", // as configured, they may have a password in them
 		"redis.username":          h.redis.Username,
 		"redis.password":          concealed(h.redis.Password),
+		"redis.tls.enabled":       strconv.FormatBool(h.redis.TLS.Enabled),
 		"redis.sentinel.password": concealed(c.Redis.Sentinel.Password),
 		"redis.tls.ca":            redisclient.ShownPEM(c.Redis.TLS.CA),
 		"redis.tls.cert":          redisclient.ShownPEM(c.Redis.TLS.Cert),

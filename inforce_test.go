@@ -12,7 +12,7 @@ import (
 func TestAllSettingsAreShown(t *testing.T) {
 	config := CreateConfig()
 	config.TTL, config.MaxKeyLength = "2m", 77
-	config.Redis.Endpoints = []string{"redis://shop:hidden1@127.0.0.1:1/3"}
+	config.Redis.Endpoints = []string{"rediss://shop:hidden1@127.0.0.1:1/3"}
 	config.Redis.Sentinel.MasterName, config.Redis.Sentinel.Password = "main", "hidden2"
 	config.Stats.Users = []string{"eye:hidden3"}
 	config.Stats.Admins = []string{"boss:hidden4"}
@@ -32,7 +32,7 @@ func TestAllSettingsAreShown(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"middleware": "shown@file", "ttl": "1m0s", "maxTTL": "60s", "maxKeyLength": "77", "scope": "Host, Authorization", "detach": "true", "omitHeaders": "Set-Cookie",
-		"redis.endpoints": "127.0.0.1:1", "redis.username": "shop", "redis.password": "set", "redis.db": "3", "redis.sentinel.masterName": "main", "redis.sentinel.password": "set",
+		"redis.endpoints": "127.0.0.1:1", "redis.username": "shop", "redis.password": "set", "redis.db": "3", "redis.tls.enabled": "true", "redis.sentinel.masterName": "main", "redis.sentinel.password": "set",
 		"redis.cluster": "false", "stats.users": "set", "stats.admins": "set", "stats.insecure": "false",
 	} {
 		if shown[name] != want {
