@@ -328,12 +328,15 @@ var beginsJSON = regexp.MustCompile(`^[ \t\r\n]*(\{[ \t\r\n]*(["}]|$)|\[[ \t\r\n
 
 // claimOf returns a claim of the bearer token. It does not check the token's signature.
 func claimOf(p *place, lines []string) (string, int) {
-	authorization := strings.Join(lines, ",")
+	if len(lines) > 1 { // who knows which of them counts
+		return "", unusable
+	}
+	authorization := strings.ReplaceAll(strings.Join(lines, ""), "\t", " ")
 	scheme, token, _ := strings.Cut(authorization, " ")
 	if !strings.EqualFold(scheme, "Bearer") {
 		return "", absent
 	}
-	if len(lines) > 1 || len(token) > longestList {
+	if len(token) > longestList {
 		return "", unusable
 	}
 	pieces := strings.Split(strings.TrimSpace(token), ".")

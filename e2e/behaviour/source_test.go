@@ -123,14 +123,14 @@ func TestSourcesOfKeys(t *testing.T) {
 		},
 		{
 			key:    "jwt:sub",
-			same:   []rig.Call{rig.Post("/", "", "Authorization", bearer(`{"sub":"a"}`)), rig.Post("/", "", "Authorization", "bEARER"+strings.TrimPrefix(bearer(`{"sub":"a"}`), "Bearer"))},
+			same:   []rig.Call{rig.Post("/", "", "Authorization", bearer(`{"sub":"a"}`)), rig.Post("/", "", "Authorization", "bEARER"+strings.TrimPrefix(bearer(`{"sub":"a"}`), "Bearer")), rig.Post("/", "", "Authorization", strings.Replace(bearer(`{"sub":"a"}`), " ", " \t", 1)), rig.Post("/", "", "Authorization", strings.Replace(bearer(`{"sub":"a"}`), " ", "\t", 1))},
 			others: []rig.Call{rig.Post("/", "", "Authorization", bearer(`{"sub":"b"}`)), rig.Post("/", "", "Authorization", bearer(`{"sub":17}`))},
 			none:   []rig.Call{rig.Post("/", ""), rig.Post("/", "", "Authorization", "Basic YTpi"), rig.Post("/", "", "Authorization", bearer(`{"iss":"a"}`)), rig.Post("/", "", "Authorization", bearer(`["sub"]`))},
 			invalid: []rig.Call{
 				rig.Post("/", "", "Authorization", "Bearer opaque"), rig.Post("/", "", "Authorization", "Bearer a.b"), rig.Post("/", "", "Authorization", "Bearer a.b.c.d.e"), rig.Post("/", "", "Authorization", "Bearer"),
 				rig.Post("/", "", "Authorization", "Bearer a."+base64.URLEncoding.EncodeToString([]byte(`{"sub":"abc"}`))+".c"), // with padding
 				rig.Post("/", "", "Authorization", bearer(`{"sub":"a"`)), rig.Post("/", "", "Authorization", bearer(`{"sub":"a","sub":"a"}`)), rig.Post("/", "", "Authorization", bearer(`{"sub":["a"]}`)),
-				rig.Post("/", "", "Authorization", bearer(`{"sub":"a"}`), "Authorization", bearer(`{"sub":"a"}`)),
+				rig.Post("/", "", "Authorization", bearer(`{"sub":"a"}`), "Authorization", bearer(`{"sub":"a"}`)), rig.Post("/", "", "Authorization", "Basic YTpi", "Authorization", bearer(`{"sub":"a"}`)),
 			},
 		},
 		{
@@ -220,7 +220,7 @@ func TestCallers(t *testing.T) {
 			callers: []rig.Call{rig.Post("/", "k", "Authorization", bearer(`{"sub":"alice","exp":1}`)), rig.Post("/", "k", "Authorization", bearer(`{"sub":"bob","exp":1}`))},
 			same:    rig.Post("/", "k", "Authorization", bearer(`{"sub":"alice","exp":2}`)),
 			nobody:  []rig.Call{rig.Post("/", "k"), rig.Post("/", "k", "Authorization", "Basic YTpi"), rig.Post("/", "k", "Authorization", bearer(`{"iss":"i"}`))},
-			unclear: []rig.Call{rig.Post("/", "k", "Authorization", "Bearer opaque"), rig.Post("/", "k", "Authorization", bearer(`{"sub":"alice","sub":"bob"}`))},
+			unclear: []rig.Call{rig.Post("/", "k", "Authorization", "Basic YTpi", "Authorization", bearer(`{"sub":"alice"}`)), rig.Post("/", "k", "Authorization", "", "Authorization", bearer(`{"sub":"bob"}`)), rig.Post("/", "k", "Authorization", "Bearer opaque"), rig.Post("/", "k", "Authorization", bearer(`{"sub":"alice","sub":"bob"}`))},
 		},
 		"json:/tenant, X-User": {
 			callers: []rig.Call{
