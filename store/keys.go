@@ -41,7 +41,7 @@ var Undecided = &Held{}
 
 // NewKeys returns the keys of a middleware with these terms.
 func NewKeys(memory *Memory, trouble *atomic.Int32, terms Terms) *Keys {
-	prepare(memory, trouble != nil, terms)
+	prepare(memory, terms)
 	return &Keys{Memory: memory, Trouble: trouble, Terms: terms, ttl: terms.TTL, unbegun: -terms.TTL}
 }
 
@@ -80,7 +80,6 @@ func setOwner(m *Memory, r *Run) {
 	defer m.unlock()
 	if r.Owner == "" {
 		m.claims++
-		m.leftToOthers++
 		r.Owner = m.token + strconv.Itoa(m.claims)
 	}
 }

@@ -54,18 +54,16 @@ type Memory struct {
 	keyOnly      *buckets // finished entries without an answer that no other store has
 	sweeping     bool     // the sweeper runs, since there is something to free
 
-	claims       int              // owner tokens given out
-	leftToOthers int              // claims without Redis that ClaimKey did not grant itself
-	granted      int              // claims granted by ClaimLocal, or by Displace
-	reported     int              // granted claims that TakeClaims has returned
-	shared       bool             // there is a Redis behind it
-	newsUntil    time.Duration    // on the clock: until then, all that was settled by hand in Redis counts as known
-	tick         time.Duration    // between two ticks of the watchdog
-	armed        bool             // the watchdog ticks
-	begun        []*Run           // claimed by ClaimKey since the last tick; nil: ClaimKey leaves all claims to ClaimLocal
-	watched      []*Run           // claimed before, or by ClaimLocal, and running at the last tick
-	long         []LongRun        // of these, those that ran for long; replaced as a whole
-	lasted       *stats.Histogram // of runs that have ended, as the ticks saw them
+	claims    int              // owner tokens given out
+	granted   int              // claims granted to requests, without those of begun
+	reported  int              // granted claims that TakeClaims has returned
+	newsUntil time.Duration    // on the clock: until then, all that was settled by hand in Redis counts as known
+	tick      time.Duration    // between two ticks of the watchdog
+	armed     bool             // the watchdog ticks
+	begun     []*Run           // claimed by ClaimKey since the last tick; nil: ClaimKey leaves all claims to ClaimLocal
+	watched   []*Run           // claimed before, or by ClaimLocal, and running at the last tick
+	long      []LongRun        // of these, those that ran for long; replaced as a whole
+	lasted    *stats.Histogram // of runs that have ended, as the ticks saw them
 
 	seen []time.Duration // when a tick first saw the runs at the beginning of watched, on the clock. Only ticks change it, under the lock; they read it without
 }
@@ -211,10 +209,7 @@ func (m *Memory) Running() (running, finished int, lasted *stats.Histogram) {
 func (m *Memory) TakeClaims() int64 {
 	m.lock()
 	defer m.unlock()
-	granted := m.granted
-	if !m.shared { // ClaimKey counts each claim that it grants
-		granted += m.claims - m.leftToOthers
-	}
+	granted := m.granted + len(m.begun)
 	news := granted - m.reported
 	m.reported = granted
 	return int64(news)

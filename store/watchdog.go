@@ -27,10 +27,9 @@ const (
 )
 
 // prepare makes the watchdog tick often enough for these terms.
-func prepare(m *Memory, shared bool, t Terms) {
+func prepare(m *Memory, t Terms) {
 	m.lock()
 	defer m.unlock()
-	m.shared = shared
 	detach := t.DetachTimeout / 8
 	if detach > 0 && detach < detachTick {
 		detach = detachTick
@@ -46,7 +45,6 @@ func prepare(m *Memory, shared bool, t Terms) {
 func begin(m *Memory) {
 	m.lock()
 	defer m.unlock()
-	m.leftToOthers++
 	if m.begun == nil && m.armed {
 		m.begun = []*Run{}
 	}
@@ -102,6 +100,7 @@ func stillRunning(m *Memory) []*Run {
 	all := append(m.watched, m.begun...)
 	m.watched = all
 	if m.begun != nil {
+		m.granted += len(m.begun)
 		m.begun = make([]*Run, 0, len(m.begun))
 	}
 	m.unlock()
