@@ -130,6 +130,11 @@ func fast(address string) Options {
 	return Options{Address: address, DialTimeout: time.Second, ReadTimeout: time.Second, WriteTimeout: time.Second}
 }
 
+// leaseOf returns a lease of key.
+func leaseOf(key string) *store.Lease {
+	return &store.Lease{Key: key, Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o-1"}
+}
+
 // TestRedisDiesUnderALongAnswer has as few connections as can be configured: none is left to find out why the answer failed.
 func TestRedisDiesUnderALongAnswer(t *testing.T) {
 	for name, limit := range map[string]func(*Options){

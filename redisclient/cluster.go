@@ -100,9 +100,13 @@ func sendToSlot(c *Cluster, key string, cmd *command) {
 		if next == nil {
 			return
 		}
+		unanswered := errors.Is(cmd.err, errUnreachable)
 		node = next
 		cmd.asking = ask
 		sendToReplicas(node, cmd)
+		if unanswered {
+			sentBefore(cmd)
+		}
 	}
 }
 

@@ -246,6 +246,7 @@ var runningBytes = len(fmt.Sprintf(store.RunningFormat, "", ""))
 func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	for attempt := 0; attempt < 2 && cmd.err != nil && retryable(k, s, l, cmd, args); attempt++ {
 		route(k, s, l, cmd)
+		sentBefore(cmd)
 	}
 	if cmd.err == nil && cmd.line[0] != s.reply {
 		cmd.err = errProtocol
