@@ -131,6 +131,7 @@ func New(opts Options) *Client {
 func NewSharing(opts Options, b *Backlog) *Client {
 	c := build(opts, b)
 	join(c)
+	go c.warm()
 	return c
 }
 
@@ -156,9 +157,6 @@ func build(opts Options, b *Backlog) *Client {
 	if opts.WaitReplicas > 0 {
 		c.confirmer = newSide(c, n, true)
 		c.confirmer.bulk = newSide(c, bulkConns, true)
-	}
-	if opts.MinIdleConns > 0 {
-		go c.warm(n)
 	}
 	return c
 }

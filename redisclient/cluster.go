@@ -61,7 +61,6 @@ func NewCluster(opts Options) *Cluster {
 // NewClusterSharing is to NewCluster what NewSharing is to New.
 func NewClusterSharing(opts Options, b *Backlog) *Cluster {
 	c := &Cluster{opts: opts, seeds: strings.Split(opts.Address, ","), slots: make([]*Client, slotCount), nodes: map[string]*Client{}}
-	opts.MinIdleConns = 0
 	c.front = build(opts, b)
 	c.front.cluster = c
 	join(c.front)
@@ -261,6 +260,7 @@ func (c *Cluster) nodeLocked(address string) *Client {
 		for _, each := range append(sides(node), node) {
 			each.rewrites = true
 		}
+		go node.warm()
 		if c.closed {
 			node.Close()
 		}

@@ -72,6 +72,33 @@ func TestAClusterComesLater(t *testing.T) {
 	}
 }
 
+// TestANodeIsConnectedToInAdvance as a node of its cluster, and not as a server of its own.
+func TestANodeIsConnectedToInAdvance(t *testing.T) {
+	probed := make(chan string, 100)
+	var node *fakeServer
+	node = startFake(t, func(args []string) string {
+		switch {
+		case args[0] == "CLUSTER":
+			return slotsAt(node.address)
+		case len(args) > 3 && args[1] == probeScript.sha1:
+			probed <- args[3]
+		}
+		return granted(args)
+	})
+	opts := fast(node.address)
+	opts.MinIdleConns = 1
+	c := NewCluster(opts)
+	defer c.Close()
+	k := NewClusterKeys(c, "idem")
+	_, err := Claim(k, leaseOf("k"), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if key := <-probed; !strings.HasPrefix(key, "idem:probe") {
+		t.Errorf("the key of the probe is %q", key)
+	}
+}
+
 // TestANodeWithoutSlotsHidesNoOther has a node that was reset, or knows nobody yet, beside those that have the slots.
 func TestANodeWithoutSlotsHidesNoOther(t *testing.T) {
 	none := func([]string) string { return "*0\r\n" }

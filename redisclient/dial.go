@@ -247,10 +247,10 @@ func authenticate(opts *Options, conn redis.Conn) error {
 	return nil
 }
 
-// warm opens up to n connections in advance. It ignores failures: the first command reports them.
-func (c *Client) warm(n int) {
+// warm opens connections in advance. It ignores failures: the first command reports them.
+func (c *Client) warm() {
 	defer recovered("opening connections to Redis")
-	for i := 0; i < n && i < c.opts.MinIdleConns; i++ {
+	for i := 0; i < cap(c.conns) && i < c.opts.MinIdleConns; i++ {
 		c.warmOne()
 	}
 }
