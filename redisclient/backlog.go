@@ -232,20 +232,29 @@ func Later(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 		if !expired && b.bytes <= backlogBytes {
 			break
 		}
-		if !expired && oldest.record != "" {
-			b.results[dropped]++
+		removed := remove(b, place)
+		if removed && !expired {
+			count(b, oldest, dropped)
 		}
-		remove(b, place)
 	}
 	startWriting(b, k.client)
 }
 
-// remove takes a pending write off the list, if it is still there. The caller holds the lock.
-func remove(b *Backlog, place *list.Element) {
+// remove takes a pending write off the list, and reports whether it was still there. The caller holds the lock.
+func remove(b *Backlog, place *list.Element) bool {
 	before := b.pending.Len()
 	p, _ := b.pending.Remove(place).(*pendingWrite)
-	if b.pending.Len() < before {
-		b.bytes -= p.size
+	if b.pending.Len() == before {
+		return false
+	}
+	b.bytes -= p.size
+	return true
+}
+
+// count adds p, which was removed, to what is logged of an outage. The caller holds the lock.
+func count(b *Backlog, p *pendingWrite, result writeResult) {
+	if p.record != "" {
+		b.results[result]++
 	}
 }
 
@@ -318,10 +327,9 @@ func writeOldest(c *Client) *Client {
 			failed = true
 			continue
 		}
-		if p.record != "" {
-			b.results[p.result]++
+		if remove(b, place) { // Later may have dropped it meanwhile
+			count(b, p, p.result)
 		}
-		remove(b, place)
 	}
 	if failed { // watch goes on when c finds Redis again; another client, or c by now, may be healthy already
 		c = healthyClient(b, c)
@@ -330,14 +338,14 @@ func writeOldest(c *Client) *Client {
 	return c
 }
 
-// reportOutage logs, once after each outage, what became of the records since the outage before. The caller holds the lock.
+// reportOutage logs, once after each outage, what became of the records that were pending, if there were any. The caller holds the
+// lock, and nothing is pending.
 func reportOutage(c *Client) {
 	b := c.health.backlog
 	outages := b.outages.Load()
-	if b.reported == outages {
-		return
+	if b.reported != outages && b.results[written]+b.results[held]+b.results[dropped] > 0 {
+		log.Printf("level=warn msg=\"answers of the outage were written to Redis\" redis=%q written=%d held=%d dropped=%d", c.opts.Address, b.results[written], b.results[held], b.results[dropped])
 	}
-	log.Printf("level=warn msg=\"answers of the outage were written to Redis\" redis=%q written=%d held=%d dropped=%d", c.opts.Address, b.results[written], b.results[held], b.results[dropped])
 	b.reported = outages
 	b.results = [postponed]int{}
 }

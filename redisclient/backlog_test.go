@@ -1,9 +1,14 @@
 package redisclient
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"log"
 	"net"
+	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -135,5 +140,132 @@ func TestAnAnswerThatIsTooLargeIsGivenUpByTheClientThatWrites(t *testing.T) {
 	held, err := Claim(right, &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-2"}, time.Hour)
 	if refused.Load() != 1 || held == nil || held.State != store.Unkept || err != nil {
 		t.Errorf("it was sent %d times; Redis has %+v, %v", refused.Load(), held, err)
+	}
+}
+
+// logged is what is logged while a test runs.
+type logged struct {
+	mu   sync.Mutex // guards text
+	text bytes.Buffer
+}
+
+func (l *logged) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(line)
+}
+
+// find returns all that matches in what was logged.
+func (l *logged) find(expression string) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return regexp.MustCompile(expression).FindAllString(l.text.String(), -1)
+}
+
+func captureLog(t *testing.T) *logged {
+	t.Helper()
+	l, before := &logged{}, log.Writer()
+	log.SetOutput(l)
+	t.Cleanup(func() { log.SetOutput(before) })
+	return l
+}
+
+// isWritten reports whether a backlog is empty, and its last batch has been reported.
+func isWritten(b *Backlog) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.writing && b.pending.Len() == 0
+}
+
+// TestARecordThatIsDroppedWhileItIsWritten counts once.
+func TestARecordThatIsDroppedWhileItIsWritten(t *testing.T) {
+	lines := captureLog(t)
+	back, writes, proceed := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	server := startFake(t, func(args []string) string {
+		switch {
+		case len(args) < 2:
+		case args[1] == probeScript.sha1:
+			<-back
+		case args[1] == writeBackScript.sha1:
+			writes <- struct{}{}
+			<-proceed
+		}
+		return granted(args)
+	})
+	b := NewBacklog()
+	c := NewSharing(Options{Address: server.address, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
+	defer c.Close()
+	k := NewKeys(c, "idem")
+	trip(c, down, errors.New("it is away"))
+	Later(k, leaseOf("k"), answerOf(""), time.Hour)
+	close(back)
+	<-writes
+	Later(k, leaseOf("l"), answerOf(strings.Repeat("x", backlogBytes)), time.Hour) // there is room for neither
+	close(proceed)
+	awaitTrue(t, func() bool { return isWritten(b) })
+	if got := lines.find("written=.*"); len(got) != 1 || got[0] != "written=0 held=0 dropped=2" {
+		t.Errorf("of two records that were dropped: %q", got)
+	}
+}
+
+// isFine reports whether a server is fine, and all know that.
+func isFine(c *Client) bool {
+	c.breaker.mu.Lock()
+	defer c.breaker.mu.Unlock()
+	return c.state() == fine
+}
+
+// TestAnOutageWithNothingToWrite is not told of later, when something is written.
+func TestAnOutageWithNothingToWrite(t *testing.T) {
+	lines := captureLog(t)
+	server := startFake(t, granted)
+	b := NewBacklog()
+	c := NewSharing(fast(server.address), b)
+	defer c.Close()
+	k := NewKeys(c, "idem")
+	for _, record := range []string{"", answerOf("")} {
+		trip(c, refusing, errors.New("it is away"))
+		awaitTrue(t, func() bool { return isFine(c) })
+		Later(k, leaseOf("k"), record, time.Hour)
+		awaitTrue(t, func() bool { return isWritten(b) })
+	}
+	trip(c, refusing, errors.New("it is away"))
+	Later(k, leaseOf("k"), "", time.Hour)
+	awaitTrue(t, func() bool { return isFine(c) && isWritten(b) })
+	if got := lines.find("answers of the outage.*"); len(got) != 0 {
+		t.Errorf("it was told that %q", got)
+	}
+}
+
+// TestAnotherNodeIsBackFirst, before there is anything to write.
+func TestAnotherNodeIsBackFirst(t *testing.T) {
+	lines := captureLog(t)
+	back := make(chan struct{})
+	var away *fakeServer
+	away = startFake(t, func(args []string) string {
+		switch {
+		case args[0] == "CLUSTER":
+			return slotsAt(away.address)
+		case args[1] == probeScript.sha1:
+			<-back
+		}
+		return granted(args)
+	})
+	another := startFake(t, granted)
+	opts := fast(away.address)
+	opts.ReadTimeout = time.Minute
+	b := NewBacklog()
+	c := NewClusterSharing(opts, b)
+	defer c.Close()
+	k := NewClusterKeys(c, "idem")
+	for _, node := range []*Client{c.nodeAt(another.address), c.nodeAt(away.address)} {
+		trip(node, down, errors.New("it is away"))
+	}
+	awaitTrue(t, func() bool { return isFine(c.nodeAt(another.address)) })
+	Later(k, leaseOf("k"), answerOf(""), time.Hour)
+	close(back)
+	awaitTrue(t, func() bool { return isWritten(b) })
+	if got := lines.find("written=.*"); len(got) != 1 || got[0] != "written=1 held=0 dropped=0" {
+		t.Errorf("it was told that %q", got)
 	}
 }

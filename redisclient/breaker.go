@@ -207,6 +207,9 @@ func transition(c *Client, state int32, cause error) {
 		backlog := c.health.backlog
 		backlog.mu.Lock()
 		callHooks(backlog)
+		if backlog.pending.Len() == 0 && c.health.failing.Load() == 0 {
+			reportOutage(c)
+		}
 		backlog.mu.Unlock()
 	}
 	if c.health.closed.Load() {

@@ -135,6 +135,11 @@ func leaseOf(key string) *store.Lease {
 	return &store.Lease{Key: key, Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o-1"}
 }
 
+// answerOf returns the record of an answer with this body to the request of leaseOf.
+func answerOf(body string) string {
+	return store.DoneHead + leaseOf("").Fingerprint + store.StatusLines[201] + "\r\n" + body
+}
+
 // TestRedisDiesUnderALongAnswer has as few connections as can be configured: none is left to find out why the answer failed.
 func TestRedisDiesUnderALongAnswer(t *testing.T) {
 	for name, limit := range map[string]func(*Options){
