@@ -82,8 +82,14 @@ type health struct {
 	timings   *timings
 
 	mu       sync.Mutex // guards everything below
-	cause    error      // why the last server that failed was not fine
+	troubles []trouble  // of the servers that are not fine; the last one has failed last
 	probeKey string     // key that probes may write
+}
+
+// trouble is why a server is not fine.
+type trouble struct {
+	server *breaker
+	cause  error
 }
 
 func newHealth(front *Client, b *Backlog) *health {
@@ -101,10 +107,10 @@ func (c *Client) Trouble() error {
 	h := c.health
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.failing.Load() == 0 {
+	if len(h.troubles) == 0 {
 		return nil
 	}
-	return h.cause
+	return h.troubles[len(h.troubles)-1].cause
 }
 
 // notSent is the error for a command while the server is down.
@@ -182,18 +188,22 @@ func setState(c *Client, state int32, cause error) {
 	h := c.health
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	switch {
-	case before == fine && state != fine:
-		h.failing.Add(1)
+	var troubles []trouble
+	for _, t := range h.troubles {
+		if t.server != c.breaker {
+			troubles = append(troubles, t)
+		}
+	}
+	if state != fine {
+		troubles = append(troubles, trouble{c.breaker, cause})
+	}
+	h.troubles = troubles
+	h.failing.Store(int32(len(troubles)))
+	if before == fine && state != fine {
 		h.outages.Add(1)
 		if !h.closed.Load() {
 			h.backlog.outages.Add(1)
 		}
-	case before != fine && state == fine:
-		h.failing.Add(-1)
-	}
-	if cause != nil {
-		h.cause = cause
 	}
 }
 

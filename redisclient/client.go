@@ -253,6 +253,7 @@ func (c *Client) closeIdle() {
 func send(c *Client, cmd *command) {
 	if c.state() == down {
 		cmd.err = notSent(c)
+		cmd.from = c
 		return
 	}
 	cmd.done = make(chan struct{}, 1)

@@ -186,3 +186,32 @@ func TestTheFirstRequestOfAnOutageWaitsForOneTimeOut(t *testing.T) {
 		t.Errorf("after %s: %v", took, err)
 	}
 }
+
+// TestTheTroubleOfANodeThatIsBack is not told any more, though another is still away.
+func TestTheTroubleOfANodeThatIsBack(t *testing.T) {
+	away, back := stuckProbes(t, granted), startFake(t, granted)
+	c, _, _ := overCluster(t, away.address)
+	trip(c.nodeAt(away.address), down, errors.New("the first is away"))
+	trip(c.nodeAt(back.address), refusing, errors.New("the second is away"))
+	awaitTrue(t, func() bool { return isFine(c.nodeAt(back.address)) })
+	if cause := c.front.Trouble(); cause == nil || cause.Error() != "the first is away" {
+		t.Errorf("it is told that %v", cause)
+	}
+}
+
+// TestAnErrorHasTheAddressOfItsNode, also when nothing is sent to that any more.
+func TestAnErrorHasTheAddressOfItsNode(t *testing.T) {
+	var node *fakeServer
+	node = stuckProbes(t, func(args []string) string {
+		if args[0] == "CLUSTER" {
+			return slotsAt(node.address)
+		}
+		return granted(args)
+	})
+	c, k, l := overCluster(t, node.address, startNode(t).address)
+	trip(c.masters()[0], down, errors.New("it is away"))
+	_, err := Claim(k, l, time.Hour)
+	if !errors.Is(err, ErrDown) || !strings.HasPrefix(err.Error(), "redis "+node.address+": ") {
+		t.Errorf("the error for a node at %s is %v", node.address, err)
+	}
+}
