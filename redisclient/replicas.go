@@ -42,7 +42,7 @@ func rewrite(c *Client, commands []*command) []*command {
 	all := make([]*command, 0, len(commands)+1)
 	c.lock()
 	whole := c.noEVALSHA
-	measured := takeSample(c)
+	sampling := c.samples > 0
 	c.unlock()
 	for _, cmd := range commands {
 		if whole {
@@ -53,8 +53,8 @@ func rewrite(c *Client, commands []*command) []*command {
 		}
 		all = append(all, cmd)
 	}
-	if measured {
-		sample := newSample(c, commands)
+	if sampling {
+		sample := takeSample(c, all)
 		if sample != nil {
 			all = append(all, sample)
 		}

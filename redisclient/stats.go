@@ -286,11 +286,12 @@ func (s *Stats) Memory() (stats.Memory, error) {
 	return all, nil
 }
 
-// memoryOf measures what one server has, until the deadline.
+// memoryOf measures what one server has. After the deadline it only measures what it has found.
 func (s *Stats) memoryOf(node *Client, deadline time.Time) (stats.Memory, error) {
 	measured := stats.Memory{}
+	cursor := "0"
 	scanning := true
-	batch := []Command{s.scan("0")}
+	batch := []Command{s.scan(cursor)}
 	for len(batch) > 0 {
 		replies, err := node.Batch(batch)
 		if err != nil {
@@ -300,29 +301,26 @@ func (s *Stats) memoryOf(node *Client, deadline time.Time) (stats.Memory, error)
 		usages := replies
 		if scanning { // SCAN comes last; what it found is measured along with the next one
 			usages = replies[:len(replies)-1]
-			cursor, keys, err := scanReply(replies[len(replies)-1])
+			next, keys, err := scanReply(replies[len(replies)-1])
 			if err != nil {
 				return measured, err
 			}
+			cursor = next
 			for _, key := range keys {
 				batch = append(batch, Command{Name: "MEMORY", Args: []interface{}{"USAGE", key, "SAMPLES", 0}})
 			}
-			scanning = cursor != "0"
+			scanning = cursor != "0" && time.Now().Before(deadline)
 			if scanning {
 				batch = append(batch, s.scan(cursor))
-				measured.Looked = looked(cursor)
 			}
 		}
 		err = addUsages(&measured, usages)
 		if err != nil {
 			return measured, err
 		}
-		if scanning && time.Now().After(deadline) {
-			return measured, nil
-		}
 	}
-	measured.Looked = 1
-	measured.Exact = true
+	measured.Looked = looked(cursor)
+	measured.Exact = cursor == "0"
 	return measured, nil
 }
 
@@ -366,9 +364,12 @@ func scanReply(reply interface{}) (string, []interface{}, error) {
 	return text(pair[0]), keys, nil
 }
 
-// looked returns the share of the keyspace, 0 to 1, that SCAN has passed at this cursor. Redis counts cursors from the highest
-// bit down.
+// looked returns the share of the keyspace, 0 to 1, that SCAN has passed when it replies with this cursor. Redis counts cursors from
+// the highest bit down.
 func looked(cursor string) float64 {
+	if cursor == "0" { // there is no more
+		return 1
+	}
 	n, err := strconv.ParseUint(cursor, 10, 64)
 	if err != nil {
 		return 0

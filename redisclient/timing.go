@@ -41,18 +41,32 @@ type sample struct {
 	begun   time.Time
 }
 
-// newSample returns a PING that ends the measurement of commands; nil if these are no steps that are measured.
-func newSample(c *Client, commands []*command) *command {
-	wire := commands[0].wire
+// takeSample returns a PING that ends the measurement of a batch. It returns nil, and takes none, if the batch is to be split, or
+// begins with no step that is measured.
+func takeSample(c *Client, batch []*command) *command {
+	size := len(ping)
+	for _, cmd := range batch {
+		size += len(cmd.wire)
+		if len(cmd.wire) > longBytes || size > mostKept {
+			return nil
+		}
+	}
 	step := ""
 	switch {
-	case isStep(claimScript, wire):
+	case isStep(claimScript, batch[0].wire):
 		step = "claim"
-	case isStep(finishScript, wire):
+	case isStep(finishScript, batch[0].wire):
 		step = "finish"
 	default:
 		return nil
 	}
+	c.lock()
+	defer c.unlock()
+	if c.samples == 0 { // another batch has just taken the last
+		return nil
+	}
+	c.samples--
+	c.rewrites = c.samples > 0 || c.noEVALSHA || c.node
 	return &command{wire: ping, sample: &sample{timings: c.health.timings, step: step, begun: time.Now()}}
 }
 
@@ -75,16 +89,6 @@ func measureNext(c *Client) {
 	defer c.unlock()
 	c.samples = samplesAtOnce
 	c.rewrites = true
-}
-
-// takeSample reports whether the next batch is to be measured. The caller holds the lock.
-func takeSample(c *Client) bool {
-	if c.samples == 0 {
-		return false
-	}
-	c.samples--
-	c.rewrites = c.samples > 0 || c.noEVALSHA || c.node
-	return true
 }
 
 // Measure implements stats.Store.
