@@ -252,8 +252,7 @@ func (c *Client) closeIdle() {
 // repeated.
 func send(c *Client, cmd *command) {
 	if c.state() == down {
-		cmd.err = notSent(c)
-		cmd.from = c
+		leaveUnsent(c, cmd)
 		return
 	}
 	cmd.done = make(chan struct{}, 1)
@@ -267,6 +266,12 @@ func send(c *Client, cmd *command) {
 	if cmd.err != nil {
 		cmd.from = c
 	}
+}
+
+// leaveUnsent gives cmd the error for a command while the server is down.
+func leaveUnsent(c *Client, cmd *command) {
+	cmd.err = notSent(c)
+	cmd.from = c
 }
 
 // wakeSender wakes an idle sender, or starts one, to send what is in the queue. The caller holds the lock.
