@@ -35,7 +35,7 @@ const (
 	noteInterval = time.Second      // between two exchanges
 	longRun      = time.Minute      // a request that runs for longer is shown
 	runAgain     = 30 * time.Second // after so long, that it still runs is noted again
-	forgetAgain  = 5                // exchanges at which what was settled is forgotten once more
+	forgetAgain  = 5                // how often what was settled is forgotten once more, each time after noteInterval
 	newsLife     = 2 * time.Second  // after so long without an exchange, what was settled is asked for before an answer is replayed
 	processLife  = 24 * time.Hour   // of the note that a process lives
 
@@ -63,6 +63,7 @@ type notebook struct {
 	settled []redisclient.Settled
 	known   *redisclient.News // of the last exchange
 	again   []settlement
+	forgot  time.Time           // when what again has was last forgotten once more
 	running map[string]notedRun // long runs that are noted, by their keys
 	beats   int
 	err     error // of the last exchange
@@ -82,7 +83,7 @@ type notedRun struct {
 	ttl time.Duration
 }
 
-// settlement is what was settled, and at how many exchanges it is still to be forgotten.
+// settlement is what was settled, and how often it is still to be forgotten.
 type settlement struct {
 	what []redisclient.Settled
 	left int
@@ -210,7 +211,7 @@ func exchangeNow(n *notebook) error {
 	n.notes = newNotes()
 	n.settled = nil
 	n.known = news
-	forget(n, news)
+	forget(n, news, now)
 	store.Heard(n.memory, newsLife)
 	return nil
 }
@@ -285,15 +286,30 @@ func sayOnce(n *notebook, err error) {
 	n.err = err
 }
 
-// forget drops what memory has of keys that were settled. It does so again at the next exchanges, since a request may have read an
-// old record before it was settled, and remember it after. What memory alone has is dropped once: the same may happen again.
-func forget(n *notebook, news *redisclient.News) {
+// forget drops what memory has of keys that were settled. It does so again at exchanges of the next seconds, since a request may have
+// read an old record before it was settled, and remember it after. What memory alone has is dropped once: the same may happen again.
+func forget(n *notebook, news *redisclient.News, now time.Time) {
 	n.mu.Lock()
 	place := n.place
 	n.mu.Unlock()
 	if news.Missed {
 		store.Forget(n.memory, nil, place, false)
 	}
+	if now.Sub(n.forgot) >= noteInterval { // an operator may cause many exchanges in a second
+		n.forgot = now
+		forgetOnceMore(n, place)
+	}
+	if len(news.Settled) == 0 {
+		return
+	}
+	fresh := map[string]store.Settlement{}
+	addSettled(fresh, news.Settled)
+	store.Forget(n.memory, fresh, place, true)
+	n.again = append(n.again, settlement{news.Settled, forgetAgain})
+}
+
+// forgetOnceMore is forget for what was settled before. The caller holds io.
+func forgetOnceMore(n *notebook, place int) {
 	again := map[string]store.Settlement{}
 	var left []settlement
 	for _, s := range n.again {
@@ -306,13 +322,6 @@ func forget(n *notebook, news *redisclient.News) {
 		store.Forget(n.memory, again, place, false)
 	}
 	n.again = left
-	if len(news.Settled) == 0 {
-		return
-	}
-	fresh := map[string]store.Settlement{}
-	addSettled(fresh, news.Settled)
-	store.Forget(n.memory, fresh, place, true)
-	n.again = append(n.again, settlement{news.Settled, forgetAgain})
 }
 
 // addSettled adds what was settled to all, by the hashes of its keys.

@@ -386,6 +386,39 @@ func TestWhoHasSleptAsksWhatWasSettled(t *testing.T) {
 	}
 }
 
+// TestWhatIsRememberedLateIsForgotten also where many keys are settled meanwhile: a request has read a record before it was settled,
+// and remembers it after.
+func TestWhatIsRememberedLateIsForgotten(t *testing.T) {
+	server := miniredis.RunT(t)
+	other, _ := remembering(t, server.Addr())
+	memory := store.NewMemory(1 << 20)
+	t.Cleanup(memory.Close)
+	h := newDoor(t, memory, server.Addr())
+	l := &store.Run{Lease: &store.Lease{Key: "a", Fingerprint: strings.Repeat("f", store.FingerprintSize)}, Client: context.Background()}
+	held, err := redisclient.Claim(h.shared, l.Lease, time.Minute)
+	if err != nil || held == nil {
+		t.Fatalf("%+v, %v", held, err)
+	}
+	for _, key := range []string{"a", "b", "c", "d"} {
+		note := newNote(noteOther, key, "")
+		seen, err := lookAt(other, note)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answer := settleKey(h, "boss", note, seen, "", "settled"); answer.Status != http.StatusOK {
+			t.Fatalf("%+v", answer)
+		}
+	}
+	heldElsewhere(h, l, held, nil)
+	if store.Look(memory, "a") == nil {
+		t.Fatal("it is not remembered")
+	}
+	for store.Look(memory, "a") != nil { // what is never forgotten ends in the test's time-out
+		time.Sleep(10 * time.Millisecond)
+		_ = exchange(h.notebook)
+	}
+}
+
 // TestWhereARequestWentStandsInItsIdentity with every kind of scope.
 func TestWhereARequestWentStandsInItsIdentity(t *testing.T) {
 	for _, scope := range [][]string{{"none"}, {"Host"}, {"Authorization"}, {"Host", "Authorization", "X-Tenant"}, {"Host", "cookie:session"}} {
