@@ -32,7 +32,7 @@ func newDoor(t *testing.T, memory *store.Memory, address string) *handler {
 	h.notebook = newNotebook(memory)
 	h.notebook.Close() // it exchanges nothing by itself
 	h.notebook.use(h.shared, "idem")
-	h.keys = store.NewKeys(memory, h.shared.Trouble, store.Terms{TTL: h.ttl, Lease: time.Hour, Remember: true})
+	h.keys = store.NewKeys(memory, h.shared.Trouble, store.Terms{TTL: h.ttl, Lease: time.Hour, Remember: true, Hear: h.notebook.hear})
 	return h
 }
 
@@ -51,33 +51,24 @@ func TestLifeBehindTheDoor(t *testing.T) {
 	clock := storetest.NewClock()
 	storetest.Life(t, 400, func() storetest.World {
 		server.FlushAll()
-		var doors []*handler
-		tellAll := func() {
-			for _, h := range doors {
-				err := exchange(h.notebook)
-				if err != nil {
-					t.Error(err)
-				}
-			}
-		}
 		return storetest.World{
 			Start: func() storetest.Subject {
 				memory := store.NewMemoryClock(1<<20, clock.Since)
 				t.Cleanup(memory.Close)
-				doors = append(doors, newDoor(t, memory, server.Addr()))
-				return doorSubject(doors[len(doors)-1], tellAll)
+				return doorSubject(newDoor(t, memory, server.Addr()))
 			},
 			Pass: func(d time.Duration) {
 				clock.Pass(d)
 				server.FastForward(d)
 			},
 			Remembers: true,
+			Hears:     newsLife,
 		}
 	})
 }
 
-// doorSubject is h as a subject. tellAll has every process hear at once of what was settled.
-func doorSubject(h *handler, tellAll func()) storetest.Subject {
+// doorSubject is h as a subject.
+func doorSubject(h *handler) storetest.Subject {
 	runs := map[*store.Lease]*store.Run{}
 	run := func(l *store.Lease) *store.Run {
 		if runs[l] == nil {
@@ -103,7 +94,9 @@ func doorSubject(h *handler, tellAll func()) storetest.Subject {
 		},
 		Finish: func(l *store.Lease, record string, ttl time.Duration) (bool, error) {
 			h.ttl = ttl
-			h.keys = store.NewKeys(h.keys.Memory, h.keys.Trouble, store.Terms{TTL: ttl, Lease: time.Hour, Remember: true})
+			terms := h.keys.Terms
+			terms.TTL = ttl
+			h.keys = store.NewKeys(h.keys.Memory, h.keys.Trouble, terms)
 			kept := finish(h, run(l), record)
 			h.keys.Memory.Sweep() // begins its time to live
 			return kept, nil
@@ -115,7 +108,6 @@ func doorSubject(h *handler, tellAll func()) storetest.Subject {
 		Settle: func(key string, seen *redisclient.Seen, record string, ttl time.Duration) (bool, error) {
 			h.ttl = ttl
 			answer := settleKey(h, "", newNote(noteOther, key, ""), seen, record, "settled")
-			tellAll()
 			if answer.Status != http.StatusOK && answer.Status != http.StatusConflict {
 				return false, errors.New(answer.Detail)
 			}
@@ -165,7 +157,7 @@ func TestAClaimWhoseReplyWasLostIsGivenBack(t *testing.T) {
 	if !lost || held == nil || held.State != store.Unknown {
 		t.Fatalf("the duplicate is told %+v, want that nobody knows", held)
 	}
-	for len(server.Keys()) > 0 { // a claim that is never given back ends in the test's time-out
+	for server.Exists("idem:req:" + storetest.Hash("k")) { // a claim that is never given back ends in the test's time-out
 		time.Sleep(time.Millisecond)
 	}
 }
@@ -218,7 +210,7 @@ func TestAGiveBackOutlastsTheLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for len(server.Keys()) > 0 { // a claim that is never given back ends in the test's time-out
+	for server.Exists("idem:req:" + storetest.Hash("k")) { // a claim that is never given back ends in the test's time-out
 		time.Sleep(time.Millisecond)
 	}
 }

@@ -348,7 +348,6 @@ func TestWhoHasSleptAsksWhatWasSettled(t *testing.T) {
 	m := store.NewMemoryClock(1<<20, c.Since)
 	t.Cleanup(m.Close)
 	sleeper, operator := newDoor(t, m, server.Addr()), newDoor(t, store.NewMemory(1<<20), server.Addr())
-	sleeper.keys.Terms.Hear = sleeper.notebook.hear
 	fingerprint := strings.Repeat("f", store.FingerprintSize)
 	record := storetest.Record(fingerprint, &store.Answer{Status: 201, Body: "old"})
 	run := func(h *handler, key string) *store.Held {

@@ -19,8 +19,10 @@ type World struct {
 	Start func() Subject        // starts a process
 	Pass  func(d time.Duration) // lets time pass, in whole milliseconds
 
-	// Remembers says that each process has its own memory, in front of the shared store.
+	// Remembers says that each process has its own memory, in front of the shared store. Hears is how long it may take a process
+	// to hear of what an operator has settled at another one.
 	Remembers bool
+	Hears     time.Duration
 }
 
 // Clock is a clock that a test sets forward.
@@ -76,7 +78,7 @@ func Life(t *testing.T, times int, newWorld func() World) {
 	}
 	granted, refused := 0, 0
 	for ; times > 0; times-- {
-		l := &life{world: newWorld(), random: rand.New(rand.NewSource(seed)), shared: map[string]*fact{}}
+		l := &life{world: newWorld(), random: rand.New(rand.NewSource(seed)), shared: map[string]*fact{}, settled: map[string]bool{}}
 		for i := 0; i < processes; i++ {
 			l.start(i)
 		}
@@ -99,6 +101,7 @@ type life struct {
 	random    *rand.Rand
 	now       time.Duration
 	shared    map[string]*fact // by key
+	settled   map[string]bool  // keys that an operator has settled, or tried to
 	processes [processes]*process
 	requests  []*request
 	looks     []*looked
@@ -116,6 +119,8 @@ type fact struct {
 	rec    store.Held // what a claim is told of it; Free if the key was freed by hand
 	record string     // of a finished one
 	until  time.Duration
+
+	heard time.Duration // when a process that knows it has heard, at the latest, that it was settled; 0: it was not
 }
 
 // looked is what an operator has seen of a key.
@@ -131,14 +136,6 @@ type process struct {
 	name  string
 	runs  map[string]*request // that have not ended, by key
 	known map[string]*fact    // finished records
-
-	unsure map[string]bool // keys of known that it may have forgotten, since an operator has settled a key
-}
-
-// learn has p know f, for sure.
-func (p *process) learn(key string, f *fact) {
-	p.known[key] = f
-	delete(p.unsure, key)
 }
 
 // request is one that has claimed a key, or tried to.
@@ -148,7 +145,7 @@ type request struct {
 }
 
 func (l *life) start(i int) {
-	l.processes[i] = &process{Subject: l.world.Start(), name: fmt.Sprintf("process %d", i), runs: map[string]*request{}, known: map[string]*fact{}, unsure: map[string]bool{}}
+	l.processes[i] = &process{Subject: l.world.Start(), name: fmt.Sprintf("process %d", i), runs: map[string]*request{}, known: map[string]*fact{}}
 }
 
 func (l *life) step() {
@@ -236,8 +233,9 @@ func (l *life) claim(r *request) {
 		return
 	}
 	f := l.current(p.known, r.Key)
-	if f != nil && p.unsure[r.Key] && (held.State == store.Free || held.Left != f.until-l.now) {
-		f = nil // it has asked again
+	if f != nil && l.forgets(p, r.Key, held) {
+		delete(p.known, r.Key)
+		f = nil
 	}
 	if f == nil || !l.world.Remembers {
 		f = l.current(l.shared, r.Key)
@@ -257,9 +255,19 @@ func (l *life) claim(r *request) {
 		l.refused++
 		if f.holder == nil {
 			l.sameAnswer(held, f)
-			p.learn(r.Key, f)
+			p.known[r.Key] = f
 		}
 	}
+}
+
+// forgets reports whether p, whose claim of key was told held, did not answer by what it knows, and may have heard that the key was
+// settled. It forgets a record several times when it has heard, and also if nothing was changed.
+func (l *life) forgets(p *process, key string, held *store.Held) bool {
+	f := p.known[key]
+	if f.heard > 0 && l.now >= f.heard {
+		return true
+	}
+	return l.settled[key] && (held.Record != f.record || held.Left != f.until-l.now)
 }
 
 func (l *life) sameAnswer(held *store.Held, f *fact) {
@@ -338,7 +346,7 @@ func (l *life) finish(r *request) {
 	if r.process.runs[r.Key] == r {
 		delete(r.process.runs, r.Key)
 		if kept {
-			r.process.learn(r.Key, known)
+			r.process.known[r.Key] = known
 		}
 	}
 }
@@ -380,16 +388,18 @@ func (l *life) operate(p *process) {
 	l.tell("%s: an operator settles %s that was %q, with %q for %s: %t", p.name, saw.key, saw.fact.rec.State, record, ttl, settled)
 	l.expect(err == nil, "settle: %v", err)
 	l.expect(settled == same, "rule 9: it has what was seen: %t", same)
-	for _, other := range l.processes { // they may forget, also if nothing was changed, and also what was settled before
-		for key := range other.known {
-			other.unsure[key] = true
-		}
-	}
+	l.settled[saw.key] = true
 	if !settled || f == nil {
 		return
 	}
+	delete(p.known, saw.key)
 	for _, other := range l.processes {
-		delete(other.known, saw.key)
+		known := other.known[saw.key]
+		if known != nil && known.heard == 0 {
+			old := *known // each process hears of it for itself
+			old.heard = l.now + l.world.Hears
+			other.known[saw.key] = &old
+		}
 	}
 	switch {
 	case record != "":
