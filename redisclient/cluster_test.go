@@ -215,3 +215,15 @@ func TestAnErrorHasTheAddressOfItsNode(t *testing.T) {
 		t.Errorf("the error for a node at %s is %v", node.address, err)
 	}
 }
+
+// TestAClusterIsAnotherPlace than a server of its own at the same address.
+func TestAClusterIsAnotherPlace(t *testing.T) {
+	alone, cluster := Options{Address: "a:1,b:2"}, Options{Address: "b:2,a:1", Cluster: true}
+	if alone.Place() == cluster.Place() {
+		t.Errorf("both are %q", alone.Place())
+	}
+	alone.Cluster = true
+	if alone.Place() != cluster.Place() {
+		t.Errorf("the same nodes are %q and %q", alone.Place(), cluster.Place())
+	}
+}
