@@ -212,7 +212,7 @@ func exchangeNow(n *notebook) error {
 	n.settled = nil
 	n.known = news
 	forget(n, news, now)
-	store.Heard(n.memory, newsLife)
+	store.Heard(n.memory, newsLife-time.Since(now)) // as of when Redis was asked, or later
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
+	miniredisserver "github.com/alicebob/miniredis/v2/server"
 
 	"github.com/example/traefik-idem/redisclient"
 	"github.com/example/traefik-idem/stats"
@@ -415,6 +416,28 @@ func TestWhatIsRememberedLateIsForgotten(t *testing.T) {
 	for store.Look(memory, "a") != nil { // what is never forgotten ends in the test's time-out
 		time.Sleep(10 * time.Millisecond)
 		_ = exchange(h.notebook)
+	}
+}
+
+// TestNewsAreAsOldAsTheQuestion has Redis take its time to reply: something may be settled meanwhile.
+func TestNewsAreAsOldAsTheQuestion(t *testing.T) {
+	const took = 100 * time.Millisecond
+	server := miniredis.RunT(t)
+	c := storetest.NewClock()
+	m := store.NewMemoryClock(1<<20, c.Since)
+	t.Cleanup(m.Close)
+	h := newDoor(t, m, server.Addr())
+	sight(h, noteOther, "k", "", store.Free)
+	server.Server().SetPreHook(func(_ *miniredisserver.Peer, command string, _ ...string) bool {
+		if command == "EVAL" {
+			time.Sleep(took)
+		}
+		return false
+	})
+	err := exchange(h.notebook)
+	c.Pass(newsLife - took/2)
+	if err != nil || !store.Behind(m) {
+		t.Errorf("what was settled %s ago counts as known: %v", newsLife+took/2, err)
 	}
 }
 
