@@ -148,6 +148,9 @@ func note(h, claims *handler, l *store.Run, r *http.Request) {
 	case held == nil:
 		finish(claims, l, fmt.Sprintf(store.ObservedFormat, l.Fingerprint, l.Owner))
 	case held.Err != nil:
+		if l.Doubtful {
+			giveBack(claims, l)
+		}
 		h.stats.Counts[stats.Unobserved].Add(1)
 	case mismatch(h, l, held):
 		stats.Count(h.counter, stats.Mismatches, r)

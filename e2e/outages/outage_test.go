@@ -364,6 +364,30 @@ func TestAClaimWhoseReplyWasLostIsFinishedInRedis(t *testing.T) {
 	})
 }
 
+// TestAnObservedClaimWhoseReplyWasLostIsGivenBack, since its request counts as not looked at.
+func TestAnObservedClaimWhoseReplyWasLostIsGivenBack(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		server := redistest.Start(t)
+		f := rig.NewFront(t, server.Addr)
+		s := rig.Serve(t, host, rig.Created, hosts.Settings{"mode": "observe", "onStoreError": "reject", "lease": "1h", "stats": rig.OpenStats["stats"],
+			"redis": map[string]any{"endpoints": f.Addr, "readTimeout": "2s"}})
+		s.Send(rig.Post("/", "warm"))
+		for redisKeys(server, "idem1U") == 0 { // what never comes ends in the test's time-out, as below
+			time.Sleep(10 * time.Millisecond)
+		}
+		f.Mute.Store(true)
+		s.Send(rig.Post("/", "k"))
+		s.Counted(func(f rig.Figures) bool { return f.Totals["unobserved"] == 1 })
+		if redisKeys(server, "idem1R") != 1 {
+			t.Fatal("no claim has reached Redis")
+		}
+		f.Mute.Store(false)
+		for redisKeys(server, "idem1R") == 1 {
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+}
+
 // TestAnAnswerThatRedisHasNoRoomFor is known to have been given: its claim stays until there is room.
 func TestAnAnswerThatRedisHasNoRoomFor(t *testing.T) {
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
