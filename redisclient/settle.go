@@ -24,17 +24,17 @@ return redis.call('PTTL', KEYS[1]) .. ' ' .. redis.sha1hex(v) .. ' ' .. body .. 
 
 	// free: ARGV = the version of the record, the record of a freed key, or nothing for a lease that is not renewed, and then how
 	// many ms of it are left at most. 1 if the key is free now, 0 if it has another record. The record of a freed key lives as
-	// long as the one before would have.
+	// long as the one before would have; a second if that has no time to live, or is about to expire.
 	freeScript = awaited(newScript(':', 3, `
 local v = redis.call('GET', KEYS[1])
 local left = redis.call('PTTL', KEYS[1])
-if v and v == ARGV[2] then redis.call('SET', KEYS[1], v, 'PX', left) return 1 end
 if not v and ARGV[2] == '' then return 1 end
-if not v or redis.sha1hex(v) ~= ARGV[1] then return 0 end
+if not v or v ~= ARGV[2] and redis.sha1hex(v) ~= ARGV[1] then return 0 end
 if ARGV[2] == '' then
   if left > tonumber(ARGV[3]) then return 0 end
   return redis.call('DEL', KEYS[1])
 end
+if left < 1 then left = 1000 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', left)
 return 1`))
 

@@ -130,6 +130,21 @@ func TestOfTwoOperatorsOneSettles(t *testing.T) {
 	})
 }
 
+// TestWhatNeverExpiresIsFreed has a record that somebody has made persistent.
+func TestWhatNeverExpiresIsFreed(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		server := redistest.Start(t)
+		s, _ := two(t, host, server.Addr, server.Addr, rig.NewBackend(t, ends), nil)
+		c := rig.Post("/unknown", rig.UnusedKey())
+		s.Send(c)
+		id := s.IDOf(s.Do(c))
+		server.Do("PERSIST", server.Do("KEYS", "p:req:"+id+"*"))
+		s.Settle("DELETE", id, "")
+		s.Send(c)
+		s.Calls(2)
+	})
+}
+
 // TestNothingIsLostOrMadeUpWhileRedisIsAway has it killed between an unknown outcome and its settling, and another outcome that is
 // unknown meanwhile.
 func TestNothingIsLostOrMadeUpWhileRedisIsAway(t *testing.T) {
