@@ -76,6 +76,7 @@ type Run struct {
 
 	keys     interface{}  // *Keys; with that type the types would be recursive, which Yaegi does not support
 	renewed  time.Time    // when the last renewal was due, or the watchdog first saw the lease
+	retried  time.Time    // when a renewal was last overdue, and tried again
 	missed   time.Time    // when the watchdog first saw that the client had gone
 	renewing atomic.Int32 // number of renewals under way
 	renewal  atomic.Int32 // result of the last renewal

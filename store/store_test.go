@@ -400,6 +400,32 @@ func TestTheWatchdogTicksRarely(t *testing.T) {
 	store.Release(m, r.Lease)
 }
 
+// TestAShortLeaseHurriesNoOther has renewals fail of a lease that is long, beside a middleware whose lease is short.
+func TestAShortLeaseHurriesNoOther(t *testing.T) {
+	m := store.NewMemory(1 << 20)
+	defer m.Close()
+	trouble := &atomic.Int32{}
+	terms := func(lease time.Duration, tries *atomic.Int64) store.Terms {
+		return store.Terms{TTL: time.Minute, Lease: lease, Renew: func(*store.Lease, bool) bool {
+			tries.Add(1)
+			return false
+		}}
+	}
+	var long, short atomic.Int64
+	begin := time.Now()
+	for key, terms := range map[string]store.Terms{"long": terms(time.Hour, &long), "short": terms(60*time.Millisecond, &short)} {
+		r := &store.Run{Lease: &store.Lease{Key: key, Fingerprint: fingerprint, Degraded: true}, Client: context.Background()}
+		store.ClaimLocal(store.NewKeys(m, trouble, terms), r)
+		defer store.Release(m, r.Lease)
+	}
+	for long.Load() < 3 || short.Load() < 50 { // what is never renewed ends in the test's time-out
+		time.Sleep(time.Millisecond)
+	}
+	if n, most := long.Load(), int64(time.Since(begin)/(250*time.Millisecond))+1; n > most {
+		t.Errorf("the long one was renewed %d times, want %d at most", n, most)
+	}
+}
+
 func TestAnExpiredLeaseWakesItsWaiters(_ *testing.T) {
 	m := store.NewMemory(1 << 20)
 	defer m.Close()

@@ -11,8 +11,8 @@ import (
 // the records that KeepAnswer and RememberAnswer have kept since the last tick into their buckets, and begins their time to
 // live.
 
-// longestTick is the longest time between two ticks. A renewal is due after a third of the lease; a renewal that failed is
-// tried again, and the absence of a client noticed, at the next tick.
+// longestTick is the longest time between two ticks. A renewal is due after a third of the lease. The absence of a client is
+// noticed at the next tick; a renewal that failed is tried again as often as ticks for its lease alone would come.
 const longestTick = 250 * time.Millisecond
 
 // detachTick is the shortest time between two ticks that a detachTimeout leads to, however short that is: the ticks are for all
@@ -34,7 +34,7 @@ func prepare(m *Memory, t Terms) {
 	if detach > 0 && detach < detachTick {
 		detach = detachTick
 	}
-	for _, tick := range []time.Duration{t.Lease / 12, detach} {
+	for _, tick := range []time.Duration{tickFor(t.Lease), detach} {
 		if tick > 0 && tick < m.tick {
 			m.tick = tick
 		}
@@ -225,9 +225,18 @@ func watchTerm(k *Keys, r *Run, now time.Time) {
 	case k.Terms.Renew == nil:
 	case due: // also while the last renewal waits for its reply: the lease may be over before that comes
 		go renew(k, r, 2)
-	case overdue(r):
+	case overdue(r) && now.Sub(r.retried) >= tickFor(k.Terms.Lease):
+		r.retried = now
 		go renew(k, r, 1)
 	}
+}
+
+// tickFor is the time between two ticks that a lease needs.
+func tickFor(lease time.Duration) time.Duration {
+	if lease < 12*longestTick {
+		return lease / 12
+	}
+	return longestTick
 }
 
 // overdue reports whether the lease of r must be renewed at once: the last renewal failed, or Redis may not have the claim.
