@@ -134,8 +134,11 @@ func (h *handler) openShared(ctx context.Context) {
 	if h.detach {
 		terms.DetachTimeout = h.detachTimeout
 	}
+	// Notebook and collector are found by their memory: theirs may not be given up yet when the memory before was.
+	token := store.Token(memory)
 	openNotebook := func() resource { return newNotebook(memory) }
-	h.notebook, _ = shared.get(ctx, "notebook "+place, openNotebook).(*notebook)
+	h.notebook, _ = shared.get(ctx, "notebook "+token, openNotebook).(*notebook)
+	statsID += " " + token
 	newCollector := func() resource { return stats.New(stats.NewProcess(memory), h.statsLimits, memory) }
 	var trouble *atomic.Int32
 	if h.redis.Address != "" {

@@ -101,3 +101,37 @@ func TestRunsAreRenewedOnceWhenRedisIsBack(t *testing.T) {
 		t.Errorf("the run was renewed %d times", got)
 	}
 }
+
+// TestNotesAndStatisticsAreOfTheMemory that a handler has, although the memory before was given up a moment earlier than they were.
+func TestNotesAndStatisticsAreOfTheMemory(t *testing.T) {
+	for _, endpoints := range [][]string{nil, {miniredis.RunT(t).Addr()}} {
+		config := CreateConfig()
+		config.LogLevel = "error"
+		config.Redis.Endpoints = endpoints
+		open := func() *handler {
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			built, err := New(ctx, http.NotFoundHandler(), config, t.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, _ := built.(*handler)
+			return h
+		}
+		first := open()
+		shared.mu.Lock()
+		for name, it := range shared.items {
+			if it.value == first.keys.Memory {
+				delete(shared.items, name)
+			}
+		}
+		shared.mu.Unlock()
+		next := open()
+		if next.keys.Memory == first.keys.Memory {
+			t.Fatal("the memory was not given up")
+		}
+		if next.notebook.memory != next.keys.Memory || next.stats == first.stats {
+			t.Errorf("%s: notes or statistics are of the memory before", endpoints)
+		}
+	}
+}
