@@ -32,6 +32,8 @@ const statusClientClosed = 499
 // that it could not reach or that broke off with 500, 502, 504 or 499 (the client has gone), and without any header. Its fast proxy
 // reports nothing: then nobody knows what the backend saw.
 //
+// Middlewares below may end in any way when the call is cancelled: rateLimit with a 500 of its own, and retry without an answer.
+//
 // What a trace reports need not be about this request: a middleware below may have called another service, errors for a page
 // to show instead of Traefik's own answer, or forwardAuth whether the client may pass.
 func classify(x *recorder) {
@@ -39,7 +41,9 @@ func classify(x *recorder) {
 	if status > 999 { // HTTP has no such status, and no record has room for it
 		x.outcome = unknown
 	}
-	if !x.h.classified[status] {
+	cancelled := x.lease.Gone.Load() || (!x.h.detach && x.lease.Client.Err() != nil)
+	cutShort := cancelled && x.header["Date"] == nil
+	if !cutShort && !x.h.classified[status] {
 		return
 	}
 	sought, wrote, got := x.sought.Value() != "", times(&x.wrote), times(&x.answered)
@@ -62,7 +66,9 @@ func classify(x *recorder) {
 		x.outcome = unknown
 	case x.h.retryable[status]:
 		x.outcome = askedAgain
-	case (gateway && !sought) || status == statusClientClosed:
+	case cutShort && ((sought && wrote == 0) || unsent(x)):
+		x.outcome = neverSent
+	case cutShort || (gateway && !sought) || status == statusClientClosed:
 		x.outcome = unknown
 	}
 }
@@ -135,11 +141,14 @@ func settleAnyhow(x *recorder) {
 
 // finalOutcome is the outcome of a run as its end shows it.
 func finalOutcome(x *recorder) outcome {
+	broken := x.lease.Broken != nil && x.lease.Broken.Load() // by the client: no backend can have got the request whole
 	switch {
+	case broken && x.header["Date"] == nil: // the answer, if there is one, is not the backend's
+		return neverSent
 	case x.returned && x.outcome != unknown && complete(x):
 		return x.outcome
-	case x.lease.Broken != nil && x.lease.Broken.Load():
-		return neverSent // the client broke off: the backend never saw the request whole
+	case broken:
+		return neverSent
 	}
 	return unknown
 }

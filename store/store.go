@@ -69,6 +69,7 @@ type Run struct {
 
 	Client context.Context // of the request: over when the client has gone
 	Cancel atomic.Value    // context.CancelFunc of the backend call, once that has begun
+	Gone   atomic.Bool     // the watchdog has cancelled it, because the client had been gone for too long
 	Body   io.ReadCloser   // request body as the backend gets it
 	Taken  *bytes.Reader   // part of Body that was read in advance; nil if none
 	Sought *atomic.Int32   // number of connections asked for; nil if they are not counted

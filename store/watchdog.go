@@ -206,6 +206,7 @@ func watchClient(k *Keys, r *Run, now time.Time) {
 	case now.Sub(r.missed) >= k.Terms.DetachTimeout:
 		cancel, begun := r.Cancel.Load().(context.CancelFunc)
 		if begun {
+			r.Gone.Store(true) // before what the backend call makes of it
 			cancel()
 		}
 	}
