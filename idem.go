@@ -149,8 +149,9 @@ func (h *handler) openShared(ctx context.Context) {
 		trouble = h.shared.Trouble
 		h.remote = true
 	}
-	h.keys = store.NewKeys(memory, trouble, terms)
 	h.stats, _ = shared.get(ctx, statsID, newCollector).(*stats.Collector)
+	terms.Stats = h.stats
+	h.keys = store.NewKeys(memory, trouble, terms)
 	join := func() resource { return h.stats.Join(h.name) }
 	member, _ := shared.get(ctx, "middleware "+h.name+" in "+statsID, join).(*stats.User)
 	member.Show(h.inForce)
@@ -338,6 +339,11 @@ func objectionTo(h *handler, k *keyed, converses bool) *refusal {
 
 // serveKey claims the key of r, and does what the claim says. It looks for the key in the body first, if it has to.
 func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
+	if r.ContentLength < 0 || r.ContentLength > h.smallRequest { // it may take long to arrive
+		coming := &h.stats.Coming
+		coming.Add(1)
+		defer coming.Add(-1)
+	}
 	held := &reservation{}
 	defer unreserve(held)
 	body, err := readBody(h, r, held)
@@ -461,6 +467,8 @@ func decide(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, he
 		held = claimDegraded(h, l, held.Err)
 	}
 	if held != nil && held.State == store.Running && h.wait {
+		h.stats.Coming.Add(1)
+		defer h.stats.Coming.Add(-1)
 		held = awaitHolder(h, l, held)
 	}
 	countDegraded(h, l, held)

@@ -2,8 +2,11 @@ package idem
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -11,6 +14,7 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 
+	"github.com/example/traefik-idem/redisclient"
 	"github.com/example/traefik-idem/store"
 )
 
@@ -133,5 +137,206 @@ func TestNotesAndStatisticsAreOfTheMemory(t *testing.T) {
 		if next.notebook.memory != next.keys.Memory || next.stats == first.stats {
 			t.Errorf("%s: notes or statistics are of the memory before", endpoints)
 		}
+	}
+}
+
+// shortGrace has what handlers share given up soon after its last user.
+func shortGrace(t *testing.T) {
+	t.Helper()
+	set := func(grace time.Duration) {
+		shared.mu.Lock()
+		defer shared.mu.Unlock()
+		shared.grace = grace
+	}
+	set(10 * time.Millisecond)
+	t.Cleanup(func() { set(graceTime) })
+}
+
+// collectors returns how many there are for this Redis.
+func collectors(address string) int {
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	n := 0
+	for name := range shared.items {
+		if strings.HasPrefix(name, "stats ") && strings.Contains(name, address) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestCountsOutliveTheirHandlers has a request end long after its handler was given up, because a reload has changed how Redis is
+// used, or removed the middleware: what becomes of it is counted, and then all that counts is given up.
+func TestCountsOutliveTheirHandlers(t *testing.T) {
+	shortGrace(t)
+	arrived, proceed := make(chan bool, 1), make(chan bool)
+	breaksOff := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		arrived <- true
+		<-proceed
+		panic(http.ErrAbortHandler)
+	})
+	serve := func(h *handler, r *http.Request) chan bool {
+		ended := make(chan bool)
+		go func() {
+			defer close(ended)
+			defer func() { _ = recover() }()
+			h.ServeHTTP(httptest.NewRecorder(), r)
+		}()
+		return ended
+	}
+	post := func(ctx context.Context, body io.Reader) *http.Request {
+		r := httptest.NewRequest(http.MethodPost, "/", body).WithContext(ctx)
+		r.Header.Set("X-Request-ID", "0123456789abcdef")
+		r.Header.Set("Content-Type", "application/json")
+		return r
+	}
+	for name, c := range map[string]struct {
+		total string
+		start func(t *testing.T, h *handler) (end func())
+	}{
+		"runs": {"unknownOutcomes", func(_ *testing.T, h *handler) func() {
+			ended := serve(h, post(context.Background(), strings.NewReader("{}")))
+			<-arrived
+			return func() {
+				proceed <- true
+				<-ended
+			}
+		}},
+		"arrives": {"unknownOutcomes", func(t *testing.T, h *handler) func() {
+			body, client := io.Pipe()
+			r := post(context.Background(), body)
+			r.ContentLength = smallBody + 1
+			ended := serve(h, r)
+			_, err := client.Write([]byte("{")) // returns when it is read
+			if err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				_, _ = client.Write(make([]byte, smallBody))
+				<-arrived
+				proceed <- true
+				<-ended
+			}
+		}},
+		"waits": {"conflicts", func(t *testing.T, h *handler) func() {
+			ctx, leave := context.WithCancel(context.Background())
+			r := post(ctx, strings.NewReader("{}"))
+			elsewhere := newLease(h, r, findKey(h, r, nil, unread), []byte("{}"))
+			elsewhere.Owner = "elsewhere-1"
+			held, err := redisclient.Claim(h.shared, elsewhere.Lease, time.Hour)
+			if held != nil || err != nil {
+				t.Fatal(held, err)
+			}
+			before := waiting.Load()
+			ended := serve(h, r)
+			for waiting.Load() == before {
+				time.Sleep(time.Millisecond)
+			}
+			return func() {
+				leave()
+				<-ended
+			}
+		}},
+	} {
+		for _, removed := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, removed: %t", name, removed), func(t *testing.T) {
+				server := miniredis.RunT(t)
+				config := CreateConfig()
+				config.LogLevel = "error"
+				config.InFlightTimeout = "1h"
+				config.Redis.Endpoints = []string{server.Addr()}
+				open := func() (*handler, context.CancelFunc) {
+					ctx, cancel := context.WithCancel(context.Background())
+					built, err := New(ctx, breaksOff, config, t.Name())
+					if err != nil {
+						t.Fatal(err)
+					}
+					h, _ := built.(*handler)
+					return h, cancel
+				}
+				old, give := open()
+				end := c.start(t, old)
+				give()
+				if !removed {
+					config.Redis.PoolSize = 3
+					_, cancel := open()
+					defer cancel()
+				}
+				time.Sleep(20 * shared.grace) // what is not used is given up meanwhile
+				end()
+				counted := func() bool { return server.HGet("idem:stats", "t "+c.total) == "1" }
+				for deadline := time.Now().Add(10 * time.Second); !counted(); time.Sleep(10 * time.Millisecond) {
+					if time.Now().After(deadline) {
+						t.Fatalf("it is not counted: %s", server.HGet("idem:stats", "t "+c.total))
+					}
+				}
+				left := 1
+				if removed {
+					left = 0
+				}
+				for collectors(server.Addr()) > left { // what never ends, ends in the test's time-out
+					time.Sleep(10 * time.Millisecond)
+				}
+			})
+		}
+	}
+}
+
+// TestManyReloadsLeaveNothing has each of them change how Redis is used, while a request runs that came before the first: only what
+// counts that one is left, and nothing when it has ended.
+func TestManyReloadsLeaveNothing(t *testing.T) {
+	shortGrace(t)
+	server := miniredis.RunT(t)
+	arrived, proceed, ended := make(chan bool), make(chan bool), make(chan bool)
+	next := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		close(arrived)
+		<-proceed
+	})
+	reload := func(i int) (http.Handler, context.CancelFunc) {
+		config := CreateConfig()
+		config.LogLevel = "error"
+		config.TTL = "1s"
+		config.Redis.Endpoints = []string{server.Addr()}
+		config.Redis.PoolSize = i
+		ctx, cancel := context.WithCancel(context.Background())
+		h, err := New(ctx, next, config, t.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h, cancel
+	}
+	await := func(left int) runtime.MemStats {
+		for collectors(server.Addr()) > left { // what never ends, ends in the test's time-out
+			time.Sleep(10 * time.Millisecond)
+		}
+		var now runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&now)
+		return now
+	}
+	h, cancel := reload(0)
+	go func() {
+		defer close(ended)
+		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
+		r.Header.Set("X-Request-ID", "0123456789abcdef")
+		h.ServeHTTP(httptest.NewRecorder(), r)
+	}()
+	<-arrived
+	before, goroutines := await(1), runtime.NumGoroutine()
+	for i := 1; i <= 1000; i++ {
+		cancel()
+		_, cancel = reload(i)
+	}
+	cancel()
+	after := await(1)
+	t.Logf("%d KiB before, %d KiB after", before.HeapAlloc>>10, after.HeapAlloc>>10)
+	if after.HeapAlloc > before.HeapAlloc+4<<20 {
+		t.Errorf("%d KiB grew to %d KiB", before.HeapAlloc>>10, after.HeapAlloc>>10)
+	}
+	close(proceed)
+	<-ended
+	await(0)
+	for runtime.NumGoroutine() > goroutines {
+		time.Sleep(10 * time.Millisecond)
 	}
 }

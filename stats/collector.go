@@ -21,6 +21,7 @@ const (
 	interval   = time.Second      // between two flushes
 	patience   = time.Second      // pause after a failure before the store is asked again
 	memoryLife = 30 * time.Second // life of a measurement of memory
+	unsentLife = 10 * time.Minute // how long a store that fails keeps a collector without users
 
 	lostEndpoints = 1000 // upper bound on endpoints in Collector.lost
 )
@@ -71,6 +72,9 @@ type Requests interface {
 
 	// Running returns how many run, how many finished ones are known, and how long the finished ones took.
 	Running() (running, finished int, lasted *Histogram)
+
+	// CountIn reports whether one of them is counted in c when it ends.
+	CountIn(c *Collector) bool
 }
 
 // Collector counts for all handlers that share a Store.
@@ -78,6 +82,9 @@ type Collector struct {
 	// Counts are the totals since the last gathering. Handlers add to them directly, because a method would cost several times
 	// as much under Yaegi. Counters count what is counted by endpoint, too.
 	Counts []*atomic.Int64
+
+	// Coming is how many requests are on their way that Requests may not know of, and that may be counted.
+	Coming atomic.Int64
 
 	store    Store
 	requests Requests
@@ -101,6 +108,7 @@ type Collector struct {
 	err      error      // from the last time the store was asked
 	apart    bool       // err is about the statistics, and not about keys
 	failed   time.Time
+	failing  time.Time // when the first of the failures came that end with err
 	memory   Memory
 	measured time.Time
 
@@ -183,8 +191,16 @@ func (u *User) Close() {
 	}
 }
 
-// Idle returns true: a collector need not outlive its users.
-func (c *Collector) Idle() bool { return true }
+// Idle reports whether no request is on its way that is counted here when it ends, and the store has all numbers, or has failed
+// for so long that they are given up.
+func (c *Collector) Idle() bool {
+	if c.Coming.Load() > 0 || c.requests.CountIn(c) || !c.io.TryLock() {
+		return false
+	}
+	defer c.io.Unlock()
+	told := c.sending == nil && c.waiting.Since == 0
+	return told || (c.err != nil && time.Since(c.failing) >= unsentLife)
+}
 
 // Close flushes once more, without waiting for it, and ends the flushing.
 func (c *Collector) Close() {
@@ -299,10 +315,13 @@ func (c *Collector) note(err error) {
 	if c.apart && !before && !errors.Is(err, ErrForbidden) {
 		log.Printf("level=error msg=\"Redis does not take the statistics; keys are not concerned\" cause=%q", err)
 	}
-	c.err = err
 	if err != nil {
 		c.failed = time.Now()
+		if c.err == nil {
+			c.failing = c.failed
+		}
 	}
+	c.err = err
 }
 
 // reachable reports whether the store should be asked: it answered the last time, or patience is over. The caller holds io.

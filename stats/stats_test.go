@@ -56,6 +56,15 @@ type noRequests struct{}
 
 func (noRequests) TakeClaims() int64               { return 0 }
 func (noRequests) Running() (int, int, *Histogram) { return 0, 0, NewHistogram() }
+func (noRequests) CountIn(*Collector) bool         { return false }
+
+// oneRequest runs until it is told to end.
+type oneRequest struct {
+	noRequests
+	ended bool
+}
+
+func (r *oneRequest) CountIn(*Collector) bool { return !r.ended }
 
 func newCollector(t *testing.T) (*Collector, *slowStore) {
 	store := &slowStore{Process: *NewProcess(noRecords{})}
@@ -305,5 +314,43 @@ func TestCountersAreGivenUp(t *testing.T) {
 	}
 	if got := store.numbers.Totals[Conflicts]; got != 1 {
 		t.Errorf("of what it has counted there is %d", got)
+	}
+}
+
+// TestACollectorIsKept while a request may still be counted, and while its store has not taken all numbers, but not for ever.
+func TestACollectorIsKept(t *testing.T) {
+	store, request := &slowStore{Process: *NewProcess(noRecords{})}, &oneRequest{}
+	c := New(store, Limits{TTL: time.Hour, MaxEndpoints: 10}, request)
+	c.timer.Stop() // the test flushes
+	want := func(idle bool, when string) {
+		t.Helper()
+		if c.Idle() != idle {
+			t.Errorf("%s: idle is %t", when, !idle)
+		}
+	}
+	want(false, "while a request runs")
+	c.Coming.Add(1)
+	request.ended = true
+	want(false, "while a request waits")
+	c.Coming.Add(-1)
+	want(true, "when nobody is on the way")
+	store.fail = true
+	Count(c.Counter("", nil), UnknownOutcomes, to("/"))
+	for range 2 {
+		c.flush(time.Now())
+		want(false, "while the store fails")
+	}
+	c.failing = c.failing.Add(-unsentLife)
+	c.flush(time.Now())
+	want(true, "when the store has failed for long")
+	store.fail = false
+	c.flush(time.Now())
+	want(true, "when the store has all")
+	store.fail = true
+	Count(c.Counter("", nil), UnknownOutcomes, to("/"))
+	c.flush(time.Now())
+	want(false, "when the store fails again")
+	if got := store.numbers.Totals[UnknownOutcomes]; got != 2 {
+		t.Errorf("%d are counted", got)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+
+	"github.com/example/traefik-idem/stats"
 )
 
 // Keys are the keys of one middleware in a Memory. If there is a Redis behind it, Memory has only the keys known to this process.
@@ -28,6 +30,9 @@ type Terms struct {
 
 	// Hear asks Redis what was settled by hand since this process last heard of it. Nil: there is no Redis.
 	Hear func()
+
+	// Stats count how requests end, and are not given up before.
+	Stats *stats.Collector
 
 	Slow bool // a reply of Redis may take a good part of the lease
 

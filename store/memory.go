@@ -215,6 +215,21 @@ func (m *Memory) TakeClaims() int64 {
 	return int64(news)
 }
 
+// CountIn reports whether a request runs whose end is counted in c.
+func (m *Memory) CountIn(c *stats.Collector) bool {
+	m.lock()
+	defer m.unlock()
+	for _, list := range [][]*Run{m.watched, m.begun} {
+		for _, r := range list {
+			k, _ := r.keys.(*Keys)
+			if k.Terms.Stats == c && r.record == "" && m.entries[r.Key] == r.Lease {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Claim gives the key to the lease for d and returns nil if the key is free, else what holds it. The plugin claims for Endless; that
 // a lease can have an end is what package storetest asks of every store.
 func Claim(m *Memory, l *Lease, d time.Duration) *Held {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -352,6 +353,56 @@ func TestARequestThatOutlivesAReloadKeepsItsAnswer(t *testing.T) {
 			<-first
 			if n := calls.Load(); n != 1 {
 				t.Errorf("the backend was called %d times, want 1", n)
+			}
+		})
+	}
+}
+
+// An alert tells of unknown outcomes. What counts for a handler whose context has ended is given up after some seconds, but not while
+// a request of that handler still runs.
+func TestARequestThatOutlivesAReloadIsCounted(t *testing.T) {
+	server := redistest.Start(t)
+	for name, builder := range hosts.Builders(t) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			arrived, proceed, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			next := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+				close(arrived)
+				<-proceed
+				panic(http.ErrAbortHandler)
+			})
+			prefix := fmt.Sprintf("t%d", rig.PrefixCount.Add(1))
+			build := func(timeout string) (http.Handler, context.CancelFunc) {
+				ctx, cancel := context.WithCancel(context.Background())
+				h, err := builder(ctx, next, hosts.Settings{"stats": map[string]any{"insecure": true},
+					"redis": map[string]any{"endpoints": server.Addr, "keyPrefix": prefix, "readTimeout": timeout}}, name+"counted")
+				if err != nil {
+					t.Fatal(err)
+				}
+				return h, cancel
+			}
+			old, cancel := build("2s")
+			go func() {
+				defer close(ended)
+				defer func() { _ = recover() }()
+				old.ServeHTTP(httptest.NewRecorder(), rig.Keyed("POST", "k"))
+			}()
+			<-arrived
+			cancel()
+			reloaded, cancel := build("1900ms") // another connection setting
+			defer cancel()
+			time.Sleep(13 * time.Second)
+			close(proceed)
+			<-ended
+			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+				w := httptest.NewRecorder()
+				reloaded.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/_idem/stats.json", nil))
+				if strings.Contains(w.Body.String(), `"unknownOutcomes":1`) {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("the outcome is not counted: %s", w.Body)
+				}
 			}
 		})
 	}
