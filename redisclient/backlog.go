@@ -99,9 +99,13 @@ func hasPending(b *Backlog) bool {
 	return false
 }
 
-// join adds a new client, which writes what others could not.
-func join(c *Client) {
-	b := c.health.backlog
+// attach adds a new client, which has not sent any command yet, and writes what others could not.
+func attach(b *Backlog, c *Client) {
+	c.backlog = b
+	c.health.onOutage = func() { b.outages.Add(1) }
+	c.health.onBack = func() { resume(b, c) }
+	c.health.onClose = func() { detach(b, c) }
+	c.health.needed = func() bool { return isOrphaned(b) }
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.clients.PushBack(c)
@@ -113,9 +117,8 @@ func join(c *Client) {
 	}
 }
 
-// leave takes c out of use. Other clients write what c has not.
-func leave(c *Client) {
-	b := c.health.backlog
+// detach takes c out of use. Other clients write what c has not.
+func detach(b *Backlog, c *Client) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for place := b.clients.Front(); place != nil; place = place.Next() {
@@ -128,8 +131,27 @@ func leave(c *Client) {
 	startWriting(b, c)
 }
 
-// writesAlone reports whether something is pending, and no client is in use that writes it.
-func writesAlone(b *Backlog) bool {
+// resume goes on where c has found a server again.
+func resume(b *Backlog, c *Client) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	callHooks(b)
+	startWriting(b, c)
+	if b.pending.Len() == 0 && c.health.failing.Load() == 0 {
+		reportOutage(b, c.opts.Address)
+	}
+}
+
+// Idle reports whether nothing is left to write to the server, or another client can write it.
+func (c *Client) Idle() bool {
+	b := c.backlog
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.clients.Len() > 1 || !hasPending(b)
+}
+
+// isOrphaned reports whether something is pending, and no client is in use that writes it.
+func isOrphaned(b *Backlog) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.clients.Len() == 0 && hasPending(b)
@@ -164,7 +186,7 @@ func usableClient(c *Client) *Client {
 	if c.health.failing.Load() == 0 && !c.health.closed.Load() {
 		return c
 	}
-	b := c.health.backlog
+	b := c.backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	other := healthyClient(b, c)
@@ -185,7 +207,7 @@ func via(k *Keys, c *Client) *Keys {
 // WhenBack calls f in a new goroutine each time that Redis is found again or another client joins, until unhook is called. However
 // many ask for the same name, f is called once, as the last of them gave it, until all have called unhook.
 func WhenBack(k *Keys, name string, f func()) (unhook func()) {
-	b := k.client.health.backlog
+	b := k.client.backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h := b.hooks[name]
@@ -221,7 +243,7 @@ func callHook(f func()) {
 // frees the key. It writes now, or as soon as Redis is back, and changes nothing if another owner has the key by then.
 func Later(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 	p := &pendingWrite{keys: k, lease: l, record: record, expires: time.Now().Add(ttl), size: int64(pendingBytes + len(l.Key) + len(record))}
-	b := k.client.health.backlog
+	b := k.client.backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.pending.PushBack(p)
@@ -260,8 +282,8 @@ func count(b *Backlog, p *pendingWrite, result writeResult) {
 
 // writePending writes what is pending, first by c, until nothing is left or no client is healthy.
 func writePending(c *Client) {
-	defer endWritePending(c.health.backlog)
-	b := c.health.backlog
+	b := c.backlog
+	defer endWritePending(b)
 	b.mu.Lock()
 	busy := b.writing
 	b.writing = true
@@ -294,7 +316,7 @@ const (
 // writeOldest writes the oldest pending writes together by c. It returns the client to go on with, or nil if writing has
 // ended.
 func writeOldest(c *Client) *Client {
-	b := c.health.backlog
+	b := c.backlog
 	var places []*list.Element
 	var bytes int64
 	b.mu.Lock()
@@ -305,7 +327,7 @@ func writeOldest(c *Client) *Client {
 	}
 	if len(places) == 0 {
 		b.writing = false
-		reportOutage(c)
+		reportOutage(b, c.opts.Address)
 	}
 	b.mu.Unlock()
 	if len(places) == 0 {
@@ -340,11 +362,10 @@ func writeOldest(c *Client) *Client {
 
 // reportOutage logs, once after each outage, what became of the records that were pending, if there were any. The caller holds the
 // lock, and nothing is pending.
-func reportOutage(c *Client) {
-	b := c.health.backlog
+func reportOutage(b *Backlog, address string) {
 	outages := b.outages.Load()
 	if b.reported != outages && b.results[written]+b.results[held]+b.results[dropped] > 0 {
-		log.Printf("level=warn msg=\"answers of the outage were written to Redis\" redis=%q written=%d held=%d dropped=%d", c.opts.Address, b.results[written], b.results[held], b.results[dropped])
+		log.Printf("level=warn msg=\"answers of the outage were written to Redis\" redis=%q written=%d held=%d dropped=%d", address, b.results[written], b.results[held], b.results[dropped])
 	}
 	b.reported = outages
 	b.results = [postponed]int{}

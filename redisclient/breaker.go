@@ -72,14 +72,18 @@ type breaker struct {
 
 // health is the state of all servers of one store together: of its only server, or of the nodes of a cluster.
 type health struct {
-	front     *Client      // client of the only server, or the one that represents the cluster
 	closed    atomic.Bool  // the store is not used any more
 	failing   atomic.Int32 // number of servers that are not fine
 	outages   atomic.Int64 // number of outages that have begun
 	noEVALSHA atomic.Bool  // a server has forbidden EVALSHA
 	noHashes  atomic.Bool  // a server has forbidden what statistics and notes need
-	backlog   *Backlog
 	timings   *timings
+
+	// Hooks, set before there is any command.
+	onOutage func()      // a server that was fine is not
+	onBack   func()      // a server that was not fine is
+	onClose  func()      // the store is closed
+	needed   func() bool // reports whether a store that is closed has to find its servers again
 
 	mu       sync.Mutex // guards everything below
 	troubles []trouble  // of the servers that are not fine; the last one has failed last
@@ -92,8 +96,8 @@ type trouble struct {
 	cause  error
 }
 
-func newHealth(front *Client, b *Backlog) *health {
-	return &health{front: front, backlog: b, timings: newTimings()}
+func newHealth() *health {
+	return &health{timings: newTimings()}
 }
 
 func (h *health) setProbeKey(key string) {
@@ -202,7 +206,7 @@ func setState(c *Client, state int32, cause error) {
 	if before == fine && state != fine {
 		h.outages.Add(1)
 		if !h.closed.Load() {
-			h.backlog.outages.Add(1)
+			h.onOutage()
 		}
 	}
 }
@@ -214,13 +218,7 @@ func transition(c *Client, state int32, cause error) {
 	setState(c, state, cause)
 	if state == fine {
 		b.back = time.Now()
-		backlog := c.health.backlog
-		backlog.mu.Lock()
-		callHooks(backlog)
-		if backlog.pending.Len() == 0 && c.health.failing.Load() == 0 {
-			reportOutage(c)
-		}
-		backlog.mu.Unlock()
+		c.health.onBack()
 	}
 	if c.health.closed.Load() {
 		return
@@ -244,7 +242,7 @@ var startWatching func(c *Client)
 
 func init() { startWatching = watch }
 
-// watch probes the server until it is fine, and then writes what is pending.
+// watch probes the server until it is fine.
 func watch(c *Client) {
 	defer endWatch(c)
 	c.breaker.mu.Lock()
@@ -263,10 +261,6 @@ func watch(c *Client) {
 		}
 		pauseProbing(c, probed)
 	}
-	backlog := c.health.backlog
-	backlog.mu.Lock()
-	defer backlog.mu.Unlock()
-	startWriting(backlog, c.health.front)
 }
 
 // pauseProbing returns after probePause, or as soon as the sentinels name another master than the one that was probed.
@@ -299,7 +293,7 @@ func reprobe(c *Client) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case closed && !writesAlone(c.health.backlog):
+	case closed && !c.health.needed():
 		setState(c, fine, nil)
 		b.back = time.Now() // the next watch pauses, if a command fails again
 		return true

@@ -81,6 +81,7 @@ type Client struct {
 	node    bool         // the server is a node of a cluster
 	cluster *Cluster     // the cluster of a node, or of a front; else nil
 	checked atomic.Bool  // check has been called
+	backlog *Backlog     // set by attach; nil for the nodes of a cluster
 
 	confirmer *Client // side client for commands that wait for replicas; nil: none do
 	bulk      *Client // side client for long commands
@@ -130,14 +131,14 @@ func New(opts Options) *Client {
 
 // NewSharing is New for one of several clients of the same Redis, which share a backlog: each writes what others could not.
 func NewSharing(opts Options, b *Backlog) *Client {
-	c := build(opts, b)
-	join(c)
+	c := build(opts, newHealth())
+	attach(b, c)
 	go c.warm()
 	return c
 }
 
-// build is NewSharing for a client that does not join the backlog.
-func build(opts Options, b *Backlog) *Client {
+// build returns a client that is not connected to anything yet.
+func build(opts Options, h *health) *Client {
 	n := runtime.GOMAXPROCS(0)
 	if n < leastConns {
 		n = leastConns
@@ -150,7 +151,7 @@ func build(opts Options, b *Backlog) *Client {
 	c := newClient(opts, n)
 	c.breaker = &breaker{}
 	c.state = c.breaker.state.Load
-	c.health = newHealth(c, b)
+	c.health = h
 	if opts.Sentinel.MasterName != "" {
 		c.master = newMaster(opts)
 	}
@@ -160,14 +161,6 @@ func build(opts Options, b *Backlog) *Client {
 		c.confirmer.bulk = newSide(c, bulkConns, true)
 	}
 	return c
-}
-
-// Idle reports whether nothing is left to write to the server, or another client can write it.
-func (c *Client) Idle() bool {
-	b := c.health.backlog
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.clients.Len() > 1 || !hasPending(b)
 }
 
 // newClient returns a client with room for n connections.
@@ -217,7 +210,7 @@ func (c *Client) Close() {
 	}
 	if !c.node {
 		c.health.closed.Store(true)
-		leave(c)
+		c.health.onClose()
 	}
 	if c.master != nil {
 		c.master.close()

@@ -61,9 +61,9 @@ func NewCluster(opts Options) *Cluster {
 // NewClusterSharing is to NewCluster what NewSharing is to New.
 func NewClusterSharing(opts Options, b *Backlog) *Cluster {
 	c := &Cluster{opts: opts, seeds: strings.Split(opts.Address, ","), slots: make([]*Client, slotCount), nodes: map[string]*Client{}}
-	c.front = build(opts, b)
+	c.front = build(opts, newHealth())
 	c.front.cluster = c
-	join(c.front)
+	attach(b, c.front)
 	return c
 }
 
@@ -253,8 +253,7 @@ func (c *Cluster) nodeLocked(address string) *Client {
 	if node == nil {
 		opts := c.opts
 		opts.Address = address
-		node = build(opts, c.front.health.backlog)
-		node.health = c.front.health
+		node = build(opts, c.front.health)
 		node.node = true
 		node.cluster = c
 		for _, each := range append(sides(node), node) {
