@@ -168,26 +168,13 @@ func (h *handler) openRedis(ctx context.Context, memory *store.Memory) func() re
 	h.slowClaims = h.lease/3 < h.redis.DialTimeout+2*longer(h.redis.ReadTimeout, h.redis.WriteTimeout)
 	newBacklog := func() resource { return redisclient.NewBacklog() }
 	backlog, _ := shared.get(ctx, "backlog "+h.redis.Place(), newBacklog).(*redisclient.Backlog)
-	var newCollector func() resource
-	if h.redis.Cluster {
-		newCluster := func() resource { return redisclient.NewClusterSharing(h.redis, backlog) }
-		cluster, _ := shared.get(ctx, id, newCluster).(*redisclient.Cluster)
-		h.shared = redisclient.NewClusterKeys(cluster, h.keyPrefix, h.lease, h.ttl)
-		newCollector = func() resource {
-			return stats.New(redisclient.NewClusterStats(cluster, h.keyPrefix), h.statsLimits, memory)
-		}
-	} else {
-		newClient := func() resource { return redisclient.NewSharing(h.redis, backlog) }
-		client, _ := shared.get(ctx, id, newClient).(*redisclient.Client)
-		h.shared = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)
-		newCollector = func() resource {
-			return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits, memory)
-		}
-	}
+	newClient := func() resource { return redisclient.New(h.redis, backlog) }
+	client, _ := shared.get(ctx, id, newClient).(*redisclient.Client)
+	h.shared = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)
 	h.notebook.use(h.shared, h.keyPrefix)
 	hook := &hook{remove: redisclient.WhenBack(h.shared, store.Token(memory), memory.RenewAll)}
 	context.AfterFunc(ctx, hook.end)
-	return newCollector
+	return func() resource { return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits, memory) }
 }
 
 // insideMark is what Response points to in a request that a handler above has taken. Servers leave that field alone, and

@@ -23,7 +23,7 @@ import (
 func newDoor(t *testing.T, memory *store.Memory, address string) *handler {
 	t.Helper()
 	h := newTestHandler(t, func(c *Config) { c.Redis.Endpoints = []string{address} })
-	client := redisclient.New(redisclient.Options{Address: address, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute})
+	client := redisclient.New(redisclient.Options{Address: address, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, redisclient.NewBacklog())
 	t.Cleanup(client.Close)
 	h.shared = redisclient.NewKeys(client, "idem")
 	h.stats = stats.New(stats.NewProcess(memory), h.statsLimits, memory)

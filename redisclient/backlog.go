@@ -201,7 +201,10 @@ func via(k *Keys, c *Client) *Keys {
 	if k.client == c {
 		return k
 	}
-	return &Keys{Trouble: &c.health.failing, client: c, cluster: c.cluster, plain: c.cluster == nil && c.opts.WaitReplicas == 0, prefix: k.prefix, format: k.format, start: k.start, end: k.end, times: k.times}
+	other := *k
+	other.client = c
+	other.plain = isPlain(c)
+	return &other
 }
 
 // WhenBack calls f in a new goroutine each time that Redis is found again or another client joins, until unhook is called. However

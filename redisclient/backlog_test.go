@@ -28,7 +28,7 @@ func TestAnotherClientWritesWhatIsPending(t *testing.T) {
 	_ = listener.Close()
 	fingerprint := strings.Repeat("f", store.FingerprintSize)
 	b := NewBacklog()
-	c := NewSharing(Options{Address: listener.Addr().String(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
+	c := New(Options{Address: listener.Addr().String(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
 	k := NewKeys(c, "idem")
 	record := fmt.Sprintf(store.UnknownFormat, fingerprint, "o-1")
 	Later(k, &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-1"}, record, time.Hour)
@@ -49,7 +49,7 @@ func TestAnotherClientWritesWhatIsPending(t *testing.T) {
 		t.Error("what was pending is forgotten")
 	}
 	server := miniredis.RunT(t)
-	heir := NewSharing(Options{Address: server.Addr(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
+	heir := New(Options{Address: server.Addr(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
 	for !heir.Idle() { // what is never told ends in the test's time-out
 		time.Sleep(time.Millisecond)
 	}
@@ -78,7 +78,7 @@ func TestAClosedClientTellsNobodyThatRedisIsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = listener.Close()
-	c := NewSharing(Options{Address: listener.Addr().String(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, NewBacklog())
+	c := New(Options{Address: listener.Addr().String(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, NewBacklog())
 	k := NewKeys(c, "idem")
 	renew := func() {
 		_, _ = Renew(k, &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o-1"}, time.Hour)
@@ -119,7 +119,7 @@ func TestAnAnswerThatIsTooLargeIsGivenUpByTheClientThatWrites(t *testing.T) {
 	})
 	b := NewBacklog()
 	build := func(password string) *Client {
-		c := NewSharing(Options{Address: server.Addr(), Password: password, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
+		c := New(Options{Address: server.Addr(), Password: password, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
 		t.Cleanup(c.Close)
 		return c
 	}
@@ -193,7 +193,7 @@ func TestARecordThatIsDroppedWhileItIsWritten(t *testing.T) {
 		return granted(args)
 	})
 	b := NewBacklog()
-	c := NewSharing(Options{Address: server.address, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
+	c := New(Options{Address: server.address, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
 	defer c.Close()
 	k := NewKeys(c, "idem")
 	trip(c, down, errors.New("it is away"))
@@ -220,7 +220,7 @@ func TestAnOutageWithNothingToWrite(t *testing.T) {
 	lines := captureLog(t)
 	server := startFake(t, granted)
 	b := NewBacklog()
-	c := NewSharing(fast(server.address), b)
+	c := New(fast(server.address), b)
 	defer c.Close()
 	k := NewKeys(c, "idem")
 	for _, record := range []string{"", answerOf("")} {
@@ -253,11 +253,12 @@ func TestAnotherNodeIsBackFirst(t *testing.T) {
 	})
 	another := startFake(t, granted)
 	opts := fast(away.address)
+	opts.Cluster = true
 	opts.ReadTimeout = time.Minute
 	b := NewBacklog()
-	c := NewClusterSharing(opts, b)
-	defer c.Close()
-	k := NewClusterKeys(c, "idem")
+	front := New(opts, b)
+	defer front.Close()
+	c, k := front.cluster, NewKeys(front, "idem")
 	for _, node := range []*Client{c.nodeAt(another.address), c.nodeAt(away.address)} {
 		trip(node, down, errors.New("it is away"))
 	}

@@ -305,7 +305,7 @@ func reprobe(c *Client) bool {
 
 // probe does what keys need over a new connection, and returns the state of the server. c may represent a cluster.
 func probe(c *Client) (int32, error) {
-	if c.cluster != nil && !c.node {
+	if isFront(c) {
 		return probeMap(c.cluster)
 	}
 	slot := <-c.conns

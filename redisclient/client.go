@@ -49,7 +49,7 @@ type Options struct {
 	DB           int
 	TLS          TLS
 	Sentinel     Sentinel
-	Cluster      bool // the server is a node of a Redis Cluster
+	Cluster      bool // the addresses are those of nodes of a Redis Cluster
 
 	DialTimeout, ReadTimeout, WriteTimeout time.Duration
 
@@ -68,7 +68,7 @@ func (o *Options) Place() string {
 	return fmt.Sprintf("%s %q %t %d", strings.Join(addresses, ","), o.Sentinel.MasterName, o.Cluster, o.DB)
 }
 
-// Client sends commands to one Redis server. Commands that come while its connections are busy are sent together, in one
+// Client sends commands to one Redis server, or is the front of a cluster: it represents that, and nothing is sent over it. Commands that come while its connections are busy are sent together, in one
 // write, when one is free. Many goroutines may send at once.
 type Client struct {
 	opts   Options
@@ -79,7 +79,7 @@ type Client struct {
 	state   func() int32 // of the breaker. Yaegi finds a function in a field in half the time that a method takes
 	health  *health      // shared by the nodes of a cluster
 	node    bool         // the server is a node of a cluster
-	cluster *Cluster     // the cluster of a node, or of a front; else nil
+	cluster *Cluster     // of which it is a node or the front; else nil
 	checked atomic.Bool  // check has been called
 	backlog *Backlog     // set by attach; nil for the nodes of a cluster
 
@@ -124,16 +124,17 @@ type command struct {
 	from  *Client       // the client that got the error
 }
 
-// New returns a client. It connects when there is something to send, not before; Close frees it.
-func New(opts Options) *Client {
-	return NewSharing(opts, NewBacklog())
-}
-
-// NewSharing is New for one of several clients of the same Redis, which share a backlog: each writes what others could not.
-func NewSharing(opts Options, b *Backlog) *Client {
+// New returns a client; Close frees it. It connects when there is something to send, or in advance if opts want that. Clients of the
+// same Redis share a backlog: each writes what others could not.
+func New(opts Options, b *Backlog) *Client {
 	c := build(opts, newHealth())
+	if opts.Cluster {
+		c.cluster = newCluster(opts, c)
+	}
 	attach(b, c)
-	go c.warm()
+	if !opts.Cluster {
+		go c.warm()
+	}
 	return c
 }
 
@@ -216,6 +217,9 @@ func (c *Client) Close() {
 		c.master.close()
 	}
 	c.closeIdle()
+	if isFront(c) {
+		closeNodes(c.cluster)
+	}
 }
 
 // retire lets the senders of c end when there is nothing left to send.

@@ -158,7 +158,7 @@ func TestRedisDiesUnderALongAnswer(t *testing.T) {
 			})
 			opts := fast(server.address)
 			limit(&opts)
-			c := New(opts)
+			c := New(opts, NewBacklog())
 			defer c.Close()
 			k := NewKeys(c, "idem")
 			fingerprint := strings.Repeat("f", store.FingerprintSize)
@@ -195,7 +195,7 @@ func TestAProxyHasNoServer(t *testing.T) {
 	fail := func(reply string) {
 		server.answerWith(func([]string) string { return "-" + reply + "\r\n" })
 	}
-	c := New(fast(server.address))
+	c := New(fast(server.address), NewBacklog())
 	defer c.Close()
 	k := NewKeys(c, "idem")
 	l := &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o-1"}
@@ -237,7 +237,7 @@ func TestAnErrorThatNobodyKnows(t *testing.T) {
 		}
 		return granted(args)
 	})
-	c := New(fast(server.address))
+	c := New(fast(server.address), NewBacklog())
 	defer c.Close()
 	k := NewKeys(c, "idem")
 	fingerprint := strings.Repeat("f", store.FingerprintSize)

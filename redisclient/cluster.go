@@ -38,7 +38,7 @@ var errNoOwner = errors.New("no node of the cluster has the slot, as far as is k
 type Cluster struct {
 	opts  Options // of every node, but for its address
 	seeds []string
-	front *Client // represents the cluster in messages; nothing is sent over it
+	front *Client // stands for the whole cluster in health, backlog and log; nothing is sent over it
 
 	usesShards atomic.Bool // CLUSTER SLOTS is forbidden
 
@@ -53,34 +53,24 @@ type Cluster struct {
 	closed   bool
 }
 
-// NewCluster returns a cluster. opts.Address names some of its nodes, separated by commas.
-func NewCluster(opts Options) *Cluster {
-	return NewClusterSharing(opts, NewBacklog())
+func newCluster(opts Options, front *Client) *Cluster {
+	return &Cluster{opts: opts, seeds: strings.Split(opts.Address, ","), front: front, slots: make([]*Client, slotCount), nodes: map[string]*Client{}}
 }
 
-// NewClusterSharing is to NewCluster what NewSharing is to New.
-func NewClusterSharing(opts Options, b *Backlog) *Cluster {
-	c := &Cluster{opts: opts, seeds: strings.Split(opts.Address, ","), slots: make([]*Client, slotCount), nodes: map[string]*Client{}}
-	c.front = build(opts, newHealth())
-	c.front.cluster = c
-	attach(b, c.front)
-	return c
-}
+// isFront reports whether c is the front of a cluster.
+func isFront(c *Client) bool { return c.cluster != nil && !c.node }
 
-// Idle is Client.Idle of all nodes.
-func (c *Cluster) Idle() bool { return c.front.Idle() }
-
-// Close closes the connections to all nodes, as Client.Close does.
-func (c *Cluster) Close() {
+// closeNodes closes the connections to all nodes.
+func closeNodes(c *Cluster) {
 	c.mu.Lock()
 	c.closed = true
-	clients := []*Client{c.front}
+	var nodes []*Client
 	for _, node := range c.nodes {
-		clients = append(clients, node)
+		nodes = append(nodes, node)
 	}
 	c.mu.Unlock()
-	for _, client := range clients { // without the lock: what has a connection, for which this may wait, may need it
-		client.Close()
+	for _, node := range nodes { // not under the lock: Close may wait for a connection whose user needs it
+		node.Close()
 	}
 }
 

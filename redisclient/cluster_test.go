@@ -35,9 +35,11 @@ func startNode(t *testing.T) *fakeServer {
 // overCluster is a store in the cluster of these nodes, and a lease.
 func overCluster(t *testing.T, addresses ...string) (*Cluster, *Keys, *store.Lease) {
 	t.Helper()
-	c := NewCluster(fast(strings.Join(addresses, ",")))
-	t.Cleanup(c.Close)
-	return c, NewClusterKeys(c, "idem"), &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o-1"}
+	opts := fast(strings.Join(addresses, ","))
+	opts.Cluster = true
+	front := New(opts, NewBacklog())
+	t.Cleanup(front.Close)
+	return front.cluster, NewKeys(front, "idem"), leaseOf("k")
 }
 
 // TestAClusterComesLater has nobody at its only address, and then a node without any slots, before there is a cluster.
@@ -65,7 +67,7 @@ func TestAClusterComesLater(t *testing.T) {
 	node.kill()
 	node.answerWith(whole)
 	node.start(t)
-	awaitTrue(t, c.Idle)
+	awaitTrue(t, c.front.Idle)
 	_, err = Claim(k, l, time.Hour)
 	if err != nil || k.Trouble.Load() != 0 {
 		t.Errorf("it is there: %v, and %d servers are not fine", err, k.Trouble.Load())
@@ -86,10 +88,11 @@ func TestANodeIsConnectedToInAdvance(t *testing.T) {
 		return granted(args)
 	})
 	opts := fast(node.address)
+	opts.Cluster = true
 	opts.MinIdleConns = 1
-	c := NewCluster(opts)
+	c := New(opts, NewBacklog())
 	defer c.Close()
-	k := NewClusterKeys(c, "idem")
+	k := NewKeys(c, "idem")
 	_, err := Claim(k, leaseOf("k"), time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +149,7 @@ func TestAClusterIsProbedWhileItIsClosed(t *testing.T) {
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
-		c.Close()
+		c.front.Close()
 	}()
 	<-conn.closing
 	probed := make(chan struct{})

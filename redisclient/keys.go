@@ -100,21 +100,20 @@ type Keys struct {
 	// Trouble is 0 while Redis does what keys need, as far as is known.
 	Trouble *atomic.Int32
 
-	client  *Client
-	cluster *Cluster // whose nodes have the keys; nil: the client's server has them
-	plain   bool     // there is no cluster, and no replicas to wait for
-	prefix  string
-	format  string                   // of a lease's Wire
-	start   int                      // of the Redis key in a lease's Wire
-	end     int                      // likewise
-	times   map[time.Duration]string // usual durations as arguments in Redis' protocol
+	client *Client
+	plain  bool // isPlain of client
+	prefix string
+	format string                   // of a lease's Wire
+	start  int                      // of the Redis key in a lease's Wire
+	end    int                      // likewise
+	times  map[time.Duration]string // usual durations as arguments in Redis' protocol
 }
 
 // NewKeys returns a store whose Redis keys are <keyPrefix>:req:<SHA-256 of the key, in hex>. times are the usual leases and
 // times to live; others work too, but take longer.
 func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
 	client.health.setProbeKey(keyPrefix + ":probe")
-	k := &Keys{Trouble: &client.health.failing, client: client, plain: client.opts.WaitReplicas == 0, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
+	k := &Keys{Trouble: &client.health.failing, client: client, plain: isPlain(client), prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
 	length := len(k.prefix) + 2*sha256.Size
 	k.format = fmt.Sprintf(wireFormat, length, k.prefix) + store.RunningFormat + "\r\n"
 	k.start = len(fmt.Sprintf("$%d\r\n", length))
@@ -125,20 +124,15 @@ func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
 	return k
 }
 
+// isPlain reports whether commands only have to be sent: there is no cluster, and there are no replicas to wait for.
+func isPlain(c *Client) bool { return c.cluster == nil && c.opts.WaitReplicas == 0 }
+
 // Outage returns the number of the outage that Redis is in, counted from 1; 0 if it does what keys need.
 func (k *Keys) Outage() int64 {
 	if k.Trouble.Load() == 0 {
 		return 0
 	}
 	return k.client.health.outages.Load()
-}
-
-// NewClusterKeys is NewKeys for a cluster.
-func NewClusterKeys(cluster *Cluster, keyPrefix string, times ...time.Duration) *Keys {
-	k := NewKeys(cluster.front, keyPrefix, times...)
-	k.cluster = cluster
-	k.plain = false
-	return k
 }
 
 // milliseconds is d as an argument in Redis' protocol.
@@ -265,7 +259,7 @@ func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 		check(cmd.from) // it names a command that is forbidden, and tells whether an unknown error concerns the server
 	}
 	address := k.client.opts.Address
-	if k.cluster != nil && cmd.from != nil {
+	if k.client.cluster != nil && cmd.from != nil {
 		address = cmd.from.opts.Address
 	}
 	cmd.err = fmt.Errorf("redis %s: %w", address, withoutArguments(cmd.err))
@@ -327,10 +321,10 @@ func withSource(wire string) string {
 // route sends cmd, of the script s, to the server that has the key of l.
 func route(k *Keys, s *script, l *store.Lease, cmd *command) {
 	cmd.script = s
-	if k.cluster == nil {
+	if k.client.cluster == nil {
 		sendToReplicas(k.client, cmd)
 	} else {
-		sendToSlot(k.cluster, l.Wire[k.start:k.end], cmd)
+		sendToSlot(k.client.cluster, l.Wire[k.start:k.end], cmd)
 	}
 }
 

@@ -34,7 +34,7 @@ func TestAClaimThatMayBeGrantedCountsAsSent(t *testing.T) {
 		})
 		opts := fast(server.address)
 		opts.WaitReplicas = 1
-		c = New(opts)
+		c = New(opts, NewBacklog())
 		defer c.Close()
 		expectSent(t, NewKeys(c, "idem"))
 	})
@@ -50,7 +50,7 @@ func TestAClaimThatMayBeGrantedCountsAsSent(t *testing.T) {
 		})
 		opts := fast(server.address)
 		opts.WaitReplicas = 1
-		c = New(opts)
+		c = New(opts, NewBacklog())
 		defer c.Close()
 		expectSent(t, NewKeys(c, "idem"))
 	})

@@ -90,9 +90,8 @@ const (
 
 // Stats is a stats.Store in Redis.
 type Stats struct {
-	client  *Client
-	cluster *Cluster // whose nodes have the keys; nil: the client's server has them
-	prefix  string
+	client *Client
+	prefix string
 }
 
 var _ stats.Store = (*Stats)(nil)
@@ -101,11 +100,6 @@ var _ stats.Store = (*Stats)(nil)
 // flush is one atomic step.
 func NewStats(client *Client, keyPrefix string) *Stats {
 	return &Stats{client: client, prefix: keyPrefix + ":"}
-}
-
-// NewClusterStats is NewStats for a cluster.
-func NewClusterStats(cluster *Cluster, keyPrefix string) *Stats {
-	return &Stats{client: cluster.front, cluster: cluster, prefix: keyPrefix + ":"}
 }
 
 // Kind implements stats.Store.
@@ -268,8 +262,8 @@ func endpointOf(value string) stats.Endpoint {
 // and gives up after scanTime.
 func (s *Stats) Memory() (stats.Memory, error) {
 	nodes := []*Client{s.client}
-	if s.cluster != nil {
-		nodes = s.cluster.masters()
+	if s.client.cluster != nil {
+		nodes = s.client.cluster.masters()
 	}
 	deadline := time.Now().Add(scanTime)
 	all := stats.Memory{Exact: true}

@@ -14,7 +14,7 @@ func TestASampleIsMeasured(t *testing.T) {
 		}
 		return ":100\r\n"
 	})
-	c := New(fast(server.address))
+	c := New(fast(server.address), NewBacklog())
 	defer c.Close()
 	measured, err := NewStats(c, "idem").memoryOf(c, time.Now())
 	if err != nil || measured.Keys != 2 || measured.Bytes != 200 || measured.Looked != 0.5 || measured.Exact {
@@ -32,7 +32,7 @@ func TestABatchThatIsSplitIsOneSample(t *testing.T) {
 		}
 		return granted(args)
 	})
-	c := New(fast(server.address))
+	c := New(fast(server.address), NewBacklog())
 	defer c.Close()
 	k := NewKeys(c, "idem")
 	record := bulk(answerOf(strings.Repeat("x", longBytes/2))) + milliseconds(time.Hour)

@@ -93,13 +93,14 @@ func measureNext(c *Client) {
 
 // Measure implements stats.Store.
 func (s *Stats) Measure() {
-	if s.cluster == nil {
+	cluster := s.client.cluster
+	if cluster == nil {
 		measureNext(s.client)
 		return
 	}
-	s.cluster.mu.RLock()
-	defer s.cluster.mu.RUnlock()
-	for _, node := range s.cluster.nodes {
+	cluster.mu.RLock()
+	defer cluster.mu.RUnlock()
+	for _, node := range cluster.nodes {
 		measureNext(node)
 	}
 }

@@ -30,7 +30,7 @@ func newMemory(t *testing.T, limit int64) (*store.Memory, *storetest.Clock) {
 func newKeys(t *testing.T) (*redisclient.Keys, *miniredis.Miniredis) {
 	t.Helper()
 	server := miniredis.RunT(t)
-	client := redisclient.New(redisclient.Options{Address: server.Addr(), DialTimeout: time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second})
+	client := redisclient.New(redisclient.Options{Address: server.Addr(), DialTimeout: time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second}, redisclient.NewBacklog())
 	t.Cleanup(client.Close)
 	return redisclient.NewKeys(client, "idem"), server
 }

@@ -21,7 +21,7 @@ func ping(client *redisclient.Client) ([]any, error) {
 
 func TestThePoolIsBounded(t *testing.T) {
 	server := redistest.Start(t)
-	client := redisclient.New(redisclient.Options{Address: server.Addr, DialTimeout: rig.Never, ReadTimeout: rig.Never, WriteTimeout: rig.Never, PoolSize: 2, MaxActiveConns: 3, MinIdleConns: 2})
+	client := redisclient.New(redisclient.Options{Address: server.Addr, DialTimeout: rig.Never, ReadTimeout: rig.Never, WriteTimeout: rig.Never, PoolSize: 2, MaxActiveConns: 3, MinIdleConns: 2}, redisclient.NewBacklog())
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Add(1)
@@ -51,7 +51,7 @@ func TestThePoolIsBounded(t *testing.T) {
 
 func TestABusyPoolSaysSo(t *testing.T) {
 	server := redistest.Start(t)
-	client := redisclient.New(redisclient.Options{Address: server.Addr, DialTimeout: rig.Never, ReadTimeout: 200 * time.Millisecond, WriteTimeout: rig.Never, MaxActiveConns: 1})
+	client := redisclient.New(redisclient.Options{Address: server.Addr, DialTimeout: rig.Never, ReadTimeout: 200 * time.Millisecond, WriteTimeout: rig.Never, MaxActiveConns: 1}, redisclient.NewBacklog())
 	defer client.Close()
 	server.Pause()
 	defer server.Resume()

@@ -205,8 +205,8 @@ func TestNothingIsLeftOpen(t *testing.T) {
 	}
 	options := redisclient.Options{Address: strings.Join(g.Endpoints(), ","), Password: redistest.GroupPassword, DialTimeout: rig.Never, ReadTimeout: rig.Never, WriteTimeout: rig.Never,
 		Sentinel: redisclient.Sentinel{MasterName: redistest.MasterName, Password: redistest.SentinelPassword}}
-	client := redisclient.New(options)
-	cluster := redisclient.NewCluster(redisclient.Options{Address: c.Masters[0].Addr, Cluster: true, DialTimeout: rig.Never, ReadTimeout: rig.Never, WriteTimeout: rig.Never})
+	client := redisclient.New(options, redisclient.NewBacklog())
+	cluster := redisclient.New(redisclient.Options{Address: c.Masters[0].Addr, Cluster: true, DialTimeout: rig.Never, ReadTimeout: rig.Never, WriteTimeout: rig.Never}, redisclient.NewBacklog())
 	claim := func(k *redisclient.Keys) {
 		held, err := redisclient.Claim(k, &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o"}, rig.Never)
 		if err != nil || held != nil {
@@ -215,7 +215,7 @@ func TestNothingIsLeftOpen(t *testing.T) {
 	}
 	for range 2 { // and once more by those who outlive their configuration
 		claim(redisclient.NewKeys(client, "idem"))
-		claim(redisclient.NewClusterKeys(cluster, "idem"))
+		claim(redisclient.NewKeys(cluster, "idem"))
 		client.Close()
 		cluster.Close()
 		for _, server := range servers {

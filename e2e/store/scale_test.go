@@ -32,7 +32,7 @@ func TestStoreInARealRedisConforms(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Subject {
 		prefix := emptyStore(t)
 		options := redisclient.Options{Address: server.Addr, DialTimeout: rig.Never, ReadTimeout: rig.Never, WriteTimeout: rig.Never}
-		client := redisclient.New(options)
+		client := redisclient.New(options, redisclient.NewBacklog())
 		t.Cleanup(client.Close)
 		return storetest.Redis(redisclient.NewKeys(client, prefix), server.Pass)
 	})
@@ -44,7 +44,7 @@ func TestNotesAreBounded(t *testing.T) {
 	const all, batch = 100 * redisclient.MostNotes, redisclient.MostNotes
 	server := redistest.Start(t)
 	options := redisclient.Options{Address: server.Addr, DialTimeout: rig.Never, ReadTimeout: rig.Never, WriteTimeout: rig.Never}
-	client := redisclient.New(options)
+	client := redisclient.New(options, redisclient.NewBacklog())
 	t.Cleanup(client.Close)
 	notebook := redisclient.NewNotebook(redisclient.NewKeys(client, "idem"), "idem")
 	now, known := time.Now().UnixMilli(), &redisclient.News{}

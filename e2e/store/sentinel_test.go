@@ -16,7 +16,7 @@ func TestStoreInARealRedisBehindSentinelsConforms(t *testing.T) {
 		prefix := emptyStore(t)
 		client := redisclient.New(redisclient.Options{
 			Address: strings.Join(g.Endpoints(), ","), Password: redistest.GroupPassword, DialTimeout: rig.Never, ReadTimeout: rig.Never, WriteTimeout: rig.Never,
-			Sentinel: redisclient.Sentinel{MasterName: redistest.MasterName, Password: redistest.SentinelPassword}})
+			Sentinel: redisclient.Sentinel{MasterName: redistest.MasterName, Password: redistest.SentinelPassword}}, redisclient.NewBacklog())
 		t.Cleanup(client.Close)
 		return storetest.Redis(redisclient.NewKeys(client, prefix), g.Servers[0].Pass)
 	})
