@@ -90,3 +90,56 @@ func errorIn(reply interface{}) error {
 	}
 	return err
 }
+
+// elements returns the elements of an array reply; none for any other reply.
+func elements(reply interface{}) []interface{} {
+	if reply == nil { // Yaegi panics at the assertion
+		return nil
+	}
+	all, _ := reply.([]interface{})
+	return all
+}
+
+// array returns the elements of the reply to a command, which is to be an array.
+func array(command string, reply interface{}) ([]interface{}, error) {
+	all := elements(reply)
+	if all == nil {
+		return nil, unexpected(command, reply)
+	}
+	return all, nil
+}
+
+// pairs returns an array of names and values as a map.
+func pairs(reply interface{}) map[string]interface{} {
+	m := map[string]interface{}{}
+	all := elements(reply)
+	for i := 0; i+1 < len(all); i += 2 {
+		m[text(all[i])] = all[i+1]
+	}
+	return m
+}
+
+// integer returns an integer reply; -1 for any other reply.
+func integer(reply interface{}) int64 {
+	if reply == nil { // Yaegi panics at the assertion
+		return -1
+	}
+	n, ok := reply.(int64)
+	if !ok {
+		return -1
+	}
+	return n
+}
+
+// text returns a bulk reply as a string; empty for any other reply.
+func text(reply interface{}) string {
+	if reply == nil { // Yaegi panics at the assertion
+		return ""
+	}
+	bytes, _ := reply.([]byte)
+	return string(bytes)
+}
+
+func unexpected(command string, reply interface{}) error {
+	return fmt.Errorf("redis: unexpected reply to %s: %T", command, reply)
+}

@@ -170,20 +170,21 @@ func (c *Cluster) next(slot int, node *Client, err error) (*Client, bool) {
 // background from then on.
 func (c *Cluster) owner(slot int) (*Client, error) {
 	node := c.known(slot)
-	if node == nil && c.front.state() != down {
+	if node != nil {
+		return node, nil
+	}
+	if c.front.state() != down {
 		err := c.refresh("", "")
 		node = c.known(slot)
+		if node != nil {
+			return node, nil
+		}
 		if err == nil {
 			err = errNoOwner
 		}
-		if node == nil {
-			trip(c.front, down, err)
-		}
+		trip(c.front, down, err)
 	}
-	if node == nil {
-		return nil, notSent(c.front)
-	}
-	return node, nil
+	return nil, notSent(c.front)
 }
 
 // known returns the master of slot; nil if it is not known.
@@ -400,16 +401,6 @@ func shards(opts *Options, conn redis.Conn, address string) ([]slotRange, error)
 	return ranges, nil
 }
 
-// pairs returns an array of names and values as a map.
-func pairs(reply interface{}) map[string]interface{} {
-	m := map[string]interface{}{}
-	all := elements(reply)
-	for i := 0; i+1 < len(all); i += 2 {
-		m[text(all[i])] = all[i+1]
-	}
-	return m
-}
-
 // addressOf returns the address of a node in CLUSTER SHARDS; empty if it has none. host is that of the node that was asked.
 func addressOf(node map[string]interface{}, encrypted bool, host string) string {
 	port := integer(node["port"])
@@ -447,42 +438,26 @@ func rangeIn(fields []interface{}, host string) (slotRange, bool) {
 // ownKey returns key with a suffix that puts it in a slot of node. It returns key unchanged if node has no slots, or if a part
 // of key in braces determines the slot.
 func ownKey(node *Client, key string) string {
-	c := node.cluster
+	node.cluster.mu.RLock()
+	masters := append([]*Client{}, node.cluster.slots...)
+	node.cluster.mu.RUnlock()
 	has := false
-	c.mu.RLock()
-	for _, master := range c.slots {
+	for _, master := range masters {
 		if master == node {
 			has = true
 			break
 		}
 	}
-	c.mu.RUnlock()
 	if !has || Slot(key) == Slot(key+":0") {
 		return key
 	}
 	for i := 0; i < 8*slotCount; i++ {
 		own := key + ":" + strconv.Itoa(i)
-		slot := Slot(own)
-		c.mu.RLock()
-		found := c.slots[slot] == node
-		c.mu.RUnlock()
-		if found {
+		if masters[Slot(own)] == node {
 			return own
 		}
 	}
 	return key
-}
-
-// integer returns an integer reply; -1 for any other reply.
-func integer(reply interface{}) int64 {
-	if reply == nil { // Yaegi panics at the assertion
-		return -1
-	}
-	n, ok := reply.(int64)
-	if !ok {
-		return -1
-	}
-	return n
 }
 
 // hostOf returns the host of an address, an IPv6 one without its brackets.

@@ -193,11 +193,7 @@ func (n *Notebook) list(command Command) ([]interface{}, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, ok := reply.([]interface{})
-	if !ok {
-		return nil, unexpected(command.Name, reply)
-	}
-	return all, nil
+	return array(command.Name, reply)
 }
 
 // note reads a field of the hash.

@@ -283,32 +283,14 @@ func dialMaster(c *Client, slot *connSlot) error {
 		if err != nil {
 			return err
 		}
-		role := elements(ask(slot, "ROLE"))
-		demoted := len(role) > 0 && text(role[0]) != "master"
-		if !demoted {
+		reply, err := slot.conn.Do("ROLE")
+		role := elements(reply)
+		if err != nil || len(role) == 0 || text(role[0]) == "master" { // an error may be that the user lacks the permission
 			return nil
 		}
 		disconnect(slot)
 		except = address
 	}
-}
-
-// ask sends one command over slot and returns its reply; nil for an error, for instance if the user lacks the permission.
-func ask(slot *connSlot, command string) interface{} {
-	reply, err := slot.conn.Do(command)
-	if err != nil {
-		return nil
-	}
-	return reply
-}
-
-// elements returns the elements of an array reply; none for any other reply.
-func elements(reply interface{}) []interface{} {
-	if reply == nil { // Yaegi panics at the assertion
-		return nil
-	}
-	all, _ := reply.([]interface{})
-	return all
 }
 
 // isReplica reports whether an error reply says that the server is not the master any more, or ceased to be while the command

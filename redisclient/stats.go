@@ -188,9 +188,9 @@ func (s *Stats) Load() (*stats.Numbers, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, ok := reply.([]interface{})
-	if !ok {
-		return nil, unexpected("HGETALL", reply)
+	all, err := array("HGETALL", reply)
+	if err != nil {
+		return nil, err
 	}
 	totals, troubles := map[string]int{}, map[string]*stats.Trouble{}
 	for i, name := range stats.Names {
@@ -321,15 +321,12 @@ func (s *Stats) memoryOf(node *Client, deadline time.Time) (stats.Memory, error)
 // addUsages adds replies to MEMORY USAGE. A key may have expired since it was found, or gone to another node.
 func addUsages(measured *stats.Memory, usages []interface{}) error {
 	for _, reply := range usages {
-		if reply == nil { // Yaegi panics at the assertion
-			continue
-		}
-		err, failed := reply.(error)
-		if failed && !isRedirection(err) {
+		err := errorIn(reply)
+		if err != nil && !isRedirection(err) {
 			return err
 		}
-		bytes, ok := reply.(int64)
-		if ok {
+		bytes := integer(reply)
+		if bytes >= 0 {
 			measured.Keys++
 			measured.Bytes += bytes
 		}
@@ -343,19 +340,16 @@ func (s *Stats) scan(cursor string) Command {
 
 // scanReply returns the cursor and the keys in a reply to SCAN.
 func scanReply(reply interface{}) (string, []interface{}, error) {
-	err, isError := reply.(error)
-	if isError {
+	err := errorIn(reply)
+	if err != nil {
 		return "", nil, err
 	}
-	pair, ok := reply.([]interface{})
-	if !ok || len(pair) != 2 {
+	pair := elements(reply)
+	if len(pair) != 2 {
 		return "", nil, unexpected("SCAN", reply)
 	}
-	keys, ok := pair[1].([]interface{})
-	if !ok {
-		return "", nil, unexpected("SCAN", reply)
-	}
-	return text(pair[0]), keys, nil
+	keys, err := array("SCAN", pair[1])
+	return text(pair[0]), keys, err
 }
 
 // looked returns the share of the keyspace, 0 to 1, that SCAN has passed when it replies with this cursor. Redis counts cursors from
@@ -369,17 +363,4 @@ func looked(cursor string) float64 {
 		return 0
 	}
 	return float64(bits.Reverse64(n)) / math.MaxUint64
-}
-
-// text returns a bulk reply as a string; empty for any other reply.
-func text(reply interface{}) string {
-	if reply == nil { // Yaegi panics at the assertion
-		return ""
-	}
-	bytes, _ := reply.([]byte)
-	return string(bytes)
-}
-
-func unexpected(command string, reply interface{}) error {
-	return fmt.Errorf("redis: unexpected reply to %s: %T", command, reply)
 }
