@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,32 +19,6 @@ const (
 	refusing              // it answers but refuses to write, for instance for lack of memory: it still reads, so commands are sent
 	down                  // it does not answer, or refuses the login: only probes are sent
 )
-
-// refusals are the words in error replies that concern the whole server and not one key, and the state that they mean. In
-// Redis 6 and before, the error of a command in a script is in the middle of the reply.
-var refusals = map[string]int32{
-	"OOM ":         refusing,
-	"READONLY ":    refusing,
-	"LOADING ":     refusing,
-	"MASTERDOWN ":  refusing,
-	"MISCONF ":     refusing,
-	"NOREPLICAS ":  refusing,
-	"CLUSTERDOWN ": refusing,
-	"BUSY ":        refusing,
-
-	"NOAUTH ":    down,
-	"WRONGPASS ": down,
-	"DENIED ":    down,
-
-	"max number of clients": down,
-}
-
-// forbidden are the words in error replies about a command that the server lacks or the user may not use, also within a
-// script: by Redis 7.0, by later ones, and by Valkey.
-var forbidden = []string{
-	"NOPERM ", "The user executing the script", "ACL failure in script",
-	"unknown command", "Unknown Redis command called from ", "Unknown command called from ",
-}
 
 // probePause is the time between two probes of a server that is not fine. It also comes before the first probe if the server
 // has been fine for less than that, so that a server that comes and goes does not fill the log.
@@ -126,44 +99,6 @@ func notSent(c *Client) error {
 		return ErrDown
 	}
 	return fmt.Errorf("%w: %w", ErrDown, cause)
-}
-
-// stateFrom returns the state of the server that an error reply means; fine if it is not known to concern the server.
-func stateFrom(reply error) int32 {
-	if isForbidden(reply) {
-		return refusing
-	}
-	for words, state := range refusals {
-		if strings.Contains(reply.Error(), words) {
-			return state
-		}
-	}
-	return fine
-}
-
-// isForbidden reports whether an error reply says that the server lacks a command, or the user may not use it.
-func isForbidden(reply error) bool {
-	for _, words := range forbidden {
-		if strings.Contains(reply.Error(), words) {
-			return true
-		}
-	}
-	return false
-}
-
-// isAboutKey reports whether an error reply concerns one key alone: it is at another node, or another application has it.
-func isAboutKey(reply error) bool {
-	return isRedirection(reply) || strings.Contains(reply.Error(), "WRONGTYPE ")
-}
-
-// isServerError reports whether err concerns the server or the connection to it, and not one command.
-func isServerError(err error) bool {
-	return IsUnreachable(err) || stateFrom(err) != fine
-}
-
-// IsUnreachable reports whether err says that the server gave no reply, or was not asked.
-func IsUnreachable(err error) bool {
-	return errors.Is(err, ErrDown) || errors.Is(err, errUnreachable)
 }
 
 // trip sets the state of c's server after a command failed with cause, unless it is as bad already, and starts to probe it.
@@ -362,15 +297,6 @@ func probeOver(c *Client, slot *connSlot) (int32, error) {
 		state = refusing
 	}
 	return state, withoutArguments(refusal)
-}
-
-// withoutArguments returns an error reply without the arguments of a command that the server does not know.
-func withoutArguments(reply error) error {
-	text, _, cut := strings.Cut(reply.Error(), ", with args beginning with")
-	if !cut {
-		return reply
-	}
-	return errors.New(text)
 }
 
 // probeKey returns a key that a probe of c may write. For a node of a cluster it is a key in one of the node's slots.

@@ -415,6 +415,41 @@ func sendAll(s *sender) {
 	}
 }
 
+// rewrite returns what is sent for commands: with EVAL where EVALSHA is forbidden, with ASKING before those that need it, with a
+// PING at the end if the batch is to be measured, and with one WAIT at the end if c waits for replicas. One is enough: it covers
+// all writes before it.
+func rewrite(c *Client, commands []*command) []*command {
+	all := make([]*command, 0, len(commands)+1)
+	c.lock()
+	whole := c.noEVALSHA
+	sampling := c.samples > 0
+	c.unlock()
+	for _, cmd := range commands {
+		if whole {
+			cmd.wire = withSource(cmd.wire)
+		}
+		if cmd.asking {
+			all = append(all, &command{wire: asking})
+		}
+		all = append(all, cmd)
+	}
+	if sampling {
+		sample := takeSample(c, all)
+		if sample != nil {
+			all = append(all, sample)
+		}
+	}
+	if c.waits {
+		size := 0
+		for _, cmd := range commands {
+			size += len(cmd.wire)
+		}
+		timeout := strconv.FormatInt((c.opts.ReadTimeout/2+transferTime(size)).Milliseconds()+1, 10)
+		all = append(all, &command{wire: "*3\r\n" + bulk("WAIT") + bulk(strconv.Itoa(c.opts.WaitReplicas)) + bulk(timeout), waits: true})
+	}
+	return all
+}
+
 // Commands of more than longBytes go through Client.bulk, one after the other, so that nothing small waits behind them. The
 // others are sent together, up to mostKept bytes, which is also the size of the buffer that a sender keeps.
 const (

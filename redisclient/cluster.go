@@ -122,11 +122,6 @@ func (c *Cluster) do(key string, command Command) (interface{}, error) {
 	return reply, err
 }
 
-// isRedirection reports whether an error reply says that a key is at another node.
-func isRedirection(reply error) bool {
-	return strings.HasPrefix(reply.Error(), "MOVED ") || strings.HasPrefix(reply.Error(), "ASK ")
-}
-
 // next returns the node to ask about slot after node failed with err, nil if there is none, and whether that node needs
 // ASKING. A command that node may have carried out can be sent to its successor: if the successor has the record, the script
 // recognizes it by its owner.

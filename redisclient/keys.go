@@ -109,6 +109,12 @@ type Keys struct {
 	times  map[time.Duration]string // usual durations as arguments in Redis' protocol
 }
 
+// wireFormat is the format of Keys.format, up to the running record.
+const wireFormat = "$%d\r\n%s%%x\r\n$%%d\r\n"
+
+// runningBytes is the length of a running record without its fingerprint and its owner.
+var runningBytes = len(fmt.Sprintf(store.RunningFormat, "", ""))
+
 // NewKeys returns a store whose Redis keys are <keyPrefix>:req:<SHA-256 of the key, in hex>. times are the usual leases and
 // times to live; others work too, but take longer.
 func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
@@ -153,17 +159,6 @@ func Claim(k *Keys, l *store.Lease, d time.Duration) (*store.Held, error) {
 		return nil, nil
 	}
 	return decode(cmd)
-}
-
-// WasFree reports whether an error of Claim says that no other owner has the key: the claim was granted but too few replicas
-// have it, or the master refuses to write it.
-func WasFree(err error) bool {
-	for _, words := range []string{"OOM ", "MISCONF ", "NOREPLICAS "} {
-		if strings.Contains(err.Error(), words) {
-			return !errors.Is(err, ErrDown)
-		}
-	}
-	return errors.Is(err, ErrReplicas)
 }
 
 // Renew makes the lease last d from now, and claims the key again if nobody has it any more. It returns false if somebody
@@ -229,12 +224,6 @@ func runScript(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	retry(k, s, l, cmd, args)
 }
 
-// wireFormat is the format of Keys.format, up to the running record.
-const wireFormat = "$%d\r\n%s%%x\r\n$%%d\r\n"
-
-// runningBytes is the length of a running record without its fingerprint and its owner.
-var runningBytes = len(fmt.Sprintf(store.RunningFormat, "", ""))
-
 // retry runs a command again while its error is one that retryable can remedy. There may be two such errors in a row: a
 // replica refuses the command, and the new master does not know the script. An error that remains may trip the breaker.
 func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
@@ -280,16 +269,6 @@ func retryable(k *Keys, s *script, l *store.Lease, cmd *command, args string) bo
 		return false
 	}
 	return true
-}
-
-// isUnknownScript reports whether an error reply says that the server does not know a script by its digest.
-func isUnknownScript(reply error) bool {
-	return strings.Contains(reply.Error(), "NOSCRIPT ")
-}
-
-// lacksEVALSHA reports whether an error reply says that EVALSHA is forbidden.
-func lacksEVALSHA(reply error) bool {
-	return isForbidden(reply) && strings.Contains(strings.ToLower(reply.Error()), "evalsha")
 }
 
 // disableEVALSHA makes c send scripts with EVAL from now on. It is logged for the first server only.

@@ -292,9 +292,3 @@ func dialMaster(c *Client, slot *connSlot) error {
 		except = address
 	}
 }
-
-// isReplica reports whether an error reply says that the server is not the master any more, or ceased to be while the command
-// waited for replicas. In Redis 6 and before, the error of a command in a script is in the middle of the reply.
-func isReplica(reply error) bool {
-	return strings.Contains(reply.Error(), "READONLY ") || strings.HasPrefix(reply.Error(), "UNBLOCKED ")
-}
