@@ -146,7 +146,7 @@ func (h *handler) openShared(ctx context.Context) {
 		terms.Renew = h.renewLease
 		terms.Hear = h.notebook.hear
 		terms.Slow = h.slowClaims
-		trouble = h.shared.Trouble
+		trouble = h.shared.Failing
 		h.remote = true
 	}
 	h.stats, _ = shared.get(ctx, statsID, newCollector).(*stats.Collector)

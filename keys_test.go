@@ -32,7 +32,7 @@ func newDoor(t *testing.T, memory *store.Memory, address string) *handler {
 	h.notebook = newNotebook(memory)
 	h.notebook.Close() // it exchanges nothing by itself
 	h.notebook.use(h.shared, "idem")
-	h.keys = store.NewKeys(memory, h.shared.Trouble, store.Terms{TTL: h.ttl, Lease: time.Hour, Remember: true, Hear: h.notebook.hear})
+	h.keys = store.NewKeys(memory, h.shared.Failing, store.Terms{TTL: h.ttl, Lease: time.Hour, Remember: true, Hear: h.notebook.hear})
 	return h
 }
 

@@ -242,7 +242,7 @@ func listKind(h *handler, answer *keysAnswer, kind string, names map[string]stri
 func lookAtAll(h *handler, noted []*keyNote) ([]*redisclient.Seen, []error) {
 	all := make([]*redisclient.Seen, len(noted))
 	errs := make([]error, len(noted)) // memory gives none
-	decides := h.shared == nil || h.shared.Trouble.Load() != 0
+	decides := h.shared == nil || h.shared.Failing.Load() != 0
 	asked := decides
 	if h.shared != nil {
 		hashes := make([]string, len(noted))

@@ -12,7 +12,7 @@ import (
 )
 
 // What is kept for a server that is out of reach takes at most backlogBytes: each pending write counts pendingBytes plus its
-// key and record. A record is the same string as in this process's memory store while it is there too.
+// key and record. While the memory store has the record too, both share one string.
 const (
 	backlogBytes = 32 << 20
 	pendingBytes = 512
@@ -28,7 +28,7 @@ if v and v ~= ARGV[2] and string.sub(v, 1, #own) ~= own then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return 1`)
 
-// pendingWrite is the end of a request that Redis has not been told of yet.
+// pendingWrite is a finished record, or the release of a lease, that Redis has not been told of yet.
 type pendingWrite struct {
 	keys    *Keys
 	lease   *store.Lease
@@ -36,14 +36,14 @@ type pendingWrite struct {
 	expires time.Time
 	size    int64
 
-	result writeResult // of the last try; only the goroutine that writes uses it
+	result writeResult // of the last try; set by writeOne, and read when all of its batch have ended
 }
 
 // writeResult is what became of a pending write.
 type writeResult int
 
 const (
-	dropped   writeResult = iota // something is wrong with this key
+	dropped   writeResult = iota // given up: there was no room, or Redis has an error for this key alone
 	written                      // Redis has been told
 	held                         // another owner has the key
 	postponed                    // Redis cannot be told now
@@ -52,7 +52,7 @@ const (
 // Backlog holds the writes that one Redis could not be given yet. When there is no room, the oldest is dropped first. All
 // clients of that Redis share it: a client with other settings may succeed where one has failed.
 type Backlog struct {
-	outages atomic.Int64 // that have begun, of any client
+	outages atomic.Int64 // number of outages that have begun, of any client
 
 	mu      sync.Mutex // guards everything below
 	clients *list.List // of *Client, in use
@@ -60,8 +60,8 @@ type Backlog struct {
 	bytes   int64      // taken by pending
 	writing bool       // a goroutine writes pending
 
-	results  [postponed]int // number of records by result, since they were last logged
-	reported int64          // outages up to then
+	results  [postponed]int // number of records by result, since the backlog was last empty
+	reported int64          // number of outages that had begun then
 
 	hooks map[string]*hook // called when a client finds Redis again, and when a client joins
 }
@@ -90,8 +90,8 @@ func (b *Backlog) Close() {}
 // hasPending reports whether a pending write has not expired. The caller holds the lock.
 func hasPending(b *Backlog) bool {
 	now := time.Now()
-	for place := b.pending.Front(); place != nil; place = place.Next() {
-		p, _ := place.Value.(*pendingWrite)
+	for element := b.pending.Front(); element != nil; element = element.Next() {
+		p, _ := element.Value.(*pendingWrite)
 		if now.Before(p.expires) {
 			return true
 		}
@@ -121,10 +121,10 @@ func attach(b *Backlog, c *Client) {
 func detach(b *Backlog, c *Client) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for place := b.clients.Front(); place != nil; place = place.Next() {
-		other, _ := place.Value.(*Client)
+	for element := b.clients.Front(); element != nil; element = element.Next() {
+		other, _ := element.Value.(*Client)
 		if other == c {
-			b.clients.Remove(place)
+			b.clients.Remove(element)
 			break
 		}
 	}
@@ -142,7 +142,7 @@ func resume(b *Backlog, c *Client) {
 	}
 }
 
-// Idle reports whether nothing is left to write to the server, or another client can write it.
+// Idle reports whether nothing is left to write, or another client can write it.
 func (c *Client) Idle() bool {
 	b := c.backlog
 	b.mu.Lock()
@@ -169,8 +169,8 @@ func startWriting(b *Backlog, c *Client) {
 // healthyClient returns a client in use whose servers are fine, as far as is known. If no client is in use, it may be c. It
 // returns nil if there is none. The caller holds the lock.
 func healthyClient(b *Backlog, c *Client) *Client {
-	for place := b.clients.Front(); place != nil; place = place.Next() {
-		other, _ := place.Value.(*Client)
+	for element := b.clients.Front(); element != nil; element = element.Next() {
+		other, _ := element.Value.(*Client)
 		if other.health.failing.Load() == 0 {
 			return other
 		}
@@ -202,13 +202,12 @@ func via(k *Keys, c *Client) *Keys {
 		return k
 	}
 	other := *k
-	other.client = c
-	other.plain = isPlain(c)
+	setClient(&other, c)
 	return &other
 }
 
-// WhenBack calls f in a new goroutine each time that Redis is found again or another client joins, until unhook is called. However
-// many ask for the same name, f is called once, as the last of them gave it, until all have called unhook.
+// WhenBack calls f in a new goroutine each time that Redis is found again or another client joins, until unhook is called. Of
+// several functions under one name only the last is called, until all of them are unhooked.
 func WhenBack(k *Keys, name string, f func()) (unhook func()) {
 	b := k.client.backlog
 	b.mu.Lock()
@@ -242,8 +241,8 @@ func callHook(f func()) {
 	f()
 }
 
-// Later writes to Redis, in the background, that the request of l ended with record, to be kept for ttl; an empty record
-// frees the key. It writes now, or as soon as Redis is back, and changes nothing if another owner has the key by then.
+// Later writes to Redis, in the background, record, with which the request of l has ended, to be kept for ttl; an empty record
+// releases the lease. It writes now, or as soon as Redis is back, and changes nothing if another owner has the key by then.
 func Later(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 	p := &pendingWrite{keys: k, lease: l, record: record, expires: time.Now().Add(ttl), size: int64(pendingBytes + len(l.Key) + len(record))}
 	b := k.client.backlog
@@ -251,13 +250,13 @@ func Later(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 	defer b.mu.Unlock()
 	b.pending.PushBack(p)
 	b.bytes += p.size
-	for place := b.pending.Front(); place != nil; place = b.pending.Front() {
-		oldest, _ := place.Value.(*pendingWrite)
+	for element := b.pending.Front(); element != nil; element = b.pending.Front() {
+		oldest, _ := element.Value.(*pendingWrite)
 		expired := time.Now().After(oldest.expires)
 		if !expired && b.bytes <= backlogBytes {
 			break
 		}
-		removed := remove(b, place)
+		removed := remove(b, element)
 		if removed && !expired {
 			count(b, oldest, dropped)
 		}
@@ -266,9 +265,9 @@ func Later(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 }
 
 // remove takes a pending write off the list, and reports whether it was still there. The caller holds the lock.
-func remove(b *Backlog, place *list.Element) bool {
+func remove(b *Backlog, element *list.Element) bool {
 	before := b.pending.Len()
-	p, _ := b.pending.Remove(place).(*pendingWrite)
+	p, _ := b.pending.Remove(element).(*pendingWrite)
 	if b.pending.Len() == before {
 		return false
 	}
@@ -320,25 +319,25 @@ const (
 // ended.
 func writeOldest(c *Client) *Client {
 	b := c.backlog
-	var places []*list.Element
+	var oldest []*list.Element
 	var bytes int64
 	b.mu.Lock()
-	for place := b.pending.Front(); place != nil && len(places) < maxBatch && bytes < maxBatchBytes; place = place.Next() {
-		p, _ := place.Value.(*pendingWrite)
+	for element := b.pending.Front(); element != nil && len(oldest) < maxBatch && bytes < maxBatchBytes; element = element.Next() {
+		p, _ := element.Value.(*pendingWrite)
 		bytes += p.size
-		places = append(places, place)
+		oldest = append(oldest, element)
 	}
-	if len(places) == 0 {
+	if len(oldest) == 0 {
 		b.writing = false
 		reportOutage(b, c.opts.Address)
 	}
 	b.mu.Unlock()
-	if len(places) == 0 {
+	if len(oldest) == 0 {
 		return nil
 	}
 	var batch sync.WaitGroup
-	for _, place := range places {
-		p, _ := place.Value.(*pendingWrite)
+	for _, element := range oldest {
+		p, _ := element.Value.(*pendingWrite)
 		batch.Add(1)
 		go writeOne(p, c, &batch)
 	}
@@ -346,17 +345,17 @@ func writeOldest(c *Client) *Client {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	failed := false
-	for _, place := range places {
-		p, _ := place.Value.(*pendingWrite)
+	for _, element := range oldest {
+		p, _ := element.Value.(*pendingWrite)
 		if p.result == postponed {
 			failed = true
 			continue
 		}
-		if remove(b, place) { // Later may have dropped it meanwhile
+		if remove(b, element) { // Later may have dropped it meanwhile
 			count(b, p, p.result)
 		}
 	}
-	if failed { // watch goes on when c finds Redis again; another client, or c by now, may be healthy already
+	if failed { // writing goes on when c finds Redis again; another client, or c by now, may be healthy already
 		c = healthyClient(b, c)
 		b.writing = c != nil
 	}
@@ -391,7 +390,7 @@ func writeOne(p *pendingWrite, c *Client, batch *sync.WaitGroup) {
 		kept, err = writeBack(keys, p.lease, store.Bare(p.record), left)
 	}
 	switch {
-	case err != nil && (isServerError(err) || c.health.failing.Load() > 0): // an unknown error was looked into
+	case err != nil && (isServerError(err) || c.health.failing.Load() > 0): // after an unknown error, retry has probed the server
 		p.result = postponed
 	case err != nil:
 	case kept:

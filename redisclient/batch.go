@@ -13,16 +13,16 @@ type Command struct {
 // If the connection turns out to be broken, all commands are sent once more over a new one: so only commands that can be
 // repeated may be sent.
 func (c *Client) Batch(commands []Command) ([]interface{}, error) {
-	slot := <-c.conns
-	defer giveBack(c, slot)
+	pc := <-c.conns
+	defer putConn(c, pc)
 	if c.state() == down {
 		return nil, fmt.Errorf("redis %s: %w", c.opts.Address, notSent(c))
 	}
-	reused := slot.conn != nil
-	replies, err := exchangeAny(c, slot, commands)
-	if err != nil && retryOnNewConn(c, slot, reused, err) {
-		disconnect(slot)
-		replies, err = exchangeAny(c, slot, commands)
+	reused := pc.conn != nil
+	replies, err := exchangeAny(c, pc, commands)
+	if err != nil && retryOnNewConn(c, pc, reused, err) {
+		disconnect(pc)
+		replies, err = exchangeAny(c, pc, commands)
 	}
 	if err != nil {
 		trip(c, down, err)
@@ -31,37 +31,37 @@ func (c *Client) Batch(commands []Command) ([]interface{}, error) {
 	return replies, nil
 }
 
-// exchangeAny sends commands over slot and reads replies of any kind. An error is one of the connection.
-func exchangeAny(c *Client, slot *connSlot, commands []Command) ([]interface{}, error) {
-	if slot.conn == nil {
-		err := dial(c, slot)
+// exchangeAny sends commands over pc and reads replies of any kind. An error is one of the connection.
+func exchangeAny(c *Client, pc *pooledConn, commands []Command) ([]interface{}, error) {
+	if pc.conn == nil {
+		err := connect(c, pc)
 		if err != nil {
 			return nil, err
 		}
 	}
-	slot.unread = true
+	pc.unread = true
 	for _, command := range commands {
-		err := slot.conn.Send(command.Name, command.Args...)
+		err := pc.conn.Send(command.Name, command.Args...)
 		if err != nil {
 			return nil, err
 		}
 	}
-	err := slot.conn.Flush()
+	err := pc.conn.Flush()
 	if err != nil {
 		return nil, err
 	}
 	replies := make([]interface{}, len(commands))
 	for i := range replies {
-		reply, err := slot.conn.Receive()
-		if slot.conn.Err() != nil {
-			return nil, slot.conn.Err()
+		reply, err := pc.conn.Receive()
+		if pc.conn.Err() != nil {
+			return nil, pc.conn.Err()
 		}
 		replies[i] = reply
 		if err != nil {
 			replies[i] = err
 		}
 	}
-	slot.unread = false
+	pc.unread = false
 	return replies, nil
 }
 

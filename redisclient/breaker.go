@@ -37,7 +37,7 @@ return 1`)
 type breaker struct {
 	state atomic.Int32
 
-	mu    sync.Mutex // guards everything below, and changes of state
+	mu    sync.Mutex // guards everything below, and changes of state. Taken before health.mu and Backlog.mu
 	cause error      // of the state; nil while it is fine
 	since time.Time  // begin of the last outage
 	back  time.Time  // end of the last outage
@@ -116,11 +116,11 @@ func trip(c *Client, state int32, cause error) {
 	transition(c, state, cause)
 	if before == fine {
 		b.since = time.Now()
-		go startWatching(c)
+		go startProbing(c)
 	}
 }
 
-// setState changes the state without logging it. The caller holds the breaker's lock.
+// setState changes the state without logging it. The caller holds the lock.
 func setState(c *Client, state int32, cause error) {
 	before := c.breaker.state.Swap(state)
 	c.breaker.cause = cause
@@ -147,7 +147,7 @@ func setState(c *Client, state int32, cause error) {
 }
 
 // transition changes the state and logs that, unless the client is not used any more: its outage is not that of the others.
-// The caller holds the breaker's lock.
+// The caller holds the lock.
 func transition(c *Client, state int32, cause error) {
 	b := c.breaker
 	setState(c, state, cause)
@@ -172,14 +172,14 @@ func transition(c *Client, state int32, cause error) {
 	}
 }
 
-// startWatching is watch, as startSender is sendAll: an outage keeps no request in memory.
-var startWatching func(c *Client)
+// startProbing is a variable for the same reason as startSender: the probing must not keep in memory the request that began it.
+var startProbing func(c *Client)
 
-func init() { startWatching = watch }
+func init() { startProbing = probeUntilFine }
 
-// watch probes the server until it is fine.
-func watch(c *Client) {
-	defer endWatch(c)
+// probeUntilFine probes the server until it is fine.
+func probeUntilFine(c *Client) {
+	defer endProbing(c)
 	c.breaker.mu.Lock()
 	flaps := c.breaker.since.Sub(c.breaker.back) < probePause
 	c.breaker.mu.Unlock()
@@ -207,8 +207,8 @@ func pauseProbing(c *Client, probed string) {
 	_, _ = c.master.await(probed, time.Now().Add(probePause)) // the next probe tells
 }
 
-// endWatch ends a panic, and lets the next failure start a new watch.
-func endWatch(c *Client) {
+// endProbing ends a panic, and lets the next failure start the probing again.
+func endProbing(c *Client) {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"probing Redis failed\" cause=%q", p)
 		c.breaker.mu.Lock()
@@ -217,8 +217,8 @@ func endWatch(c *Client) {
 	}
 }
 
-// reprobe probes the server, sets its state, and reports whether it is fine. A closed client counts as fine, so that its
-// watch ends, unless no other client writes what is pending. A command that it still sends trips the breaker again if need be.
+// reprobe probes the server, sets its state, and reports whether it is fine. A closed client counts as fine, so that its probing
+// ends, unless it alone can write what is pending. A command that it still sends trips the breaker again if need be.
 func reprobe(c *Client) bool {
 	state, cause := probe(c)
 	c.lock()
@@ -230,7 +230,7 @@ func reprobe(c *Client) bool {
 	switch {
 	case closed && !c.health.needed():
 		setState(c, fine, nil)
-		b.back = time.Now() // the next watch pauses, if a command fails again
+		b.back = time.Now() // the next probing begins with a pause, if a command fails again
 		return true
 	case state != b.state.Load():
 		transition(c, state, cause)
@@ -243,10 +243,10 @@ func probe(c *Client) (int32, error) {
 	if isFront(c) {
 		return probeMap(c.cluster)
 	}
-	slot := <-c.conns
-	defer giveBack(c, slot)
-	disconnect(slot)
-	state, cause := probeOver(c, slot)
+	pc := <-c.conns
+	defer putConn(c, pc)
+	disconnect(pc)
+	state, cause := probeOver(c, pc)
 	if state == fine {
 		c.closeIdle() // other connections may lead to what the server was before
 	}
@@ -254,27 +254,27 @@ func probe(c *Client) (int32, error) {
 }
 
 // check probes a server after the first connection to it, because a command that is rarely needed may be forbidden too. It
-// also runs when a command was forbidden, or failed with an error that is not known.
+// also runs after an error that is not known, or says that a command is forbidden.
 func check(c *Client) {
 	defer recovered("probing Redis")
 	if c.main != nil {
 		c = c.main
 	}
-	for i := 0; i < 100 && probeKey(c) == ""; i++ { // it was connected to in advance, before there was a store
+	for i := 0; i < 100 && probeKey(c) == ""; i++ { // a connection made in advance may be older than the store
 		time.Sleep(10 * time.Millisecond)
 	}
-	slot := <-c.conns
-	defer giveBack(c, slot)
-	state, cause := probeOver(c, slot)
+	pc := <-c.conns
+	defer putConn(c, pc)
+	state, cause := probeOver(c, pc)
 	if state == refusing { // the commands of requests find out everything else
 		trip(c, state, cause)
 	}
 }
 
-// probeOver does what keys need over slot, and returns the state of the server and its cause.
-func probeOver(c *Client, slot *connSlot) (int32, error) {
+// probeOver does what keys need over pc, and returns the state of the server and its cause.
+func probeOver(c *Client, pc *pooledConn) (int32, error) {
 	key := probeKey(c)
-	replies, err := exchangeAny(c, slot, []Command{{Name: "EVALSHA", Args: []interface{}{probeScript.sha1, 1, key}}})
+	replies, err := exchangeAny(c, pc, []Command{{Name: "EVALSHA", Args: []interface{}{probeScript.sha1, 1, key}}})
 	if err != nil {
 		return down, err
 	}
@@ -283,7 +283,7 @@ func probeOver(c *Client, slot *connSlot) (int32, error) {
 		if lacksEVALSHA(refusal) {
 			disableEVALSHA(c)
 		}
-		replies, err = exchangeAny(c, slot, []Command{{Name: "EVAL", Args: []interface{}{probeScript.source, 1, key}}})
+		replies, err = exchangeAny(c, pc, []Command{{Name: "EVAL", Args: []interface{}{probeScript.lua, 1, key}}})
 		if err != nil {
 			return down, err
 		}

@@ -1,4 +1,4 @@
-// Package redisclient is everything that talks to Redis: connections, commands, and the store of keys on top of them.
+// Package redisclient is everything that talks to Redis: connections, commands, and on top of them keys, statistics and notes.
 package redisclient
 
 import (
@@ -36,9 +36,9 @@ const maxPreallocated = 4 << 20
 // shortReply is the longest reply, in bytes, that gets no additional time.
 const shortReply = 4 << 10
 
-// leastConns is the lower bound on a client's maximum of connections, which is else one per CPU. Commands of concurrent
-// requests share a connection and its flushes: more connections would only make those smaller.
-const leastConns = 2
+// minConns is the least number of connections that a client may have, unless Options allow fewer. Otherwise it is one per CPU. Commands
+// of concurrent requests share a connection and its flushes: more connections would only make those smaller.
+const minConns = 2
 
 // Options say which Redis, and how to speak to it. Two clients with equal options are interchangeable.
 type Options struct {
@@ -72,8 +72,8 @@ func (o *Options) Place() string {
 // write, when one is free. Many goroutines may send at once.
 type Client struct {
 	opts   Options
-	conns  chan *connSlot // slots not in use; receiving a slot is the permission to use it
-	master *master        // the master that the sentinels name; nil: the server is at opts.Address
+	conns  chan *pooledConn // not in use; receiving one is the permission to use it
+	master *master          // the master that the sentinels name; nil: the server is at opts.Address
 
 	breaker *breaker
 	state   func() int32 // of the breaker. Yaegi finds a function in a field in half the time that a method takes
@@ -83,10 +83,10 @@ type Client struct {
 	checked atomic.Bool  // check has been called
 	backlog *Backlog     // set by attach; nil for the nodes of a cluster
 
-	confirmer *Client // side client for commands that wait for replicas; nil: none do
-	bulk      *Client // side client for long commands
-	main      *Client // the client that this one is a side of; nil: none
-	waits     bool    // this is a side for commands that wait for replicas
+	confirmer   *Client // side client for commands that wait for replicas; nil: none do
+	bulk        *Client // side client for long commands
+	main        *Client // the client that this one is a side of; nil: none
+	appendsWAIT bool    // this is a side for commands that wait for replicas
 
 	lock, unlock func()        // guard everything below
 	queue        []*command    // to be sent
@@ -99,8 +99,8 @@ type Client struct {
 	samples      int  // batches that are to be measured
 }
 
-// connSlot is a place for a connection. Only the goroutine that received it from Client.conns uses it.
-type connSlot struct {
+// pooledConn is a place for a connection. Only the goroutine that received it from Client.conns uses it.
+type pooledConn struct {
 	conn    redis.Conn    // nil while it is not connected
 	net     net.Conn      // below conn
 	timeout time.Duration // for a reply
@@ -114,14 +114,16 @@ type command struct {
 	wire   string // as Redis' protocol has it
 	script *script
 	asking bool    // ASKING is sent before it
-	waits  bool    // it is the WAIT for replicas
+	isWAIT bool    // it is the WAIT for replicas
 	sample *sample // it is the PING that ends this measurement
 
-	done  chan struct{} // receives a value when the reply is there
-	line  string        // the first line of the reply
-	reply []byte        // a bulk string
-	err   error         // an error reply, or why there is no reply
-	from  *Client       // the client that got the error
+	done chan struct{} // receives a value when the reply is there
+
+	// Set before done:
+	line  string  // the first line of the reply
+	reply []byte  // a bulk string
+	err   error   // an error reply, or why there is no reply
+	from  *Client // the client that got the error; set by send
 }
 
 // New returns a client; Close frees it. It connects when there is something to send, or in advance if opts want that. Clients of the
@@ -141,8 +143,8 @@ func New(opts Options, b *Backlog) *Client {
 // build returns a client that is not connected to anything yet.
 func build(opts Options, h *health) *Client {
 	n := runtime.GOMAXPROCS(0)
-	if n < leastConns {
-		n = leastConns
+	if n < minConns {
+		n = minConns
 	}
 	for _, limit := range []int{opts.PoolSize, opts.MaxActiveConns} {
 		if limit > 0 && limit < n {
@@ -167,24 +169,24 @@ func build(opts Options, h *health) *Client {
 // newClient returns a client with room for n connections.
 func newClient(opts Options, n int) *Client {
 	var mu sync.Locker = &sync.Mutex{}
-	c := &Client{opts: opts, conns: make(chan *connSlot, n), wake: make(chan struct{}, n), spare: n, lock: mu.Lock, unlock: mu.Unlock}
+	c := &Client{opts: opts, conns: make(chan *pooledConn, n), wake: make(chan struct{}, n), spare: n, lock: mu.Lock, unlock: mu.Unlock}
 	for i := 0; i < n; i++ {
-		c.conns <- &connSlot{}
+		c.conns <- &pooledConn{}
 	}
 	return c
 }
 
 // newSide returns a client of main's server for commands that take long, so that nothing else waits behind them. It has up to
 // n connections, or uses main's if their number is limited. It shares main's breaker.
-func newSide(main *Client, n int, waits bool) *Client {
+func newSide(main *Client, n int, appendsWAIT bool) *Client {
 	c := newClient(main.opts, n)
 	limit := main.opts.PoolSize
 	if main.opts.MaxActiveConns > 0 || (limit > 0 && limit < 2*(cap(main.conns)+bulkConns)) {
 		c.conns = main.conns
 	}
 	c.main = main
-	c.waits = waits
-	c.rewrites = waits
+	c.appendsWAIT = appendsWAIT
+	c.rewrites = appendsWAIT
 	c.breaker = main.breaker
 	c.state = main.state
 	c.master = main.master
@@ -239,9 +241,9 @@ func (c *Client) closeIdle() {
 		side.closeIdle()
 	}
 	for i := len(c.conns); i > 0; i-- {
-		slot := <-c.conns
-		disconnect(slot)
-		c.conns <- slot
+		pc := <-c.conns
+		disconnect(pc)
+		c.conns <- pc
 	}
 }
 
@@ -293,7 +295,7 @@ func init() { startSender = sendAll }
 // sender is the state of a goroutine of sendAll that endSender needs after a panic.
 type sender struct {
 	client   *Client
-	slot     *connSlot
+	pc       *pooledConn
 	commands []*command
 }
 
@@ -309,7 +311,7 @@ func sendAll(s *sender) {
 		c.lock()
 		commands := c.queue
 		c.queue = nil
-		odd := c.rewrites
+		rewrites := c.rewrites
 		if len(commands) == 0 {
 			if c.closed {
 				c.spare++
@@ -327,7 +329,7 @@ func sendAll(s *sender) {
 		c.unlock()
 		s.commands = commands
 		all := commands
-		if odd {
+		if rewrites {
 			all = rewrite(c, commands)
 		}
 		out = out[:0]
@@ -339,7 +341,7 @@ func sendAll(s *sender) {
 			}
 			out = append(out, cmd.wire...)
 		}
-		if long || len(out) > mostKept {
+		if long || len(out) > maxBuffered {
 			commands = splitBatch(c, commands)
 			if len(commands) == 0 {
 				s.commands = nil
@@ -347,69 +349,69 @@ func sendAll(s *sender) {
 			}
 			s.commands = commands
 			all = commands
-			if odd {
+			if rewrites {
 				all = rewrite(c, commands)
 			}
 			long = true
 		}
-		slot := <-c.conns
-		s.slot = slot
+		pc := <-c.conns
+		s.pc = pc
 		err = nil
 		if c.state() == down { // since these commands were queued
 			fail(commands, notSent(c))
 			all = nil
 		}
-		reused := slot.conn != nil
+		reused := pc.conn != nil
 		for attempt := 0; attempt < 2 && len(all) > 0; attempt++ {
 			err = nil
-			if slot.conn == nil {
-				err = dial(c, slot)
+			if pc.conn == nil {
+				err = connect(c, pc)
 			}
 			if err == nil {
-				slot.unread = true
+				pc.unread = true
 				now := time.Now()
-				_ = slot.net.SetDeadline(now.Add(c.opts.ReadTimeout))
+				_ = pc.net.SetDeadline(now.Add(c.opts.ReadTimeout))
 				if c.opts.WriteTimeout != c.opts.ReadTimeout {
-					_ = slot.net.SetWriteDeadline(now.Add(c.opts.WriteTimeout))
+					_ = pc.net.SetWriteDeadline(now.Add(c.opts.WriteTimeout))
 				}
 				if long {
-					err = writeLong(slot.net, all, now.Add(c.opts.WriteTimeout), now.Add(c.opts.ReadTimeout))
+					err = writeLong(pc.net, all, now.Add(c.opts.WriteTimeout), now.Add(c.opts.ReadTimeout))
 				} else {
-					_, err = slot.net.Write(out)
+					_, err = pc.net.Write(out)
 				}
 				for _, cmd := range all {
 					if err == nil {
-						line, broken := slot.reader.ReadString('\n')
+						line, broken := pc.reader.ReadString('\n')
 						err = broken
 						cmd.line = line
 						cmd.err = nil // of a first attempt
 						if line != nilLine && line != oneLine && err == nil {
-							err = receiveRest(slot, cmd)
+							err = receiveRest(pc, cmd)
 						}
 					}
 				}
-				slot.unread = err != nil
+				pc.unread = err != nil
 			}
-			if err == nil || !retryOnNewConn(c, slot, reused, err) {
+			if err == nil || !retryOnNewConn(c, pc, reused, err) {
 				break
 			}
-			disconnect(slot)
+			disconnect(pc)
 		}
 		if err != nil {
-			failUnanswered(c, slot, commands, err)
-		} else if c.waits && len(all) > 0 {
+			failUnanswered(c, pc, commands, err)
+		} else if c.appendsWAIT && len(all) > 0 {
 			failUnconfirmed(c, all)
 		}
-		if slot.unread {
-			disconnect(slot)
+		if pc.unread {
+			disconnect(pc)
 		}
-		s.slot = nil
-		c.conns <- slot
+		s.pc = nil
+		c.conns <- pc
 		s.commands = nil
 		for _, cmd := range commands {
 			cmd.done <- struct{}{}
 		}
-		if cap(out) > mostKept {
+		if cap(out) > maxBuffered {
 			out = nil
 		}
 	}
@@ -421,12 +423,12 @@ func sendAll(s *sender) {
 func rewrite(c *Client, commands []*command) []*command {
 	all := make([]*command, 0, len(commands)+1)
 	c.lock()
-	whole := c.noEVALSHA
+	useEVAL := c.noEVALSHA
 	sampling := c.samples > 0
 	c.unlock()
 	for _, cmd := range commands {
-		if whole {
-			cmd.wire = withSource(cmd.wire)
+		if useEVAL {
+			cmd.wire = withEVAL(cmd.wire)
 		}
 		if cmd.asking {
 			all = append(all, &command{wire: asking})
@@ -439,23 +441,23 @@ func rewrite(c *Client, commands []*command) []*command {
 			all = append(all, sample)
 		}
 	}
-	if c.waits {
+	if c.appendsWAIT {
 		size := 0
 		for _, cmd := range commands {
 			size += len(cmd.wire)
 		}
 		timeout := strconv.FormatInt((c.opts.ReadTimeout/2+transferTime(size)).Milliseconds()+1, 10)
-		all = append(all, &command{wire: "*3\r\n" + bulk("WAIT") + bulk(strconv.Itoa(c.opts.WaitReplicas)) + bulk(timeout), waits: true})
+		all = append(all, &command{wire: "*3\r\n" + bulk("WAIT") + bulk(strconv.Itoa(c.opts.WaitReplicas)) + bulk(timeout), isWAIT: true})
 	}
 	return all
 }
 
 // Commands of more than longBytes go through Client.bulk, one after the other, so that nothing small waits behind them. The
-// others are sent together, up to mostKept bytes, which is also the size of the buffer that a sender keeps.
+// others are sent together, up to maxBuffered bytes, which is also the size of the buffer that a sender keeps.
 const (
-	longBytes = 32 << 10
-	mostKept  = 64 << 10
-	bulkConns = 2 // connections for long commands
+	longBytes   = 32 << 10
+	maxBuffered = 64 << 10
+	bulkConns   = 2 // connections for long commands
 )
 
 // splitBatch returns the part of commands, which are long or many, that c sends now. It gives long ones to c.bulk, and puts
@@ -469,7 +471,7 @@ func splitBatch(c *Client, commands []*command) []*command {
 		case c.bulk != nil && len(cmd.wire) > longBytes:
 			long = append(long, cmd)
 			size -= len(cmd.wire)
-		case len(first) > 0 && size > mostKept:
+		case len(first) > 0 && size > maxBuffered:
 			rest = append(rest, cmd)
 		default:
 			first = append(first, cmd)
@@ -509,7 +511,7 @@ func writeLong(conn net.Conn, commands []*command, written, replied time.Time) e
 	}
 	_ = conn.SetWriteDeadline(written.Add(transferTime(size)))
 	_ = conn.SetReadDeadline(replied.Add(transferTime(size)))
-	pieces := bufio.NewWriterSize(conn, mostKept)
+	pieces := bufio.NewWriterSize(conn, maxBuffered)
 	for _, cmd := range commands {
 		_, _ = pieces.WriteString(cmd.wire) // Flush returns its error
 	}
@@ -520,12 +522,12 @@ func writeLong(conn net.Conn, commands []*command, written, replied time.Time) e
 // than can be transferred in time.
 var ErrTooLarge = errors.New("it is too large for Redis, or for the way there")
 
-// failUnanswered gives an error to commands that had no reply over slot. A long command may be too long; else it trips the
-// breaker. The server is probed over slot itself: no other may ever be free while this one is held.
-func failUnanswered(c *Client, slot *connSlot, commands []*command, err error) {
+// failUnanswered gives an error to commands that had no reply over pc. A long command may be too long; any other failure trips
+// the breaker. The server is probed over pc itself: no other may ever be free while this one is held.
+func failUnanswered(c *Client, pc *pooledConn, commands []*command, err error) {
 	if c.main != nil && c.bulk == nil && c.state() != down {
-		disconnect(slot)
-		state, _ := probeOver(c.main, slot)
+		disconnect(pc)
+		state, _ := probeOver(c.main, pc)
 		if state != down {
 			fail(commands, fmt.Errorf("%w: %w", ErrTooLarge, err))
 			return
@@ -542,9 +544,9 @@ func endSender(s *sender) {
 		return
 	}
 	log.Printf("level=error msg=\"sending to Redis failed\" cause=%q", p)
-	if s.slot != nil {
-		disconnect(s.slot)
-		s.client.conns <- s.slot
+	if s.pc != nil {
+		disconnect(s.pc)
+		s.client.conns <- s.pc
 	}
 	fail(s.commands, errUnreachable)
 	for _, cmd := range s.commands {
@@ -553,24 +555,25 @@ func endSender(s *sender) {
 	go startSender(&sender{client: s.client})
 }
 
-// retryOnNewConn reports whether commands that failed on slot with err should be sent again over a new connection: because
+// retryOnNewConn reports whether commands that failed on pc with err should be sent again over a new connection: because
 // the old one was dead, or because another server is the master now.
-func retryOnNewConn(c *Client, slot *connSlot, reused bool, err error) bool {
-	if c.master != nil && c.master.elsewhere(slot.address) {
+func retryOnNewConn(c *Client, pc *pooledConn, reused bool, err error) bool {
+	if c.master != nil && c.master.movedFrom(pc.address) {
 		return true
 	}
 	return reused && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// giveBack makes slot free for others. It closes a connection on which replies to other commands may still arrive.
-func giveBack(c *Client, slot *connSlot) {
+// putConn makes pc free for others. It closes the connection if the client is closed, or if replies to other commands may still
+// arrive on it.
+func putConn(c *Client, pc *pooledConn) {
 	c.lock()
 	closed := c.closed
 	c.unlock()
-	if closed || slot.unread {
-		disconnect(slot)
+	if closed || pc.unread {
+		disconnect(pc)
 	}
-	c.conns <- slot
+	c.conns <- pc
 }
 
 func fail(commands []*command, err error) {
@@ -579,25 +582,25 @@ func fail(commands []*command, err error) {
 	}
 }
 
-func disconnect(slot *connSlot) {
-	if slot.conn != nil {
-		_ = slot.conn.Close()
-		slot.conn = nil
+func disconnect(pc *pooledConn) {
+	if pc.conn != nil {
+		_ = pc.conn.Close()
+		pc.conn = nil
 	}
-	slot.unread = false
+	pc.unread = false
 }
 
 // receiveRest reads what follows the first line of a reply, if anything does. The scripts return only bulk strings, integers
 // and errors.
-func receiveRest(slot *connSlot, cmd *command) error {
+func receiveRest(pc *pooledConn, cmd *command) error {
 	if cmd.line[0] == '$' {
-		return receiveBulk(slot, cmd)
+		return receiveBulk(pc, cmd)
 	}
-	return receiveOther(cmd)
+	return receiveLine(cmd)
 }
 
-// receiveOther reads a reply of one line: an integer or an error.
-func receiveOther(cmd *command) error {
+// receiveLine reads a reply of one line: an integer, an error, or what ASKING and PING get.
+func receiveLine(cmd *command) error {
 	line := cmd.line
 	if len(line) < 4 || line[len(line)-2] != '\r' {
 		return errProtocol
@@ -622,17 +625,17 @@ func receiveOther(cmd *command) error {
 }
 
 // receiveBulk reads a bulk string, of which the first line has been read.
-func receiveBulk(slot *connSlot, cmd *command) error {
+func receiveBulk(pc *pooledConn, cmd *command) error {
 	line := cmd.line
 	n, err := strconv.Atoi(strings.TrimSuffix(line[1:], "\r\n"))
 	switch {
 	case err != nil || n < 0 || n > maxReply:
 		return errProtocol
 	case n > shortReply:
-		return receiveLong(slot, cmd, n)
+		return receiveLong(pc, cmd, n)
 	}
 	reply := make([]byte, n+2)
-	_, err = io.ReadFull(slot.reader, reply)
+	_, err = io.ReadFull(pc.reader, reply)
 	cmd.reply = reply[:n]
 	if err == nil && (reply[n] != '\r' || reply[n+1] != '\n') {
 		return errProtocol
@@ -641,13 +644,13 @@ func receiveBulk(slot *connSlot, cmd *command) error {
 }
 
 // receiveLong is receiveBulk for a string that takes time, and that may be longer than there is memory for.
-func receiveLong(slot *connSlot, cmd *command, n int) error {
-	_ = slot.net.SetReadDeadline(time.Now().Add(slot.timeout + transferTime(n)))
+func receiveLong(pc *pooledConn, cmd *command, n int) error {
+	_ = pc.net.SetReadDeadline(time.Now().Add(pc.timeout + transferTime(n)))
 	var b bytes.Buffer
 	if n <= maxPreallocated {
 		b.Grow(n + 2 + bytes.MinRead)
 	}
-	_, err := io.CopyN(&b, slot.reader, int64(n)+2)
+	_, err := io.CopyN(&b, pc.reader, int64(n)+2)
 	if err != nil {
 		return err
 	}

@@ -119,7 +119,7 @@ func (s *fakeServer) serve(conn net.Conn) {
 
 // granted is what a server replies that grants every claim, keeps every answer, and has as many replicas as are asked for.
 func granted(args []string) string {
-	if len(args) > 1 && (args[1] == claimScript.sha1 || args[1] == claimScript.source) {
+	if len(args) > 1 && (args[1] == claimScript.sha1 || args[1] == claimScript.lua) {
 		return nilLine
 	}
 	return oneLine
@@ -207,7 +207,7 @@ func TestAProxyHasNoServer(t *testing.T) {
 	} {
 		fail(reply)
 		_, err := Claim(k, l, time.Hour)
-		if err == nil || c.state() != state || k.Trouble.Load() != 1 {
+		if err == nil || c.state() != state || k.Failing.Load() != 1 {
 			t.Errorf("%s: %v, and the server's state is %d", reply, err, c.state())
 		}
 		Later(k, l, record, time.Hour)

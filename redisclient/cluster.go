@@ -30,7 +30,7 @@ const (
 // asking is sent before a command for a node that is taking over a slot.
 var asking = "*1\r\n" + bulk("ASKING")
 
-var errNoOwner = errors.New("no node of the cluster has the slot, as far as is known")
+var errUncovered = errors.New("no node of the cluster has the slot, as far as is known")
 
 // Cluster sends commands to the nodes of a Redis Cluster. There is one Client for each master, so that the loss of one does
 // not delay commands to others. The map of slots is fetched from any node when it is first needed, and again when it turns
@@ -77,7 +77,7 @@ func closeNodes(c *Cluster) {
 // sendToSlot sends cmd to the node that has the slot of key, and follows redirections.
 func sendToSlot(c *Cluster, key string, cmd *command) {
 	slot := Slot(key)
-	node, err := c.owner(slot)
+	node, err := c.masterOf(slot)
 	if err != nil {
 		cmd.err = err
 		return
@@ -102,7 +102,7 @@ func sendToSlot(c *Cluster, key string, cmd *command) {
 // do sends one command about key. An error reply is returned as an error.
 func (c *Cluster) do(key string, command Command) (interface{}, error) {
 	slot := Slot(key)
-	node, err := c.owner(slot)
+	node, err := c.masterOf(slot)
 	if err != nil {
 		return nil, err
 	}
@@ -149,21 +149,21 @@ func (c *Cluster) next(slot int, node *Client, err error) (*Client, bool) {
 	case errors.Is(err, errUnreachable) || errors.Is(err, ErrDown) || strings.HasPrefix(err.Error(), "CLUSTERDOWN "):
 		done := make(chan struct{}, 2)
 		go c.refreshLater(node.opts.Address, done)
-		if !errors.Is(err, ErrDown) { // else known before: no request waits again
+		if !errors.Is(err, ErrDown) { // otherwise it was known before, and no request waits for it again
 			go sendAfter(refreshWait, done)
 			<-done
 		}
-		owner := c.known(slot)
-		if owner != node {
-			return owner, false
+		master := c.known(slot)
+		if master != node {
+			return master, false
 		}
 	}
 	return nil, false
 }
 
-// owner returns the master of slot. If none can be found, that trips the breaker of c.front, and the map is fetched in the
+// masterOf returns the master of slot. If none can be found, that trips the breaker of c.front, and the map is fetched in the
 // background from then on.
-func (c *Cluster) owner(slot int) (*Client, error) {
+func (c *Cluster) masterOf(slot int) (*Client, error) {
 	node := c.known(slot)
 	if node != nil {
 		return node, nil
@@ -175,7 +175,7 @@ func (c *Cluster) owner(slot int) (*Client, error) {
 			return node, nil
 		}
 		if err == nil {
-			err = errNoOwner
+			err = errUncovered
 		}
 		trip(c.front, down, err)
 	}
@@ -198,7 +198,7 @@ func probeMap(c *Cluster) (int32, error) {
 	case c.complete:
 		return fine, nil
 	case err == nil:
-		err = errNoOwner
+		err = errUncovered
 	}
 	return down, err
 }
@@ -216,7 +216,7 @@ func (c *Cluster) moved(slot int, address string) *Client {
 
 // masters returns the clients of all masters.
 func (c *Cluster) masters() []*Client {
-	_, _ = c.owner(0) // fetches the map if there is none
+	_, _ = c.masterOf(0) // fetches the map if there is none
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	var all []*Client
@@ -230,11 +230,11 @@ func (c *Cluster) masters() []*Client {
 func (c *Cluster) nodeAt(address string) *Client {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.nodeLocked(address)
+	return c.addNode(address)
 }
 
-// nodeLocked is nodeAt for a caller that holds the lock.
-func (c *Cluster) nodeLocked(address string) *Client {
+// addNode returns the client of the node at address, which it adds if need be. The caller holds the lock.
+func (c *Cluster) addNode(address string) *Client {
 	node := c.nodes[address]
 	if node == nil {
 		opts := c.opts
@@ -277,7 +277,7 @@ func (c *Cluster) refresh(first, except string) error {
 		var ranges []slotRange
 		ranges, err = c.fetch(address)
 		if err == nil && len(ranges) == 0 {
-			err = errNoOwner // of this node
+			err = errUncovered // of this node
 		}
 		if err == nil {
 			c.install(ranges)
@@ -337,7 +337,7 @@ type slotRange struct {
 // fetch asks the node at address for the map, over a separate connection.
 func (c *Cluster) fetch(address string) ([]slotRange, error) {
 	opts := c.opts
-	conn, err := connect(&opts, address)
+	conn, err := dialConn(&opts, address)
 	if err != nil {
 		return nil, err
 	}
@@ -434,7 +434,7 @@ func rangeIn(fields []interface{}, host string) (slotRange, bool) {
 // of key in braces determines the slot.
 func ownKey(node *Client, key string) string {
 	node.cluster.mu.RLock()
-	masters := append([]*Client{}, node.cluster.slots...)
+	masters := append(node.cluster.slots[:0:0], node.cluster.slots...) // a copy, of a type that Yaegi takes for the same
 	node.cluster.mu.RUnlock()
 	has := false
 	for _, master := range masters {
@@ -469,7 +469,7 @@ func (c *Cluster) install(ranges []slotRange) {
 	var count int64
 	for _, r := range ranges {
 		count += r.last - r.first + 1
-		node := c.nodeLocked(r.address)
+		node := c.addNode(r.address)
 		nodes[r.address] = node
 		part := slots[r.first : r.last+1]
 		part[0] = node

@@ -48,8 +48,8 @@ func TestAClusterComesLater(t *testing.T) {
 	node.kill()
 	c, k, l := overCluster(t, node.address)
 	_, err := Claim(k, l, time.Hour)
-	if !errors.Is(err, ErrDown) || c.front.state() != down || k.Trouble.Load() != 1 {
-		t.Fatalf("nobody is there: %v, and %d servers are not fine", err, k.Trouble.Load())
+	if !errors.Is(err, ErrDown) || c.front.state() != down || k.Failing.Load() != 1 {
+		t.Fatalf("nobody is there: %v, and %d servers are not fine", err, k.Failing.Load())
 	}
 	asked := make(chan struct{}, 100)
 	whole := node.answerWith(func([]string) string {
@@ -69,8 +69,8 @@ func TestAClusterComesLater(t *testing.T) {
 	node.start(t)
 	awaitTrue(t, c.front.Idle)
 	_, err = Claim(k, l, time.Hour)
-	if err != nil || k.Trouble.Load() != 0 {
-		t.Errorf("it is there: %v, and %d servers are not fine", err, k.Trouble.Load())
+	if err != nil || k.Failing.Load() != 0 {
+		t.Errorf("it is there: %v, and %d servers are not fine", err, k.Failing.Load())
 	}
 }
 
@@ -115,7 +115,7 @@ func TestANodeWithoutSlotsHidesNoOther(t *testing.T) {
 	node.answerWith(none)
 	time.Sleep(2 * refreshPause)
 	err = c.refresh(node.address, "")
-	if !errors.Is(err, errNoOwner) || c.known(0) == nil {
+	if !errors.Is(err, errUncovered) || c.known(0) == nil {
 		t.Errorf("no node has slots: %v, and slot 0 is at %v", err, c.known(0))
 	}
 }
@@ -142,10 +142,10 @@ func TestAClusterIsProbedWhileItIsClosed(t *testing.T) {
 	}
 	client := c.masters()[0]
 	conn := &slowConn{closing: make(chan struct{}), proceed: make(chan struct{})}
-	slot := <-client.conns
-	disconnect(slot)
-	slot.conn = conn
-	client.conns <- slot
+	pc := <-client.conns
+	disconnect(pc)
+	pc.conn = conn
+	client.conns <- pc
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)

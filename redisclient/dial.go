@@ -146,64 +146,64 @@ func encrypt(opts *Options, conn net.Conn, address string) (net.Conn, error) {
 	return secure, nil
 }
 
-// dial connects slot to the server, or to the master that the sentinels name.
-func dial(c *Client, slot *connSlot) error {
+// connect connects pc to the server, or to the master that the sentinels name.
+func connect(c *Client, pc *pooledConn) error {
 	if c.master != nil {
-		return dialMaster(c, slot)
+		return connectToMaster(c, pc)
 	}
-	return open(c, slot, c.opts.Address)
+	return connectTo(c, pc, c.opts.Address)
 }
 
-// open connects slot to address.
-func open(c *Client, slot *connSlot, address string) error {
-	slot.address = address
-	netConn, err := reach(&c.opts, address)
+// connectTo connects pc to address.
+func connectTo(c *Client, pc *pooledConn, address string) error {
+	pc.address = address
+	netConn, err := dial(&c.opts, address)
 	if err != nil {
 		return err
 	}
-	if c.master != nil && !c.master.track(slot, netConn, address) {
+	if c.master != nil && !c.master.track(pc, netConn, address) {
 		_ = netConn.Close()
 		return errNotMaster
 	}
-	conn, err := login(&c.opts, netConn)
+	conn, err := initConn(&c.opts, netConn)
 	if err != nil {
 		return err
 	}
-	slot.conn = conn
-	slot.net = netConn
-	slot.timeout = c.opts.ReadTimeout
-	slot.reader = bufio.NewReader(netConn)
+	pc.conn = conn
+	pc.net = netConn
+	pc.timeout = c.opts.ReadTimeout
+	pc.reader = bufio.NewReader(netConn)
 	if c.main == nil && !c.checked.Swap(true) {
 		go check(c)
 	}
 	return nil
 }
 
-// connect opens a connection to address that belongs to no slot.
-func connect(opts *Options, address string) (redis.Conn, error) {
-	netConn, err := reach(opts, address)
+// dialConn opens a connection to address that is in no pool.
+func dialConn(opts *Options, address string) (redis.Conn, error) {
+	netConn, err := dial(opts, address)
 	if err != nil {
 		return nil, err
 	}
-	return login(opts, netConn)
+	return initConn(opts, netConn)
 }
 
-// reach opens a connection to address. redigo's Dial is not used, because it logs in through a select statement.
-func reach(opts *Options, address string) (net.Conn, error) {
-	network, place := "tcp", address
+// dial opens a connection to address. redigo's Dial is not used, because it logs in through a select statement.
+func dial(opts *Options, address string) (net.Conn, error) {
+	network, target := "tcp", address
 	if strings.HasPrefix(address, UnixScheme) {
-		network, place = "unix", address[len(UnixScheme):]
+		network, target = "unix", address[len(UnixScheme):]
 	}
 	dialer := &net.Dialer{Timeout: opts.DialTimeout}
-	conn, err := dialer.DialContext(context.Background(), network, place)
+	conn, err := dialer.DialContext(context.Background(), network, target)
 	if err == nil && opts.TLS.Enabled {
 		return encrypt(opts, conn, address)
 	}
 	return conn, err
 }
 
-// login authenticates, selects the database, and returns a connection for commands. If that fails, it closes netConn.
-func login(opts *Options, netConn net.Conn) (redis.Conn, error) {
+// initConn authenticates, selects the database, and returns a connection for commands. If that fails, it closes netConn.
+func initConn(opts *Options, netConn net.Conn) (redis.Conn, error) {
 	conn := redis.NewConn(netConn, opts.ReadTimeout, opts.WriteTimeout)
 	err := authenticate(opts, conn)
 	if err == nil && opts.DB != 0 {
@@ -255,12 +255,12 @@ func (c *Client) warm() {
 	}
 }
 
-// warmOne connects the next free slot.
+// warmOne connects the next free pooledConn.
 func (c *Client) warmOne() {
-	slot := <-c.conns
-	defer giveBack(c, slot)
-	if slot.conn == nil {
-		_ = dial(c, slot)
+	pc := <-c.conns
+	defer putConn(c, pc)
+	if pc.conn == nil {
+		_ = connect(c, pc)
 	}
 }
 

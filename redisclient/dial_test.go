@@ -14,7 +14,7 @@ func TestAPasswordIsInNoLoginError(t *testing.T) {
 		s := startFake(t, func([]string) string { return "-ERR unknown command " + quoted + "\r\n" })
 		opts := fast(s.address)
 		opts.Username, opts.Password = "shop", "s3cret"
-		_, err := connect(&opts, s.address)
+		_, err := dialConn(&opts, s.address)
 		if err == nil || strings.Contains(err.Error(), "s3cret") || !strings.HasPrefix(err.Error(), "AUTH: ERR unknown command") || stateFrom(err) != refusing {
 			t.Errorf("the error for %q is %v", quoted, err)
 		}

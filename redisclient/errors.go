@@ -7,9 +7,9 @@ import (
 
 // This file reads what errors mean, most of them replies of Redis.
 
-// refusals are the words in error replies that concern the whole server and not one key, and the state that they mean. In
+// serverErrors has the words in error replies that concern the whole server and not one key, with the state that each means. In
 // Redis 6 and before, the error of a command in a script is in the middle of the reply.
-var refusals = map[string]int32{
+var serverErrors = map[string]int32{
 	"OOM ":         refusing,
 	"READONLY ":    refusing,
 	"LOADING ":     refusing,
@@ -33,12 +33,12 @@ var forbidden = []string{
 	"unknown command", "Unknown Redis command called from ", "Unknown command called from ",
 }
 
-// stateFrom returns the state of the server that an error reply means; fine if it is not known to concern the server.
+// stateFrom returns the state that an error reply tells of its server; fine if it is not known to concern the whole server.
 func stateFrom(reply error) int32 {
 	if isForbidden(reply) {
 		return refusing
 	}
-	for words, state := range refusals {
+	for words, state := range serverErrors {
 		if strings.Contains(reply.Error(), words) {
 			return state
 		}
@@ -103,11 +103,12 @@ func WasFree(err error) bool {
 	return errors.Is(err, ErrReplicas)
 }
 
-// withoutArguments returns an error reply without the arguments of a command that the server does not know.
+// withoutArguments returns an error reply without the arguments of a command that the server does not know: they may be a password
+// or a key.
 func withoutArguments(reply error) error {
-	text, _, cut := strings.Cut(reply.Error(), ", with args beginning with")
-	if !cut {
+	words, _, found := strings.Cut(reply.Error(), ", with args beginning with")
+	if !found {
 		return reply
 	}
-	return errors.New(text)
+	return errors.New(words)
 }

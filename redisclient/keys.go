@@ -30,7 +30,7 @@ return redis.call('PTTL', KEYS[1]) .. ' ' .. v`)
 	// finish: ARGV = the running record, the finished one, its time to live in ms. 1 if it is kept, 0 if another owner has
 	// the key. It is also kept if nobody has the key: the request ran. If Redis has no room for it, the claim is extended to
 	// the time to live instead, so that nobody runs the request again.
-	finishScript = awaited(newScript(':', 3, `
+	finishScript = replicated(newScript(':', 3, `
 local v = redis.call('GET', KEYS[1])
 if not v or v == ARGV[1] then
   local r = redis.pcall('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
@@ -59,28 +59,29 @@ return 0`)
 
 // script is a Lua script over one key. Redis knows it by its digest once it has run.
 type script struct {
-	source, sha1     string
-	reply            byte   // the type of its reply in Redis' protocol
-	bySHA1, bySource string // the command in Redis' protocol up to the key
-	awaited          bool   // its write waits for replicas, if any does
+	lua, sha1         string
+	reply             byte   // the type of its reply in Redis' protocol
+	byEVALSHA, byEVAL string // the command in Redis' protocol up to the key
+	needsReplicas     bool   // replicas must have its write too, if Options.WaitReplicas says so
 }
 
-// awaited returns s after it was made to wait for replicas.
-func awaited(s *script) *script {
-	s.awaited = true
+// replicated marks s as one whose write replicas must have too.
+func replicated(s *script) *script {
+	s.needsReplicas = true
 	return s
 }
 
-func newScript(reply byte, args int, source string) *script {
-	sum := sha1.Sum([]byte(source)) //nolint:gosec // Redis names scripts by their SHA-1
+// newScript returns a script whose replies have this type and which takes this number of arguments besides its key.
+func newScript(reply byte, args int, lua string) *script {
+	sum := sha1.Sum([]byte(lua)) //nolint:gosec // Redis names scripts by their SHA-1
 	digest := hex.EncodeToString(sum[:])
 	head := "*" + strconv.Itoa(4+args) + "\r\n"
 	return &script{
-		source:   source,
-		sha1:     digest,
-		reply:    reply,
-		bySHA1:   head + bulk("EVALSHA") + bulk(digest) + bulk("1"),
-		bySource: head + bulk("EVAL") + bulk(source) + bulk("1"),
+		lua:       lua,
+		sha1:      digest,
+		reply:     reply,
+		byEVALSHA: head + bulk("EVALSHA") + bulk(digest) + bulk("1"),
+		byEVAL:    head + bulk("EVAL") + bulk(lua) + bulk("1"),
 	}
 }
 
@@ -97,16 +98,17 @@ const (
 
 // Keys is a store of idempotency keys in Redis; see package store for what its functions do.
 type Keys struct {
-	// Trouble is 0 while Redis does what keys need, as far as is known.
-	Trouble *atomic.Int32
+	// Failing is how many servers do not do what keys need, as far as is known.
+	Failing *atomic.Int32
 
-	client *Client
-	plain  bool // isPlain of client
-	prefix string
-	format string                   // of a lease's Wire
-	start  int                      // of the Redis key in a lease's Wire
-	end    int                      // likewise
-	times  map[time.Duration]string // usual durations as arguments in Redis' protocol
+	client  *Client
+	cluster *Cluster // that of client
+	plain   bool     // there is no cluster, and no replicas to wait for
+	prefix  string
+	format  string                   // of a lease's Wire
+	start   int                      // of the Redis key in a lease's Wire
+	end     int                      // likewise
+	times   map[time.Duration]string // usual durations as arguments in Redis' protocol
 }
 
 // wireFormat is the format of Keys.format, up to the running record.
@@ -119,7 +121,8 @@ var runningBytes = len(fmt.Sprintf(store.RunningFormat, "", ""))
 // times to live; others work too, but take longer.
 func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
 	client.health.setProbeKey(keyPrefix + ":probe")
-	k := &Keys{Trouble: &client.health.failing, client: client, plain: isPlain(client), prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
+	k := &Keys{Failing: &client.health.failing, prefix: keyPrefix + ":req:", times: map[time.Duration]string{}}
+	setClient(k, client)
 	length := len(k.prefix) + 2*sha256.Size
 	k.format = fmt.Sprintf(wireFormat, length, k.prefix) + store.RunningFormat + "\r\n"
 	k.start = len(fmt.Sprintf("$%d\r\n", length))
@@ -130,12 +133,16 @@ func NewKeys(client *Client, keyPrefix string, times ...time.Duration) *Keys {
 	return k
 }
 
-// isPlain reports whether commands only have to be sent: there is no cluster, and there are no replicas to wait for.
-func isPlain(c *Client) bool { return c.cluster == nil && c.opts.WaitReplicas == 0 }
+// setClient has commands of k sent by c.
+func setClient(k *Keys, c *Client) {
+	k.client = c
+	k.cluster = c.cluster
+	k.plain = c.cluster == nil && c.opts.WaitReplicas == 0
+}
 
 // Outage returns the number of the outage that Redis is in, counted from 1; 0 if it does what keys need.
 func (k *Keys) Outage() int64 {
-	if k.Trouble.Load() == 0 {
+	if k.Failing.Load() == 0 {
 		return 0
 	}
 	return k.client.health.outages.Load()
@@ -189,13 +196,13 @@ func Release(k *Keys, l *store.Lease) (bool, error) {
 	return cmd.line == oneLine, cmd.err
 }
 
-// argument is d as an argument in Redis' protocol.
+// argument is milliseconds, without work for the usual durations.
 func argument(k *Keys, d time.Duration) string {
-	text := k.times[d]
-	if text == "" {
-		text = milliseconds(d)
+	arg := k.times[d]
+	if arg == "" {
+		arg = milliseconds(d)
 	}
-	return text
+	return arg
 }
 
 // wire returns the first arguments of all scripts for a lease: the Redis key, and the running record, which identifies the
@@ -209,7 +216,7 @@ func runScript(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	if l.Wire == "" {
 		l.Wire = wire(k, l)
 	}
-	cmd.wire = s.bySHA1 + l.Wire + args
+	cmd.wire = s.byEVALSHA + l.Wire + args
 	if k.plain {
 		send(k.client, cmd)
 	} else {
@@ -224,10 +231,10 @@ func runScript(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	retry(k, s, l, cmd, args)
 }
 
-// retry runs a command again while its error is one that retryable can remedy. There may be two such errors in a row: a
+// retry runs a command again while its error is one that prepareRetry can remedy. There may be two such errors in a row: a
 // replica refuses the command, and the new master does not know the script. An error that remains may trip the breaker.
 func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
-	for attempt := 0; attempt < 2 && cmd.err != nil && retryable(k, s, l, cmd, args); attempt++ {
+	for attempt := 0; attempt < 2 && cmd.err != nil && prepareRetry(k, s, l, cmd, args); attempt++ {
 		route(k, s, l, cmd)
 		sentBefore(cmd)
 	}
@@ -248,21 +255,21 @@ func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 		check(cmd.from) // it names a command that is forbidden, and tells whether an unknown error concerns the server
 	}
 	address := k.client.opts.Address
-	if k.client.cluster != nil && cmd.from != nil {
+	if k.cluster != nil && cmd.from != nil {
 		address = cmd.from.opts.Address
 	}
 	cmd.err = fmt.Errorf("redis %s: %w", address, withoutArguments(cmd.err))
 }
 
-// retryable reports whether cmd can succeed when it is sent again, and prepares it for that: the server did not know the
+// prepareRetry reports whether cmd can succeed when it is sent again, and prepares it for that: the server did not know the
 // script, forbids EVALSHA, or is a replica now.
-func retryable(k *Keys, s *script, l *store.Lease, cmd *command, args string) bool {
+func prepareRetry(k *Keys, s *script, l *store.Lease, cmd *command, args string) bool {
 	switch {
 	case lacksEVALSHA(cmd.err):
 		disableEVALSHA(cmd.from)
-		cmd.wire = s.bySource + l.Wire + args
+		cmd.wire = s.byEVAL + l.Wire + args
 	case isUnknownScript(cmd.err):
-		cmd.wire = s.bySource + l.Wire + args
+		cmd.wire = s.byEVAL + l.Wire + args
 	case isReplica(cmd.err):
 		k.client.closeIdle()
 	default:
@@ -287,11 +294,11 @@ func disableEVALSHA(c *Client) {
 	}
 }
 
-// withSource returns a command with EVALSHA as one with EVAL and the script's source.
-func withSource(wire string) string {
+// withEVAL returns a command with EVALSHA as one with EVAL and the whole script.
+func withEVAL(wire string) string {
 	for _, s := range []*script{claimScript, finishScript, renewScript, releaseScript, writeBackScript, lookScript, freeScript, answerScript} {
-		if strings.HasPrefix(wire, s.bySHA1) {
-			return s.bySource + wire[len(s.bySHA1):]
+		if strings.HasPrefix(wire, s.byEVALSHA) {
+			return s.byEVAL + wire[len(s.byEVALSHA):]
 		}
 	}
 	return wire
@@ -300,10 +307,10 @@ func withSource(wire string) string {
 // route sends cmd, of the script s, to the server that has the key of l.
 func route(k *Keys, s *script, l *store.Lease, cmd *command) {
 	cmd.script = s
-	if k.client.cluster == nil {
+	if k.cluster == nil {
 		sendToReplicas(k.client, cmd)
 	} else {
-		sendToSlot(k.client.cluster, l.Wire[k.start:k.end], cmd)
+		sendToSlot(k.cluster, l.Wire[k.start:k.end], cmd)
 	}
 }
 
@@ -312,8 +319,8 @@ func decode(cmd *command) (*store.Held, error) {
 	if cmd.err != nil {
 		return nil, cmd.err
 	}
-	text, record, _ := strings.Cut(string(cmd.reply), " ")
-	left, err := strconv.Atoi(text)
+	ms, record, _ := strings.Cut(string(cmd.reply), " ")
+	left, err := strconv.Atoi(ms)
 	if err != nil {
 		return nil, store.ErrForeign
 	}

@@ -9,7 +9,7 @@ import (
 // MostNotes is how many notes of each kind are kept, the newest.
 const MostNotes = 1000
 
-// mostSettled is how many of the keys that were settled last are told. A process that has missed more forgets all that it
+// mostSettled is how many settled keys the notebook remembers, the newest. A process that has missed more forgets all that it
 // remembers of Redis' records.
 const mostSettled = 256
 
@@ -115,7 +115,7 @@ type Settled struct {
 	At            int64 // Unix time in ms
 }
 
-// News are what was settled since a version of the notebook.
+// News is what was settled since a version of the notebook.
 type News struct {
 	Epoch   string
 	Version int64
@@ -129,13 +129,13 @@ type Notebook struct {
 	key    string
 }
 
-// NewNotebook returns the notebook beside k.
+// NewNotebook returns the notebook of the Redis that k uses.
 func NewNotebook(k *Keys, keyPrefix string) *Notebook {
 	return &Notebook{client: k.client, key: keyPrefix + ":keys"}
 }
 
-// Exchange adds notes, tells others what was settled, and returns what was settled since the version of known. It may be called
-// again with the same.
+// Exchange adds notes, tells others what was settled, and returns what was settled since the version of known. Repeating
+// it with the same arguments does no harm.
 func (n *Notebook) Exchange(now int64, epoch string, known *News, settled []Settled, notes []Note) (*News, error) {
 	args := []interface{}{noteScript, 1, n.key, now, MostNotes, epoch, known.Epoch, known.Version, len(settled)}
 	for _, s := range settled {

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// ErrReplicas is the error for a write that the master has carried out, but fewer than Options.WaitReplicas replicas in time.
+// ErrReplicas is the error for a write that the master has, but too few replicas had in time.
 var ErrReplicas = errors.New("too few replicas have it")
 
 // sendToReplicas is send for a command whose write Options.WaitReplicas replicas must have too. A claim is sent to the master
@@ -17,7 +17,7 @@ func sendToReplicas(c *Client, cmd *command) {
 	switch {
 	case c.confirmer == nil:
 		send(c, cmd)
-	case cmd.script.awaited:
+	case cmd.script.needsReplicas:
 		send(c.confirmer, cmd)
 	default:
 		send(c, cmd)
@@ -48,7 +48,7 @@ func failUnconfirmed(c *Client, all []*command) {
 		err = fmt.Errorf("%w: %w", ErrReplicas, withoutArguments(err))
 	}
 	for _, cmd := range all {
-		if !cmd.waits && cmd.err == nil && (cmd.line == nilLine || cmd.line == oneLine) {
+		if !cmd.isWAIT && cmd.err == nil && (cmd.line == nilLine || cmd.line == oneLine) {
 			cmd.err = err
 		}
 	}

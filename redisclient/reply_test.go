@@ -53,5 +53,5 @@ func receive(r *bufio.Reader, cmd *command) error {
 	here, there := net.Pipe()
 	defer here.Close()
 	defer there.Close()
-	return receiveRest(&connSlot{net: here, reader: r}, cmd)
+	return receiveRest(&pooledConn{net: here, reader: r}, cmd)
 }

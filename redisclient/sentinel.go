@@ -36,23 +36,23 @@ var (
 // master is what is known of the server that the sentinels name. Each sentinel is asked again and again. The newest
 // configuration counts: a sentinel that was cut off may go on naming the old master.
 type master struct {
-	mu      sync.Mutex             // guards everything below
-	changed *sync.Cond             // of mu: address has changed, or a dial has waited long enough
-	address string                 // of the master; empty: not known yet
-	epoch   int64                  // number of the configuration in which it became the master
-	conns   map[*connSlot]net.Conn // to address; some may be closed already
-	said    []string               // last answer of each sentinel; empty: it gave none
-	errs    []error                // why it gave none
-	old     int                    // answers in a row of the only sentinel that were of an older configuration
+	mu      sync.Mutex               // guards everything below
+	changed *sync.Cond               // of mu: address has changed, or a dial has waited long enough
+	address string                   // of the master; empty: not known yet
+	epoch   int64                    // number of the configuration in which it became the master
+	conns   map[*pooledConn]net.Conn // to address; some may be closed already
+	answers []string                 // last answer of each sentinel; empty: it gave none
+	errs    []error                  // why it gave none
+	old     int                      // answers in a row of the only sentinel that were of an older configuration
 	closed  bool
 }
 
-// watcher asks one sentinel. Only one call of poll runs at a time.
-type watcher struct {
+// poller asks one sentinel. Only one call of poll runs at a time.
+type poller struct {
 	master *master
 	opts   Options // of the sentinel
 	name   string  // of the master
-	place  int     // of the sentinel in master.said
+	index  int     // of the sentinel in master.answers
 	conn   redis.Conn
 	timer  *time.Timer // guarded by master.mu
 }
@@ -61,23 +61,23 @@ type watcher struct {
 func newMaster(opts Options) *master {
 	addresses := strings.Split(opts.Address, ",")
 	name := opts.Sentinel.MasterName
-	m := &master{conns: map[*connSlot]net.Conn{}, said: make([]string, len(addresses)), errs: make([]error, len(addresses))}
+	m := &master{conns: map[*pooledConn]net.Conn{}, answers: make([]string, len(addresses)), errs: make([]error, len(addresses))}
 	m.changed = sync.NewCond(&m.mu)
 	opts.Username = opts.Sentinel.Username
 	opts.Password = opts.Sentinel.Password
 	opts.PasswordFile = opts.Sentinel.PasswordFile
 	opts.DB = 0
-	for place, address := range addresses {
+	for index, address := range addresses {
 		opts.Address = address
-		startWatch(&watcher{master: m, opts: opts, name: name, place: place})
+		startPolling(&poller{master: m, opts: opts, name: name, index: index})
 	}
 	return m
 }
 
-func startWatch(w *watcher) {
-	w.master.mu.Lock()
-	defer w.master.mu.Unlock()
-	w.timer = time.AfterFunc(0, w.poll)
+func startPolling(p *poller) {
+	p.master.mu.Lock()
+	defer p.master.mu.Unlock()
+	p.timer = time.AfterFunc(0, p.poll)
 }
 
 // close ends the questions. A client that still connects uses the last known master.
@@ -88,58 +88,58 @@ func (m *master) close() {
 }
 
 // poll asks once.
-func (w *watcher) poll() {
-	defer w.reschedule()
-	address, epoch, err := w.ask()
+func (p *poller) poll() {
+	defer p.reschedule()
+	address, epoch, err := p.ask()
 	if err != nil {
-		w.disconnect()
-		err = fmt.Errorf("sentinel %s: %w", w.opts.Address, err)
+		p.disconnect()
+		err = fmt.Errorf("sentinel %s: %w", p.opts.Address, err)
 	}
-	if !w.master.update(w.place, address, epoch, err) {
-		w.disconnect() // behind the address of a load balancer, another sentinel may be next
+	if !p.master.update(p.index, address, epoch, err) {
+		p.disconnect() // behind the address of a load balancer, another sentinel may be next
 	}
 }
 
 // reschedule ends a panic of poll, and calls poll again after askPause.
-func (w *watcher) reschedule() {
-	if p := recover(); p != nil {
-		log.Printf("level=error msg=\"asking a sentinel failed\" cause=%q", p)
+func (p *poller) reschedule() {
+	if cause := recover(); cause != nil {
+		log.Printf("level=error msg=\"asking a sentinel failed\" cause=%q", cause)
 	}
-	w.master.mu.Lock()
-	defer w.master.mu.Unlock()
-	if w.master.closed {
-		w.disconnect()
+	p.master.mu.Lock()
+	defer p.master.mu.Unlock()
+	if p.master.closed {
+		p.disconnect()
 	} else {
-		w.timer.Reset(askPause)
+		p.timer.Reset(askPause)
 	}
 }
 
-func (w *watcher) disconnect() {
-	if w.conn != nil {
-		_ = w.conn.Close()
-		w.conn = nil
+func (p *poller) disconnect() {
+	if p.conn != nil {
+		_ = p.conn.Close()
+		p.conn = nil
 	}
 }
 
 // ask returns the master's address and, if the address is new, the number of the configuration.
-func (w *watcher) ask() (string, int64, error) {
-	if w.conn == nil {
-		conn, err := connect(&w.opts, w.opts.Address)
+func (p *poller) ask() (string, int64, error) {
+	if p.conn == nil {
+		conn, err := dialConn(&p.opts, p.opts.Address)
 		if err != nil {
 			return "", 0, err
 		}
-		w.conn = conn
+		p.conn = conn
 	}
-	address, err := w.masterAddress()
-	if err != nil || !w.master.elsewhere(address) {
+	address, err := p.masterAddress()
+	if err != nil || !p.master.movedFrom(address) {
 		return address, 0, err
 	}
-	reply, err := w.conn.Do("SENTINEL", "MASTER", w.name)
+	reply, err := p.conn.Do("SENTINEL", "MASTER", p.name)
 	if err != nil {
 		return "", 0, err
 	}
-	again, err := w.masterAddress()
-	if err != nil || again != address { // the master is changing
+	confirmed, err := p.masterAddress()
+	if err != nil || confirmed != address { // the master is changing
 		return "", 0, err
 	}
 	fields := elements(reply)
@@ -152,26 +152,27 @@ func (w *watcher) ask() (string, int64, error) {
 	return "", 0, unexpected("SENTINEL MASTER", reply)
 }
 
-func (w *watcher) masterAddress() (string, error) {
-	reply, err := w.conn.Do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", w.name)
+func (p *poller) masterAddress() (string, error) {
+	reply, err := p.conn.Do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", p.name)
 	if err != nil {
 		return "", err
 	}
 	pair := elements(reply)
 	if len(pair) != 2 {
-		return "", fmt.Errorf("it knows no master %q", w.name)
+		return "", fmt.Errorf("it knows no master %q", p.name)
 	}
 	return net.JoinHostPort(text(pair[0]), text(pair[1])), nil
 }
 
 // update stores what a sentinel said. Its address becomes the master's if no master is known, if its configuration is newer,
-// or if most sentinels name it and none names another: then an administrator has reset the configuration numbers. The only one
-// that is named has to say so again and again. update returns false if it is to be asked over a new connection.
-func (m *master) update(place int, address string, epoch int64, err error) bool {
+// or if most sentinels name it and none names another: then an administrator has reset the configuration numbers. If only
+// one sentinel is configured, it has to say so oldAnswers times in a row. update returns false if it is to be asked over a new
+// connection.
+func (m *master) update(index int, address string, epoch int64, err error) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.said[place] = address
-	m.errs[place] = err
+	m.answers[index] = address
+	m.errs[index] = err
 	if address == m.address {
 		m.old = 0
 	}
@@ -179,20 +180,20 @@ func (m *master) update(place int, address string, epoch int64, err error) bool 
 		return true
 	}
 	agreed := 0
-	for _, said := range m.said {
-		switch said {
+	for _, answer := range m.answers {
+		switch answer {
 		case address:
 			agreed++
 		case "":
 		default:
-			agreed -= len(m.said)
+			agreed -= len(m.answers)
 		}
 	}
 	older := m.address != "" && epoch <= m.epoch
-	if older && agreed <= len(m.said)/2 {
+	if older && agreed <= len(m.answers)/2 {
 		return true
 	}
-	if older && len(m.said) == 1 {
+	if older && len(m.answers) == 1 {
 		m.old++
 		if m.old < oldAnswers {
 			return false
@@ -208,13 +209,13 @@ func (m *master) update(place int, address string, epoch int64, err error) bool 
 	for _, conn := range m.conns {
 		_ = conn.Close()
 	}
-	m.conns = map[*connSlot]net.Conn{}
+	m.conns = map[*pooledConn]net.Conn{}
 	m.changed.Broadcast()
 	return true
 }
 
-// elsewhere reports whether the master's address is another one, or not known.
-func (m *master) elsewhere(address string) bool {
+// movedFrom reports whether the master's address is another one, or not known.
+func (m *master) movedFrom(address string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.address != address
@@ -259,36 +260,36 @@ func (m *master) wake() {
 	m.changed.Broadcast()
 }
 
-// track has conn closed as soon as the master is not at address any more. It returns false if that is so already.
-func (m *master) track(slot *connSlot, conn net.Conn, address string) bool {
+// track registers conn, which is closed as soon as the master is at another address. It returns false if that is so already.
+func (m *master) track(pc *pooledConn, conn net.Conn, address string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.address != address {
 		return false
 	}
-	m.conns[slot] = conn
+	m.conns[pc] = conn
 	return true
 }
 
-// dialMaster connects slot to the master. A server that says it is a replica is not the master any more, whatever the
-// sentinels say: then dialMaster waits for the next one, within the time for connecting.
-func dialMaster(c *Client, slot *connSlot) error {
+// connectToMaster connects pc to the master. A server that says it is a replica is not the master any more, whatever the
+// sentinels say: then connectToMaster waits for the next one, within the time for connecting.
+func connectToMaster(c *Client, pc *pooledConn) error {
 	deadline := time.Now().Add(c.opts.DialTimeout)
 	except := ""
 	for {
 		address, err := c.master.await(except, deadline)
 		if err == nil {
-			err = open(c, slot, address)
+			err = connectTo(c, pc, address)
 		}
 		if err != nil {
 			return err
 		}
-		reply, err := slot.conn.Do("ROLE")
+		reply, err := pc.conn.Do("ROLE")
 		role := elements(reply)
 		if err != nil || len(role) == 0 || text(role[0]) == "master" { // an error may be that the user lacks the permission
 			return nil
 		}
-		disconnect(slot)
+		disconnect(pc)
 		except = address
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// This file is what an operator does with a key by hand. A key is named by its SHA-256 in hex, since that is all that Redis knows of
+// This file settles keys by hand. A key is named by its SHA-256 in hex, since that is all that Redis knows of
 // it. Each step compares the record with what was looked at, and changes nothing if it is another one by now.
 var (
 	// look: nil if the key is free, else the ms until its record expires, the record's version, the length of the answer's body,
@@ -25,7 +25,7 @@ return redis.call('PTTL', KEYS[1]) .. ' ' .. redis.sha1hex(v) .. ' ' .. body .. 
 	// free: ARGV = the version of the record, the record of a freed key, or nothing for a lease that is not renewed, and then how
 	// many ms of it are left at most. 1 if the key is free now, 0 if it has another record. The record of a freed key lives as
 	// long as the one before would have; a second if that has no time to live, or is about to expire.
-	freeScript = awaited(newScript(':', 3, `
+	freeScript = replicated(newScript(':', 3, `
 local v = redis.call('GET', KEYS[1])
 local left = redis.call('PTTL', KEYS[1])
 if not v and ARGV[2] == '' then return 1 end
@@ -40,7 +40,7 @@ return 1`))
 
 	// answer: ARGV = the version of the record, the new record, its time to live in ms at least. 1 if it is kept, 0 if the key has
 	// another record.
-	answerScript = awaited(newScript(':', 3, `
+	answerScript = replicated(newScript(':', 3, `
 local v = redis.call('GET', KEYS[1])
 if not v or (v ~= ARGV[2] and redis.sha1hex(v) ~= ARGV[1]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', math.max(redis.call('PTTL', KEYS[1]), tonumber(ARGV[3])))
@@ -54,7 +54,7 @@ type Seen struct {
 	Body    int    // length of the answer's body
 }
 
-// Look returns what the key has whose SHA-256 this is; nil if it is free.
+// Look returns the record of the key with this SHA-256 in hex; nil if the key is free.
 func Look(k *Keys, hash string) (*Seen, error) {
 	cmd := &command{}
 	runScript(k, lookScript, named(k, hash), cmd, "")
@@ -86,7 +86,7 @@ func readSeen(seen *Seen) error {
 	return err
 }
 
-// LookAll is Look for many keys. Values that are no records are none.
+// LookAll is Look for many keys. A value that is not a record counts as none.
 func LookAll(k *Keys, hashes []string) ([]*Seen, []error) {
 	all := make([]*Seen, len(hashes))
 	errs := make([]error, len(hashes))

@@ -96,7 +96,7 @@ type Stats struct {
 
 var _ stats.Store = (*Stats)(nil)
 
-// NewStats returns a store whose numbers are in the Redis key <keyPrefix>:stats, a hash. They stand in one key, so that a
+// NewStats returns a store whose numbers are in the Redis key <keyPrefix>:stats, a hash. They are in one key, so that a
 // flush is one atomic step.
 func NewStats(client *Client, keyPrefix string) *Stats {
 	return &Stats{client: client, prefix: keyPrefix + ":"}
@@ -153,7 +153,7 @@ func (s *Stats) do(name string, args []interface{}) (interface{}, error) {
 // command is forbidden is logged once.
 func doAbout(c *Client, key string, command Command) (interface{}, error) {
 	client := usableClient(c)
-	reply, err := doOnce(client, key, command)
+	reply, err := doVia(client, key, command)
 	if err == nil || !isForbidden(err) {
 		return reply, err
 	}
@@ -169,8 +169,8 @@ func doAbout(c *Client, key string, command Command) (interface{}, error) {
 	return nil, fmt.Errorf("%w: %w", stats.ErrForbidden, err)
 }
 
-// doOnce is doAbout for a client that can be used.
-func doOnce(client *Client, key string, command Command) (interface{}, error) {
+// doVia is doAbout for a client that can be used.
+func doVia(client *Client, key string, command Command) (interface{}, error) {
 	if client.cluster != nil {
 		return client.cluster.do(key, command)
 	}

@@ -37,10 +37,10 @@ func TestABatchThatIsSplitIsOneSample(t *testing.T) {
 	k := NewKeys(c, "idem")
 	record := bulk(answerOf(strings.Repeat("x", longBytes/2))) + milliseconds(time.Hour)
 	var commands []*command
-	for range 2 * mostKept / longBytes {
-		commands = append(commands, &command{wire: finishScript.bySHA1 + wire(k, leaseOf("k")) + record, done: make(chan struct{}, 1)})
+	for range 2 * maxBuffered / longBytes {
+		commands = append(commands, &command{wire: finishScript.byEVALSHA + wire(k, leaseOf("k")) + record, done: make(chan struct{}, 1)})
 	}
-	measureNext(c)
+	sampleNext(c)
 	enqueue(c, commands)
 	for _, cmd := range commands {
 		<-cmd.done

@@ -22,7 +22,7 @@ var stepBounds = []time.Duration{500 * time.Microsecond, time.Millisecond, 2500 
 
 // timings are how long steps took, by name.
 type timings struct {
-	mu    sync.Mutex // guards steps
+	mu    sync.Mutex // guards everything below
 	steps map[string]*stats.Histogram
 }
 
@@ -47,7 +47,7 @@ func takeSample(c *Client, batch []*command) *command {
 	size := len(ping)
 	for _, cmd := range batch {
 		size += len(cmd.wire)
-		if len(cmd.wire) > longBytes || size > mostKept {
+		if len(cmd.wire) > longBytes || size > maxBuffered {
 			return nil
 		}
 	}
@@ -72,7 +72,7 @@ func takeSample(c *Client, batch []*command) *command {
 
 // isStep reports whether wire is a command with the script s.
 func isStep(s *script, wire string) bool {
-	return strings.HasPrefix(wire, s.bySHA1) || strings.HasPrefix(wire, s.bySource)
+	return strings.HasPrefix(wire, s.byEVALSHA) || strings.HasPrefix(wire, s.byEVAL)
 }
 
 // end notes how long the batch took.
@@ -83,8 +83,8 @@ func (s *sample) end() {
 	s.timings.steps[s.step].Observe(took, 1)
 }
 
-// measureNext has the next batches of c measured.
-func measureNext(c *Client) {
+// sampleNext marks the next batches of c for measurement.
+func sampleNext(c *Client) {
 	c.lock()
 	defer c.unlock()
 	c.samples = samplesAtOnce
@@ -95,13 +95,13 @@ func measureNext(c *Client) {
 func (s *Stats) Measure() {
 	cluster := s.client.cluster
 	if cluster == nil {
-		measureNext(s.client)
+		sampleNext(s.client)
 		return
 	}
 	cluster.mu.RLock()
 	defer cluster.mu.RUnlock()
 	for _, node := range cluster.nodes {
-		measureNext(node)
+		sampleNext(node)
 	}
 }
 
