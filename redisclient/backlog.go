@@ -284,8 +284,8 @@ func count(b *Backlog, p *pendingWrite, result writeResult) {
 
 // writePending writes what is pending, first by c, until nothing is left or no client is healthy.
 func writePending(c *Client) {
+	defer endWritePending(c.backlog)
 	b := c.backlog
-	defer endWritePending(b)
 	b.mu.Lock()
 	busy := b.writing
 	b.writing = true
