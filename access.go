@@ -28,7 +28,7 @@ type visitor struct {
 func enter(h *handler, w http.ResponseWriter, r *http.Request) *visitor {
 	users, admins := h.readUsers()
 	if len(users)+len(admins) == 0 && !h.statsInsecure {
-		h.answer(w, http.StatusForbidden, "The statistics are closed. Set stats.users, stats.usersFile, stats.admins or stats.adminsFile to open them to some, or stats.insecure to open them to all.\n")
+		h.respond(w, http.StatusForbidden, "The statistics are closed. Set stats.users, stats.usersFile, stats.admins or stats.adminsFile to open them to some, or stats.insecure to open them to all.\n")
 		return nil
 	}
 	who := identify(r, users, admins)
@@ -36,7 +36,7 @@ func enter(h *handler, w http.ResponseWriter, r *http.Request) *visitor {
 	case who.name != "" || h.statsInsecure:
 		return who
 	case who.slowed:
-		answerSlowed(h, w)
+		respondSlowed(h, w)
 	default:
 		askForLogin(h, w, "The statistics need a name and a password.\n")
 	}
@@ -74,7 +74,7 @@ func identify(r *http.Request, users, admins logins) *visitor {
 // to whose requests a browser adds the login on its own. It answers r if not.
 func mayChange(h *handler, w http.ResponseWriter, r *http.Request, who *visitor) bool {
 	if !sameOrigin(r) {
-		h.answer(w, http.StatusForbidden, "A page of another site has sent this. Nothing was done.\n")
+		h.respond(w, http.StatusForbidden, "A page of another site has sent this. Nothing was done.\n")
 		return false
 	}
 	if !mayAct(h, w, r, who) {
@@ -86,9 +86,9 @@ func mayChange(h *handler, w http.ResponseWriter, r *http.Request, who *visitor)
 	case kind == "application/json":
 		return true
 	case kind != "application/x-www-form-urlencoded" || r.PostFormValue("token") == "": // curl sends that type on its own
-		h.answer(w, http.StatusUnsupportedMediaType, "Requests that change something need Content-Type: application/json, even without a body.\n")
+		h.respond(w, http.StatusUnsupportedMediaType, "Requests that change something need Content-Type: application/json, even without a body.\n")
 	case !validToken(who, r.PostFormValue("token"), time.Now()):
-		h.answer(w, http.StatusForbidden, "The page was loaded too long ago, or with another login. Load it again. Nothing was done.\n")
+		h.respond(w, http.StatusForbidden, "The page was loaded too long ago, or with another login. Load it again. Nothing was done.\n")
 	default:
 		return true
 	}
@@ -103,25 +103,25 @@ func mayAct(h *handler, w http.ResponseWriter, r *http.Request, who *visitor) bo
 	case who.admin:
 		return true
 	case len(admins) == 0:
-		h.answer(w, http.StatusForbidden, "Nobody may settle or find keys. Set stats.admins or stats.adminsFile to let some.\n")
+		h.respond(w, http.StatusForbidden, "Nobody may settle or find keys. Set stats.admins or stats.adminsFile to let some.\n")
 	case who.slowed:
-		answerSlowed(h, w)
+		respondSlowed(h, w)
 	case who.name == "" || readsOnly(r):
 		askForLogin(h, w, "Settling and finding keys requires an admin's name and password.\n")
 	default:
-		h.answer(w, http.StatusForbidden, "Settling and finding keys requires a login of stats.admins or stats.adminsFile. This one may only look.\n")
+		h.respond(w, http.StatusForbidden, "Settling and finding keys requires a login of stats.admins or stats.adminsFile. This one may only look.\n")
 	}
 	return false
 }
 
 func askForLogin(h *handler, w http.ResponseWriter, why string) {
 	w.Header().Set("WWW-Authenticate", `Basic realm="traefik-idem", charset="UTF-8"`)
-	h.answer(w, http.StatusUnauthorized, why)
+	h.respond(w, http.StatusUnauthorized, why)
 }
 
-func answerSlowed(h *handler, w http.ResponseWriter) {
+func respondSlowed(h *handler, w http.ResponseWriter) {
 	w.Header().Set("Retry-After", "1")
-	h.answer(w, http.StatusTooManyRequests, "Too many wrong logins from this address. Try again in a second.\n")
+	h.respond(w, http.StatusTooManyRequests, "Too many wrong logins from this address. Try again in a second.\n")
 }
 
 // sameOrigin reports whether r does not come from a page of another site, as far as a browser says so. Sec-Fetch-Site is only

@@ -27,7 +27,7 @@ type takenBody struct {
 // readBody reads the part of r's body that is compared. It reserves the memory for that, unless the declared length is at most
 // settings.smallRequest. Of a body longer than maxRequestBodyBytes, the declared length is compared instead of the rest, which
 // streams. If the error is errBusy, r.Body still delivers the whole body, unless an earlier try could not keep its part of it.
-func readBody(h *handler, r *http.Request, held *reservation) (*takenBody, error) {
+func readBody(h *handler, r *http.Request, reserved *reservation) (*takenBody, error) {
 	if r.ContentLength == 0 {
 		return &takenBody{whole: r.Body}, nil
 	}
@@ -35,7 +35,7 @@ func readBody(h *handler, r *http.Request, held *reservation) (*takenBody, error
 	if err != nil {
 		return nil, err
 	}
-	data, err := readSome(r, body, h.maxRequestBody+1, h.smallRequest, held)
+	data, err := readSome(r, body, h.maxRequestBody+1, h.smallRequest, reserved)
 	taken := bytes.NewReader(data)
 	t := &takenBody{compared: data, taken: taken, whole: io.NopCloser(taken)}
 	switch {
@@ -65,7 +65,7 @@ const firstRoom = 4 << 10
 // mostInFlight stays free. Else it begins with firstRoom and doubles that as data arrives, so that clients that are slow, or
 // lie about lengths, cannot take the memory that others need. A declared length of at most small bytes needs no reservation.
 // The error is errBusy if there is no memory for more than what is returned.
-func readSome(r *http.Request, body io.Reader, most, small int64, held *reservation) ([]byte, error) {
+func readSome(r *http.Request, body io.Reader, most, small int64, reserved *reservation) ([]byte, error) {
 	if r.ContentLength > 0 && r.ContentLength <= small {
 		data := make([]byte, r.ContentLength)
 		_, err := io.ReadFull(body, data)
@@ -76,7 +76,7 @@ func readSome(r *http.Request, body io.Reader, most, small int64, held *reservat
 		if r.ContentLength < most {
 			most = r.ContentLength
 		}
-		if heldBytes.Load()+most < mostInFlight/2 {
+		if reservedBytes.Load()+most < mostInFlight/2 {
 			room = most
 		}
 	}
@@ -86,7 +86,7 @@ func readSome(r *http.Request, body io.Reader, most, small int64, held *reservat
 			room = most
 		}
 		step := room - int64(data.Len())
-		if !reserve(held, int(step)) {
+		if !reserve(reserved, int(step)) {
 			return data.Bytes(), errBusy
 		}
 		larger := bytes.NewBuffer(make([]byte, 0, room+bytes.MinRead)) // a Buffer grows unless MinRead bytes are free

@@ -14,24 +14,24 @@ const (
 	smallBody    = 16 << 10
 )
 
-// heldBytes is how much they hold now.
-var heldBytes atomic.Int64
+// reservedBytes is how much is reserved for them now.
+var reservedBytes atomic.Int64
 
 // errBusy is the error for a request that would exceed mostInFlight.
 var errBusy = errors.New("requests under way hold too much memory")
 
-// reservation is one request's part of heldBytes.
+// reservation is one request's part of reservedBytes.
 type reservation struct {
 	bytes int64
 }
 
 // reserve adds n bytes to the reservation. It returns false, and adds nothing, if fewer are left.
 func reserve(r *reservation, n int) bool {
-	if heldBytes.Load()+int64(n) > mostInFlight {
+	if reservedBytes.Load()+int64(n) > mostInFlight {
 		return false
 	}
-	if heldBytes.Add(int64(n)) > mostInFlight { // others reserved in between
-		heldBytes.Add(-int64(n))
+	if reservedBytes.Add(int64(n)) > mostInFlight { // others reserved in between
+		reservedBytes.Add(-int64(n))
 		return false
 	}
 	r.bytes += int64(n)
@@ -40,6 +40,6 @@ func reserve(r *reservation, n int) bool {
 
 // unreserve gives back the whole reservation.
 func unreserve(r *reservation) {
-	heldBytes.Add(-r.bytes)
+	reservedBytes.Add(-r.bytes)
 	r.bytes = 0
 }

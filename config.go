@@ -178,7 +178,7 @@ const (
 	defaultLocalBytes = 32 << 20
 	maxTTL            = 168 * time.Hour
 	longestLease      = time.Hour
-	leastPlainTTL     = 10 * time.Second // with less, no answer is an ordinary one
+	leastOrdinaryTTL  = 10 * time.Second // with less, no answer is an ordinary one
 	maxLocalBytes     = 64 << 30
 )
 
@@ -195,54 +195,54 @@ var (
 
 // settings is a checked Config: nothing is left to parse when a request comes.
 type settings struct {
-	header          string    // canonical: the first source of keys, if that is a header; else empty
-	keySources      []*source // all of them
-	keyFormat       *regexp.Regexp
-	keyFormatText   string         // as configured
-	otherFormat     *regexp.Regexp // of keys that are not one header
-	ttl             time.Duration
-	contentTTL      time.Duration             // 0 = no key comes from content
-	protected       map[string]*regexp.Regexp // paths by method
-	patterns        []stats.Pattern           // of these, those with a *
-	required        bool
-	observe         bool
-	maxKeyLength    int
-	plainLengths    map[int]bool // lengths of keys for which serve takes the short way; empty if it never does
-	identityFormat  string       // format of an identity; see serve
-	ignoreInvalid   bool         // a key that is not valid counts as none
-	scopeHost       bool         // Host is in scope
-	scope           []string     // headers in it, canonical, without Host
-	callers         []*source    // what else is in scope
-	requireCaller   bool
-	scopeFirst      string      // first element of scope; empty if there is none
-	comparison      *comparison // nil: query string, media type, body and conditions
-	same, ignore    []string
-	rejectMismatch  bool
-	wait            bool
-	inFlightTimeout time.Duration
-	lease           time.Duration
-	detach          bool
-	detachTimeout   time.Duration
-	retryable       map[int]bool
-	classified      map[int]bool // statuses that may be another outcome than answered
-	ordinary        map[int]bool // statuses of answers that may be ordinary: see recorder.WriteHeader
-	holdUnknown     bool
-	replayHeader    string
-	statusHeader    string
-	expiresHeader   string
-	exposed         []string // response headers of the plugin's own that scripts may read; nil without exposeHeaders
-	problemBase     string
-	problemType     string          // all of a problem's type but the slug
-	omit            map[string]bool // canonical; hop-by-hop headers too
-	maxRequestBody  int64
-	smallRequest    int64 // longest body that is read whole and not counted
-	maxResponseBody int
-	longestRecord   int // longest record of an answer that is kept
-	onStoreError    string
-	localCacheBytes int64
-	logLevel        string
-	redis           redisclient.Options // Address is empty for keys in memory
-	keyPrefix       string
+	header           string    // canonical: the first source of keys, if that is a header; else empty
+	keySources       []*source // all of them
+	keyFormat        *regexp.Regexp
+	keyFormatText    string         // as configured
+	otherFormat      *regexp.Regexp // of keys that are not one header
+	ttl              time.Duration
+	contentTTL       time.Duration             // 0 = no key comes from content
+	protected        map[string]*regexp.Regexp // paths by method
+	patterns         []stats.Pattern           // of these, those with a *
+	required         bool
+	observe          bool
+	maxKeyLength     int
+	ordinaryLengths  map[int]bool // lengths of keys for which serve takes the short way; empty if it never does
+	identityFormat   string       // format of an identity; see serve
+	ignoreInvalid    bool         // a key that is not valid counts as none
+	scopeHost        bool         // Host is in scope
+	scope            []string     // headers in it, canonical, without Host
+	callers          []*source    // what else is in scope
+	requireCaller    bool
+	scopeFirst       string      // first element of scope; empty if there is none
+	comparison       *comparison // nil: query string, media type, body and conditions
+	same, ignore     []string
+	rejectMismatch   bool
+	wait             bool
+	inFlightTimeout  time.Duration
+	lease            time.Duration
+	detach           bool
+	detachTimeout    time.Duration
+	retryable        map[int]bool
+	classified       map[int]bool // statuses that may be another outcome than answered
+	ordinaryStatuses map[int]bool // statuses of answers that may be ordinary: see recorder.WriteHeader
+	holdUnknown      bool
+	replayHeader     string
+	statusHeader     string
+	expiresHeader    string
+	exposed          []string // response headers of the plugin's own that scripts may read; nil without exposeHeaders
+	problemBase      string
+	problemType      string          // all of a problem's type but the slug
+	omit             map[string]bool // canonical; hop-by-hop headers too
+	maxRequestBody   int64
+	smallRequest     int64 // longest body that is read whole and not counted
+	maxResponseBody  int
+	longestRecord    int // longest record of an answer that is kept
+	onStoreError     string
+	localCacheBytes  int64
+	logLevel         string
+	redis            redisclient.Options // Address is empty for keys in memory
+	keyPrefix        string
 
 	methods, endpoints, omitHeaders []string // as configured, for the statistics page and the log
 
@@ -267,7 +267,7 @@ const longestTTL = 100 * 365 * 24 * time.Hour
 // settings returns the checked settings, warnings in one text or "", and the first error, which wraps ErrConfig.
 func (c *Config) settings() (*settings, string, error) {
 	k := &check{}
-	k.unknown(c)
+	k.refuseUnknown(c)
 	s := &settings{
 		ttl:             k.duration("ttl", c.TTL, time.Millisecond, longestTTL),
 		required:        c.Required,
@@ -292,9 +292,9 @@ func (c *Config) settings() (*settings, string, error) {
 		localCacheBytes: k.number("localCacheBytes", c.LocalCacheBytes, 0, maxLocalBytes),
 		logLevel:        k.oneOf("logLevel", c.LogLevel, "error", "warn", "info", "debug"),
 	}
-	k.free("replayHeader", c.ReplayHeader)
-	k.free("statusHeader", c.StatusHeader)
-	k.free("expiresHeader", c.ExpiresHeader)
+	k.unused("replayHeader", c.ReplayHeader)
+	k.unused("statusHeader", c.StatusHeader)
+	k.unused("expiresHeader", c.ExpiresHeader)
 	if s.statusHeader != "" && s.statusHeader == s.replayHeader {
 		k.fail("statusHeader", c.StatusHeader, "another header than replayHeader")
 	}
@@ -328,14 +328,14 @@ func (c *Config) settings() (*settings, string, error) {
 	c.checkScope(k, s)
 	c.checkSame(k, s)
 	// serve sees only the canonical spelling of a header in scope. Of Authorization no other counts: see linesOf.
-	plain := !s.observe && s.detach && len(s.scope) < 2 && (s.scopeFirst == "" || s.scopeFirst == "Authorization") && len(s.callers) == 0 && !s.requireCaller && s.comparison == nil && (s.keyFormat == tokenKey || s.keyFormat == visibleKey)
-	s.plainLengths = map[int]bool{}
-	for length := 1; plain && length <= s.maxKeyLength; length++ {
-		s.plainLengths[length] = true
+	ordinary := !s.observe && s.detach && len(s.scope) < 2 && (s.scopeFirst == "" || s.scopeFirst == "Authorization") && len(s.callers) == 0 && !s.requireCaller && s.comparison == nil && (s.keyFormat == tokenKey || s.keyFormat == visibleKey)
+	s.ordinaryLengths = map[int]bool{}
+	for length := 1; ordinary && length <= s.maxKeyLength; length++ {
+		s.ordinaryLengths[length] = true
 	}
-	s.identityFormat = fmt.Sprintf(identityFormat, s.observe, "%q")
+	s.identityFormat = fmt.Sprintf(identityTemplate, s.observe, "%q")
 	if !s.scopeHost {
-		s.identityFormat = fmt.Sprintf(identityFormat, s.observe, "%.0s")
+		s.identityFormat = fmt.Sprintf(identityTemplate, s.observe, "%.0s")
 	}
 	s.omit = map[string]bool{}
 	s.omitHeaders = k.tokens("omitHeaders", list(c.OmitHeaders, "Set-Cookie"))
@@ -347,11 +347,11 @@ func (c *Config) settings() (*settings, string, error) {
 	for status := range s.retryable {
 		s.classified[status] = true
 	}
-	s.ordinary = map[int]bool{}
+	s.ordinaryStatuses = map[int]bool{}
 	for status := 200; status < 600; status++ {
 		// An ordinary answer is so short that its header fits as well. Its ttl begins at the watchdog's next tick, which matters
 		// only for a short one.
-		s.ordinary[status] = !s.classified[status] && !bodiless(status) && s.maxResponseBody >= wholeBytes && s.ttl >= leastPlainTTL
+		s.ordinaryStatuses[status] = !s.classified[status] && !bodiless(status) && s.maxResponseBody >= wholeBytes && s.ttl >= leastOrdinaryTTL
 	}
 	s.methods = k.methods("methods", list(c.Methods, "POST", "PUT", "PATCH", "DELETE"))
 	s.endpoints = list(c.Endpoints)
@@ -388,7 +388,7 @@ func (c *Config) checkKey(k *check, s *settings) {
 		k.fail("header", c.Header, "either header or key, not both: header: X-Request-ID means key: [X-Request-ID]")
 	case c.Header != "":
 		texts = []string{kindHeader + ":" + k.token("header", c.Header)}
-		k.free("header", c.Header)
+		k.unused("header", c.Header)
 	case len(texts) == 0:
 		k.fail("key", "", "at least one source")
 	}
@@ -401,7 +401,7 @@ func (c *Config) checkKey(k *check, s *settings) {
 		content = from.content
 		for _, p := range from.places {
 			if p.kind == kindHeader || p.kind == kindHost {
-				k.free("key", p.name)
+				k.unused("key", p.name)
 			}
 		}
 		s.keySources = append(s.keySources, from)
@@ -553,7 +553,7 @@ func (c *RedisConfig) check(k *check, s *settings) {
 	if !prefixPattern.MatchString(c.KeyPrefix) {
 		k.fail("redis.keyPrefix", c.KeyPrefix, "1 to 100 of the characters A-Z a-z 0-9 _ . : { } / -")
 	}
-	k.login("redis.sentinel", c.Sentinel.Username, c.Sentinel.Password, c.Sentinel.PasswordFile)
+	k.credentials("redis.sentinel", c.Sentinel.Username, c.Sentinel.Password, c.Sentinel.PasswordFile)
 	s.redis.Sentinel = redisclient.Sentinel{
 		MasterName:   c.Sentinel.MasterName,
 		Username:     c.Sentinel.Username,
@@ -566,7 +566,7 @@ func (c *RedisConfig) check(k *check, s *settings) {
 	}
 	s.redis.TLS = c.TLS.check(k)
 	c.checkEndpoints(k, &s.redis)
-	k.login("redis", s.redis.Username, s.redis.Password, c.PasswordFile)
+	k.credentials("redis", s.redis.Username, s.redis.Password, c.PasswordFile)
 	if c.Cluster && s.redis.DB != 0 {
 		k.fail("redis.db", strconv.Itoa(s.redis.DB), "0, the only database of a cluster")
 	}
@@ -611,8 +611,8 @@ func shownFile(path string) string {
 	return "…"
 }
 
-// login checks the credentials of a section of the settings.
-func (k *check) login(section, username, password, passwordFile string) {
+// credentials checks those of a section of the settings.
+func (k *check) credentials(section, username, password, passwordFile string) {
 	if password != "" && passwordFile != "" {
 		k.fail(section+".passwordFile", shownFile(passwordFile), "either "+section+".password or "+section+".passwordFile, not both")
 	}
@@ -749,8 +749,8 @@ var (
 	usedPrefixes = []string{"Accept", "Access-Control-", "Content-", "If-", "Proxy-", "Sec-", "X-Forwarded-"}
 )
 
-// free refuses a header that is used for something else.
-func (k *check) free(key, value string) {
+// unused refuses a header that is used for something else.
+func (k *check) unused(key, value string) {
 	name := http.CanonicalHeaderKey(value)
 	used := usedHeaders[name]
 	for _, prefix := range usedPrefixes {

@@ -74,7 +74,7 @@ func servePage(h *handler, w http.ResponseWriter, r *http.Request, status int, d
 	header.Set("Content-Type", "text/html; charset=utf-8")
 	header.Set("Content-Security-Policy", stats.Policy)
 	header.Set("Referrer-Policy", "same-origin") // of forms, no-referrer would have browsers hide the origin
-	h.answerShort(w, r, status, stats.Page(h.stats.Read(), h.name, version, d))
+	h.respondCompressed(w, r, status, stats.Page(h.stats.Read(), h.name, version, d))
 }
 
 // isForm reports whether page is one that only a form of the page is sent to.
@@ -103,7 +103,7 @@ func serveForm(h *handler, w http.ResponseWriter, r *http.Request, page string, 
 	}
 	if a.Status == http.StatusOK {
 		w.Header().Set("Location", "./?id="+url.QueryEscape(id)+did+"#key")
-		h.answer(w, http.StatusSeeOther, "")
+		h.respond(w, http.StatusSeeOther, "")
 		return
 	}
 	d := deskOf(h, r, who)

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// usualTypes are media types in the form that mediaType returns, so that those of most requests need not be parsed.
-var usualTypes = map[string]bool{
+// ordinaryTypes are media types in the form that mediaType returns, so that those of most requests need not be parsed.
+var ordinaryTypes = map[string]bool{
 	"application/json":                                 true,
 	"application/json; charset=utf-8":                  true,
 	"application/merge-patch+json":                     true,
@@ -43,7 +43,7 @@ func fingerprintHead(r *http.Request, identity string) ([]byte, string) {
 	header := r.Header
 	types := header["Content-Type"]
 	boundary := ""
-	if len(types) == 1 && !usualTypes[types[0]] {
+	if len(types) == 1 && !ordinaryTypes[types[0]] {
 		media, parts := mediaType(types[0])
 		types = []string{media}
 		boundary = parts

@@ -140,7 +140,7 @@ func (r request) lease(t *testing.T, h *handler, length int) *store.Run {
 		t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, r[body])
 	}
 	sent.Header["Content-Type"] = []string{r[contentType]}
-	return newLease(h, sent, keyOf(h, r[key]), taken.compared)
+	return newRun(h, sent, keyOf(h, r[key]), taken.compared)
 }
 
 // FuzzSources reads a value by a source that is written in any way, out of any request. A source has one normal form, and what it

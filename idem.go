@@ -6,13 +6,13 @@
 //
 //  1. ServeHTTP answers for the statistics, and passes on what the configuration does not protect. searching.ServeHTTP does so
 //     where a key is required, or may be elsewhere than in one header.
-//  2. serve reads an ordinary request's body and makes its lease: an identity, and a fingerprint. serveSlow passes on, refuses and
-//     observes; serveKey makes the lease of all others.
+//  2. serve reads an ordinary request's body and makes its store.Run: identity and fingerprint. serveSlow passes on, refuses and
+//     observes; serveKey makes the run of all others.
 //  3. store.ClaimKey gives it the key in memory, or tells who holds it; claimShared asks Redis if memory does not know.
 //  4. decide is the verdict: wait, run, replay, refuse, or go on without the store. proceed is its short way to run or replay.
 //  5. run calls the next handler with a recorder, which takes the answer whole, streams it, or passes it on unrecorded.
 //  6. A whole answer is kept (store.KeepAnswer; keepShared with Redis; finish if it is not ordinary), and then sent.
-//  7. end comes also after a panic: settle does with the key what the outcome asks for, unless that is done.
+//  7. end comes also after a panic: conclude does with the key what the outcome asks for, unless that is done.
 //  8. Meanwhile the watchdog of package store renews the lease, and cancels a call whose client has been gone for too long.
 //
 // The plugin is interpreted by Yaegi inside Traefik. Constructs that Yaegi gets wrong, select statements above all, are not
@@ -47,24 +47,24 @@ const version = "unreleased"
 type handler struct {
 	settings
 
-	next     http.Handler
-	name     string
-	inForce  []stats.Setting   // for the page
-	keys     *store.Keys       // in this process's memory
-	shared   *redisclient.Keys // behind it, in Redis; nil: there is none
-	stats    *stats.Collector
-	counter  *stats.Counter // counts by endpoint
-	notebook *notebook
-	log      *logger
-	detached func(context.Context) context.Context // what the call of the backend outlives of its request
+	next           http.Handler
+	name           string
+	inForce        []stats.Setting   // for the page
+	keys           *store.Keys       // in this process's memory
+	shared         *redisclient.Keys // behind it, in Redis; nil: there is none
+	stats          *stats.Collector
+	counter        *stats.Counter // counts by endpoint
+	notebook       *notebook
+	log            *logger
+	backendContext func(context.Context) context.Context // what the call of the backend outlives of its request
 
-	brief      interface{} // *handler for keys from content; with that type handler would be recursive
-	remote     bool        // shared is not nil
-	announces  bool        // there is a header to add to answers
-	slowClaims bool        // a claim in Redis may take a good part of its lease
+	contentHandler interface{} // *handler for keys from content; with that type handler would be recursive
+	remote         bool        // shared is not nil; asked in fewer steps
+	announces      bool        // there is a header to add to answers
+	lateReplies    bool        // a claim in Redis may take a good part of its lease
 
-	observing atomic.Int64 // requests that are being observed
-	outage    atomic.Int64 // number of the last outage of Redis that was logged
+	observing    atomic.Int64 // requests that are being observed
+	loggedOutage atomic.Int64 // number of the last outage of Redis that was logged
 }
 
 // New builds the middleware. It does not wait for Redis, which need not be up. What handlers share, such as connections, is given
@@ -74,19 +74,19 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	h := &handler{settings: *set, next: next, name: name, log: newLogger(name, set.logLevel), detached: sameContext}
+	h := &handler{settings: *set, next: next, name: name, log: newLogger(name, set.logLevel), backendContext: sameContext}
 	if h.detach {
-		h.detached = context.WithoutCancel
+		h.backendContext = context.WithoutCancel
 	}
 	if warning != "" {
 		h.log.print(levelWarn, warning, nil)
 	}
 	h.announces = h.statusHeader != "" || h.expiresHeader != "" || h.exposed != nil
 	h.inForce = inForce(h, config)
-	h.openShared(ctx)
+	h.openResources(ctx)
 	h.log.started(h.effective())
 	if h.contentTTL > 0 {
-		h.brief, err = h.briefly(ctx, *config)
+		h.contentHandler, err = h.newContentHandler(ctx, *config)
 		if err != nil {
 			return nil, err
 		}
@@ -97,28 +97,28 @@ func New(ctx context.Context, next http.Handler, config *Config, name string) (h
 	return h, nil
 }
 
-// briefly returns the handler for requests with a key from content: the same, but with contentTTL for ttl.
-func (h *handler) briefly(ctx context.Context, config Config) (*handler, error) {
+// newContentHandler returns the handler for requests with a key from content: the same, but with contentTTL for ttl.
+func (h *handler) newContentHandler(ctx context.Context, config Config) (*handler, error) {
 	config.TTL = h.contentTTL.String()
 	set, _, err := config.settings()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", h.name, err)
 	}
-	b := &handler{settings: *set, next: h.next, name: h.name, inForce: h.inForce, log: h.log, detached: h.detached, announces: h.announces}
-	b.openShared(ctx)
+	b := &handler{settings: *set, next: h.next, name: h.name, inForce: h.inForce, log: h.log, backendContext: h.backendContext, announces: h.announces}
+	b.openResources(ctx)
 	return b, nil
 }
 
-// sameContext is handler.detached without detach.
+// sameContext is handler.backendContext without detach.
 func sameContext(ctx context.Context) context.Context { return ctx }
 
-// openShared sets what this handler shares with all others that use the same: this process's memory, Redis behind it if
+// openResources sets what this handler shares with all others that use the same: this process's memory, Redis behind it if
 // there is one, and the statistics.
-func (h *handler) openShared(ctx context.Context) {
-	place := fmt.Sprintf("%s %s", h.redis.Place(), h.keyPrefix) // of the keys
+func (h *handler) openResources(ctx context.Context) {
+	storeID := fmt.Sprintf("%s %s", h.redis.Place(), h.keyPrefix)
 	statsID := fmt.Sprintf("stats %+v %s", h.redis, h.keyPrefix)
 	if h.redis.Address == "" {
-		place = "middleware " + h.name
+		storeID = "middleware " + h.name
 		statsID = "stats " + h.name
 	}
 	limit := h.localCacheBytes
@@ -126,7 +126,7 @@ func (h *handler) openShared(ctx context.Context) {
 		limit = defaultLocalBytes
 	}
 	newMemory := func() resource { return store.NewMemory(limit) }
-	memory, _ := shared.get(ctx, "memory "+place, newMemory).(*store.Memory)
+	memory, _ := resources.get(ctx, "memory "+storeID, newMemory).(*store.Memory)
 	if h.localCacheBytes > 0 || h.redis.Address == "" {
 		memory.SetLimit(limit)
 	}
@@ -137,7 +137,7 @@ func (h *handler) openShared(ctx context.Context) {
 	// Notebook and collector are found by their memory: theirs may not be given up yet when the memory before was.
 	token := store.Token(memory)
 	openNotebook := func() resource { return newNotebook(memory) }
-	h.notebook, _ = shared.get(ctx, "notebook "+token, openNotebook).(*notebook)
+	h.notebook, _ = resources.get(ctx, "notebook "+token, openNotebook).(*notebook)
 	statsID += " " + token
 	newCollector := func() resource { return stats.New(stats.NewProcess(memory), h.statsLimits, memory) }
 	var trouble *atomic.Int32
@@ -145,15 +145,15 @@ func (h *handler) openShared(ctx context.Context) {
 		newCollector = h.openRedis(ctx, memory)
 		terms.Renew = h.renewLease
 		terms.Hear = h.notebook.hear
-		terms.Slow = h.slowClaims
+		terms.Slow = h.lateReplies
 		trouble = h.shared.Failing
 		h.remote = true
 	}
-	h.stats, _ = shared.get(ctx, statsID, newCollector).(*stats.Collector)
+	h.stats, _ = resources.get(ctx, statsID, newCollector).(*stats.Collector)
 	terms.Stats = h.stats
 	h.keys = store.NewKeys(memory, trouble, terms)
 	join := func() resource { return h.stats.Join(h.name) }
-	member, _ := shared.get(ctx, "middleware "+h.name+" in "+statsID, join).(*stats.User)
+	member, _ := resources.get(ctx, "middleware "+h.name+" in "+statsID, join).(*stats.User)
 	member.Show(h.inForce)
 	h.stats.SetLimits(h.statsLimits)
 	h.counter = h.stats.Counter(fmt.Sprintf("%q %q", h.methods, h.endpoints), h.patterns)
@@ -165,15 +165,15 @@ func (h *handler) openShared(ctx context.Context) {
 // these share what Redis is still to be told.
 func (h *handler) openRedis(ctx context.Context, memory *store.Memory) func() resource {
 	id := fmt.Sprintf("redis %+v", h.redis)
-	h.slowClaims = h.lease/3 < h.redis.DialTimeout+2*longer(h.redis.ReadTimeout, h.redis.WriteTimeout)
+	h.lateReplies = h.lease/3 < h.redis.DialTimeout+2*longer(h.redis.ReadTimeout, h.redis.WriteTimeout)
 	newBacklog := func() resource { return redisclient.NewBacklog() }
-	backlog, _ := shared.get(ctx, "backlog "+h.redis.Place(), newBacklog).(*redisclient.Backlog)
+	backlog, _ := resources.get(ctx, "backlog "+h.redis.Place(), newBacklog).(*redisclient.Backlog)
 	newClient := func() resource { return redisclient.New(h.redis, backlog) }
-	client, _ := shared.get(ctx, id, newClient).(*redisclient.Client)
+	client, _ := resources.get(ctx, id, newClient).(*redisclient.Client)
 	h.shared = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)
 	h.notebook.use(h.shared, h.keyPrefix)
-	hook := &hook{remove: redisclient.WhenBack(h.shared, store.Token(memory), memory.RenewAll)}
-	context.AfterFunc(ctx, hook.end)
+	unhook := &hook{remove: redisclient.WhenBack(h.shared, store.Token(memory), memory.RenewAll)}
+	context.AfterFunc(ctx, unhook.end)
 	return func() resource { return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits, memory) }
 }
 
@@ -245,8 +245,8 @@ var (
 	noPath    = regexp.MustCompile(`[^\x00-\x{10FFFF}]`)
 )
 
-// serve is the way of a protected request with a key. Of an ordinary one, with a short body and nothing odd about it, the
-// lease is made here; it is the same that newLease would make.
+// serve is the way of a protected request with a key. For an ordinary one, with a short body and nothing unusual about it, the run
+// is made here; it is the same that newRun would make.
 func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 	header := r.Header
 	keys := header[h.header]
@@ -255,10 +255,10 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 	switch { // Yaegi takes less for a switch than for ||
 	case r.Response == insideMark:
 	case len(keys) != 1:
-	case !h.plainLengths[len(keys[0])]:
+	case !h.ordinaryLengths[len(keys[0])]:
 	case strings.Trim(keys[0], keyCharacters) != "":
 	case len(types) != 1:
-	case !usualTypes[types[0]]:
+	case !ordinaryTypes[types[0]]:
 	case size <= 0:
 	case size > h.smallRequest:
 	case header["Connection"] != nil:
@@ -271,9 +271,9 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 			break
 		}
 		identity := fmt.Sprintf(h.identityFormat, r.Method, r.URL.Path, r.URL.RawPath, keys[0], strings.ToLower(r.Host), header[h.scopeFirst], header["X-Forwarded-Prefix"], header["X-Replaced-Path"])
-		same := sha256.Sum256(fmt.Appendf(nil, sameFormat, identity, r.URL.RawQuery, types, header["If-Match"], header["If-None-Match"], header["If-Modified-Since"], header["If-Unmodified-Since"], header["If-Range"], header["Range"], body))
+		sum := sha256.Sum256(fmt.Appendf(nil, sameFormat, identity, r.URL.RawQuery, types, header["If-Match"], header["If-None-Match"], header["If-Modified-Since"], header["If-Unmodified-Since"], header["If-Range"], header["Range"], body))
 		taken := bytes.NewReader(body)
-		l := &store.Run{Lease: &store.Lease{Key: identity, Fingerprint: string(same[:])}, Client: r.Context(), Taken: taken, Body: io.NopCloser(taken)}
+		l := &store.Run{Lease: &store.Lease{Key: identity, Fingerprint: string(sum[:])}, Client: r.Context(), Taken: taken, Body: io.NopCloser(taken)}
 		held := store.ClaimKey(h.keys, l)
 		if held == nil {
 			run(h, w, r, l)
@@ -292,12 +292,12 @@ func serveSlow(h *handler, w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	converses := handsOver(r) || isGRPC(r)
-	body := unread
+	bodyIs := unread
 	if converses { // nobody but the backend reads its body
-		body = absent
+		bodyIs = absent
 	}
-	k := findKey(h, r, nil, body)
-	objection := objectionTo(h, k, converses)
+	k := findKey(h, r, nil, bodyIs)
+	objection := keyRefusal(h, k, converses)
 	switch {
 	case objection != nil && h.observe:
 		h.stats.Counts[objection.total].Add(1)
@@ -313,8 +313,8 @@ func serveSlow(h *handler, w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// objectionTo returns the refusal of a request whose key is missing or not valid; nil if there is none.
-func objectionTo(h *handler, k *keyed, converses bool) *refusal {
+// keyRefusal returns the refusal of a request whose key is missing or not valid; nil if there is none.
+func keyRefusal(h *handler, k *keyed, converses bool) *refusal {
 	switch {
 	case k.state == absent && h.required && !h.observe:
 		return missingKey
@@ -331,9 +331,9 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 		coming.Add(1)
 		defer coming.Add(-1)
 	}
-	held := &reservation{}
-	defer unreserve(held)
-	body, err := readBody(h, r, held)
+	reserved := &reservation{}
+	defer unreserve(reserved)
+	body, err := readBody(h, r, reserved)
 	switch {
 	case errors.Is(err, errBusy):
 		h.log.printLimited(levelWarn, "requests under way hold too much memory; further large ones get 503", nil)
@@ -350,7 +350,7 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 	}
 	if k.state == unread {
 		k = findKey(h, r, body.compared, present)
-		objection := objectionTo(h, k, false)
+		objection := keyRefusal(h, k, false)
 		if objection != nil {
 			refuse(h, w, r, objection, "", nil)
 			return
@@ -360,13 +360,13 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 			return
 		}
 	}
-	l := newLease(h, r, k, body.compared)
+	l := newRun(h, r, k, body.compared)
 	if l == nil {
 		refuse(h, w, r, missingCaller, "", nil)
 		return
 	}
 	if k.from.content {
-		h, _ = h.brief.(*handler)
+		h, _ = h.contentHandler.(*handler)
 	}
 	l.Body = body.whole
 	l.Taken = body.taken
@@ -374,15 +374,15 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 		l.Broken = &body.rest.broken
 	}
 	r = recordable(r, l)
-	claimed := store.ClaimKey(h.keys, l)
-	if claimed == store.Undecided {
-		claimed = claimShared(h, l)
+	held := store.ClaimKey(h.keys, l)
+	if held == store.Undecided {
+		held = claimShared(h, l)
 	}
-	if claimed == nil && !h.detach && l.Client.Err() != nil { // nobody waits for it, and the backend has not seen it
+	if held == nil && !h.detach && l.Client.Err() != nil { // nobody waits for it, and the backend has not seen it
 		release(h, l)
 		return
 	}
-	proceed(h, w, r, l, claimed)
+	proceed(h, w, r, l, held)
 }
 
 // passRead passes on a request that was read in search of a key, and has none. A retry above may send it again.
@@ -392,10 +392,10 @@ func passRead(h *handler, w http.ResponseWriter, r *http.Request, body *takenBod
 		return
 	}
 	passed := r.WithContext(r.Context()) // a copy: the middlewares above keep their body
-	unsent := &untouchedBody{ReadCloser: body.whole}
-	passed.Body = unsent
+	passedBody := &untouchedBody{ReadCloser: body.whole}
+	passed.Body = passedBody
 	h.next.ServeHTTP(w, passed)
-	if !unsent.touched.Load() {
+	if !passedBody.touched.Load() {
 		keepBody(r.Context(), r.Body, body.taken, false) // nothing was read
 	}
 }
@@ -469,7 +469,7 @@ func decide(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run, he
 	case held.State == store.Done:
 		replay(h, w, r, held)
 	default:
-		refuse(h, w, r, refusalOf[held.State], l.Key, held)
+		refuse(h, w, r, refusalByState[held.State], l.Key, held)
 	}
 }
 

@@ -50,19 +50,19 @@ var (
 	uuidKey    = regexp.MustCompile(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
 )
 
-// identityFormat is the format of settings.identityFormat. Its arguments are whether requests are observed, and the verb for
+// identityTemplate is the format of settings.identityFormat. Its arguments are whether requests are observed, and the verb for
 // the host.
-const identityFormat = "%t %%q%%q%%q%%q%s%%q%%q%%q"
+const identityTemplate = "%t %%q%%q%%q%%q%s%%q%%q%%q"
 
 // sameFormat is the format of what a fingerprint covers: the identity, the query string, the lines of Content-Type and of each of
 // conditionHeaders, the body.
 const sameFormat = "%s%q%q%q%q%q%q%q%q%s"
 
-// newLease returns the lease that r, with this key and this body, asks for. The lease's Key is its identity: everything that
+// newRun returns the run that r, with this key and this body, asks for. The Key of its lease is its identity: everything that
 // sets requests apart, each part quoted, so that no part can be shifted into another. That includes the original path, if
 // middlewares above have changed it. It returns nil if the caller of r cannot be told. serve does the same for an ordinary
 // request, in fewer steps.
-func newLease(h *handler, r *http.Request, k *keyed, body []byte) *store.Run {
+func newRun(h *handler, r *http.Request, k *keyed, body []byte) *store.Run {
 	callers, known := callersOf(h, r, body)
 	if !known {
 		return nil
@@ -92,7 +92,7 @@ func identityBefore(h *handler, r *http.Request, k *keyed) string {
 	if k.state != present {
 		return ""
 	}
-	l := newLease(h, r, k, nil)
+	l := newRun(h, r, k, nil)
 	if l == nil {
 		return ""
 	}

@@ -72,7 +72,7 @@ func TestStoreKeysCannotBeShifted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return newLease(h, r, keyOf(h, key), body.compared).Key
+		return newRun(h, r, keyOf(h, key), body.compared).Key
 	}
 	seen := map[string]int{}
 	for i, c := range []struct {
@@ -123,7 +123,7 @@ func TestFingerprints(t *testing.T) {
 		if err != nil || string(after) != body {
 			t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, body)
 		}
-		return newLease(h, r, keyOf(h, "k"), taken.compared).Fingerprint
+		return newRun(h, r, keyOf(h, "k"), taken.compared).Fingerprint
 	}
 	first := take("/?a", "t", "body")
 	if first != take("/?a", "t", "body") {
@@ -167,11 +167,11 @@ func TestLargeBodies(t *testing.T) {
 		for _, size := range []int{1, firstRoom, firstRoom + 1, smallBody, smallBody + 1, 2*smallBody + 1, most, most + 1, 2 * most} {
 			for _, declared := range []bool{true, false} {
 				name := fmt.Sprintf("%d bytes, declared %t, with %d taken", size, declared, taken)
-				heldBytes.Store(taken)
+				reservedBytes.Store(taken)
 				body := strings.Repeat("0123456789", size/10+1)[:size]
 				var held int64 // at the first read
 				first := readerFunc(func([]byte) (int, error) {
-					held = heldBytes.Load() - taken
+					held = reservedBytes.Load() - taken
 					return 0, io.EOF
 				})
 				r := httptest.NewRequest(http.MethodPost, "/?q", io.MultiReader(first, iotest.HalfReader(strings.NewReader(body))))
@@ -203,12 +203,12 @@ func TestLargeBodies(t *testing.T) {
 				if held != min(atOnce, most+1) {
 					t.Errorf("%s: %d bytes are held at the first read, want %d", name, held, atOnce)
 				}
-				if c.bytes < paid || c.bytes > 2*paid+firstRoom || heldBytes.Load() != taken+c.bytes {
-					t.Errorf("%s: %d bytes are counted, and %d together", name, c.bytes, heldBytes.Load())
+				if c.bytes < paid || c.bytes > 2*paid+firstRoom || reservedBytes.Load() != taken+c.bytes {
+					t.Errorf("%s: %d bytes are counted, and %d together", name, c.bytes, reservedBytes.Load())
 				}
 				types, none := []string{"a/b"}, []string(nil)
 				r.Header["Content-Type"] = types
-				l := newLease(h, r, keyOf(h, "k"), data)
+				l := newRun(h, r, keyOf(h, "k"), data)
 				sum := sha256.Sum256([]byte(fmt.Sprintf(sameFormat, l.Key, "q", types, none, none, none, none, none, none, data)))
 				if got := l.Fingerprint; got != string(sum[:]) {
 					t.Errorf("%s: fingerprint %x, want %x", name, got, sum)
@@ -221,14 +221,14 @@ func TestLargeBodies(t *testing.T) {
 			}
 		}
 	}
-	heldBytes.Store(0)
+	reservedBytes.Store(0)
 }
 
 // TestASlowClientHoldsLittle has one that declares much and sends little, while half of the room is taken.
 func TestASlowClientHoldsLittle(t *testing.T) {
 	h := newTestHandler(t, func(*Config) {})
-	heldBytes.Store(mostInFlight / 2)
-	defer heldBytes.Store(0)
+	reservedBytes.Store(mostInFlight / 2)
+	defer reservedBytes.Store(0)
 	for _, sent := range []int{0, 100, firstRoom, 100_000} {
 		reader, writer := io.Pipe()
 		r := httptest.NewRequest(http.MethodPost, "/", reader)
@@ -239,7 +239,7 @@ func TestASlowClientHoldsLittle(t *testing.T) {
 			done <- err
 		}()
 		_, _ = writer.Write(make([]byte, sent))
-		held := heldBytes.Load() - mostInFlight/2
+		held := reservedBytes.Load() - mostInFlight/2
 		if held > int64(2*sent+firstRoom) {
 			t.Errorf("after %d bytes %d are held", sent, held)
 		}
@@ -255,8 +255,8 @@ func TestASlowClientHoldsLittle(t *testing.T) {
 // TestABodyThatFindsNoRoomGoesOn has a body that is let through, in observe mode for instance.
 func TestABodyThatFindsNoRoomGoesOn(t *testing.T) {
 	h := newTestHandler(t, func(*Config) {})
-	heldBytes.Store(mostInFlight - 2*smallBody)
-	defer heldBytes.Store(0)
+	reservedBytes.Store(mostInFlight - 2*smallBody)
+	defer reservedBytes.Store(0)
 	body := strings.Repeat("x", 3*smallBody)
 	r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
 	c := &reservation{}
@@ -269,7 +269,7 @@ func TestABodyThatFindsNoRoomGoesOn(t *testing.T) {
 		t.Errorf("%d bytes go on, %v", len(rest), err)
 	}
 	unreserve(c)
-	if held := heldBytes.Load(); held != mostInFlight-2*smallBody {
+	if held := reservedBytes.Load(); held != mostInFlight-2*smallBody {
 		t.Errorf("%d bytes are held afterwards", held)
 	}
 }

@@ -18,8 +18,8 @@ import (
 
 // claimShared claims in Redis a key that memory does not know.
 func claimShared(h *handler, l *store.Run) *store.Held {
-	if h.slowClaims {
-		return claimSlowly(h, l)
+	if h.lateReplies {
+		return claimRenewing(h, l)
 	}
 	held, err := redisclient.Claim(h.shared, l.Lease, h.lease)
 	switch {
@@ -31,9 +31,9 @@ func claimShared(h *handler, l *store.Run) *store.Held {
 		if held == nil {
 			return nil
 		}
-		return heldHere(h, l, held)
+		return yieldToMemory(h, l, held)
 	}
-	return heldElsewhere(h, l, held, err)
+	return notGranted(h, l, held, err)
 }
 
 // giveBack frees, as soon as Redis can be told, a claim of l that Redis has or may have. l goes on with another token: the
@@ -48,11 +48,11 @@ func releaseLater(h *handler, l *store.Lease) {
 	redisclient.Later(h.shared, l, "", longestLease) // a claim may reach Redis long after it was sent
 }
 
-// heldElsewhere remembers a finished record that Redis has told of, and deals with an error of Redis. It returns what holds the
+// notGranted remembers a finished record that Redis has told of, and deals with an error of Redis. It returns what holds the
 // key.
-func heldElsewhere(h *handler, l *store.Run, held *store.Held, err error) *store.Held {
+func notGranted(h *handler, l *store.Run, held *store.Held, err error) *store.Held {
 	if err != nil {
-		return unreached(h, l, err)
+		return afterFailure(h, l, err)
 	}
 	if h.localCacheBytes > 0 && held.State != store.Running && held.Left > 0 {
 		store.Remember(h.keys.Memory, l.Lease, held)
@@ -60,9 +60,9 @@ func heldElsewhere(h *handler, l *store.Run, held *store.Held, err error) *store
 	return held
 }
 
-// heldHere is for a key that Redis has just given to l although memory has it: for a request that could not ask Redis then, or for
-// a record that Redis has lost. It returns what holds the key; nil if l does.
-func heldHere(h *handler, l *store.Run, held *store.Held) *store.Held {
+// yieldToMemory is for a key that Redis has just given to l although memory has it: for a request that could not ask Redis then, or
+// for a record that Redis has lost. It returns what holds the key; nil if l does.
+func yieldToMemory(h *handler, l *store.Run, held *store.Held) *store.Held {
 	if h.localCacheBytes == 0 && store.Displace(h.keys, l) {
 		return nil
 	}
@@ -70,9 +70,9 @@ func heldHere(h *handler, l *store.Run, held *store.Held) *store.Held {
 	return held
 }
 
-// unreached returns what memory knows of a key about which Redis failed with err. Without a cache of its own, what another
+// afterFailure returns what memory knows of a key about which Redis failed with err. Without a cache of its own, what another
 // middleware has kept is better than nothing.
-func unreached(h *handler, l *store.Run, err error) *store.Held {
+func afterFailure(h *handler, l *store.Run, err error) *store.Held {
 	if !errors.Is(err, redisclient.ErrDown) {
 		l.Doubtful = true
 	}
@@ -87,14 +87,14 @@ func unreached(h *handler, l *store.Run, err error) *store.Held {
 	return held
 }
 
-// claimSlowly is claimShared where much of the lease may be over when the reply comes: then it is renewed before the request
+// claimRenewing is claimShared where much of the lease may be over when the reply comes: then it is renewed before the request
 // runs. If another request turns out to have taken the key, it claims again.
-func claimSlowly(h *handler, l *store.Run) *store.Held {
+func claimRenewing(h *handler, l *store.Run) *store.Held {
 	for {
 		begin := time.Now()
 		held, err := redisclient.Claim(h.shared, l.Lease, h.lease)
 		if held != nil || err != nil {
-			return heldElsewhere(h, l, held, err)
+			return notGranted(h, l, held, err)
 		}
 		kept := true
 		if time.Since(begin) >= h.lease/3 {
@@ -102,13 +102,13 @@ func claimSlowly(h *handler, l *store.Run) *store.Held {
 		}
 		if err != nil {
 			l.Doubtful = true // it has been claimed, whatever became of the renewal
-			return unreached(h, l, err)
+			return afterFailure(h, l, err)
 		}
 		if kept {
 			l.Degraded = false
 			held = store.ClaimLocal(h.keys, l)
 			if held != nil {
-				held = heldHere(h, l, held)
+				held = yieldToMemory(h, l, held)
 			}
 			return held
 		}
@@ -308,7 +308,7 @@ func (h *handler) storeFailed(step string, cause error) {
 	switch {
 	case outage == 0:
 		h.log.printLimited(levelError, step, cause)
-	case h.outage.Swap(outage) != outage:
+	case h.loggedOutage.Swap(outage) != outage:
 		h.log.print(levelError, step, cause)
 	}
 }

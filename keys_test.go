@@ -218,7 +218,7 @@ func TestAGiveBackOutlastsTheLease(t *testing.T) {
 // TestAClaimThatCouldNotBeRenewed has Redis grant a claim slowly, and be out of reach when it is to be renewed.
 func TestAClaimThatCouldNotBeRenewed(t *testing.T) {
 	h, server := startDoor(t)
-	h.slowClaims = true
+	h.lateReplies = true
 	h.lease = 3 * time.Millisecond
 	claimed := false
 	server.Server().SetPreHook(func(peer *miniredisserver.Peer, _ string, args ...string) bool {

@@ -56,7 +56,7 @@ func serveKeys(h *handler, w http.ResponseWriter, r *http.Request, page, user st
 	case idPattern.MatchString(id):
 		allowed = "GET, HEAD, DELETE, PUT"
 	case id != "":
-		answerKeys(h, w, refused(http.StatusNotFound, "key-unknown", "an id has 16 hexadecimal digits; there are also /keys?state=unknown, /keys?state=running and POST /keys/find"))
+		respondKeys(h, w, refused(http.StatusNotFound, "key-unknown", "an id has 16 hexadecimal digits; there are also /keys?state=unknown, /keys?state=running and POST /keys/find"))
 		return
 	}
 	possible := false
@@ -66,11 +66,11 @@ func serveKeys(h *handler, w http.ResponseWriter, r *http.Request, page, user st
 	switch {
 	case !possible:
 		w.Header().Set("Allow", allowed)
-		answerKeys(h, w, refused(http.StatusMethodNotAllowed, "method-not-allowed", "allowed methods: "+allowed))
+		respondKeys(h, w, refused(http.StatusMethodNotAllowed, "method-not-allowed", "allowed methods: "+allowed))
 	case readsOnly(r) && id == "":
 		serveList(h, w, r)
 	case readsOnly(r):
-		answerKeys(h, w, lookKey(h, id))
+		respondKeys(h, w, lookKey(h, id))
 	default:
 		serveChange(h, w, r, id, user)
 	}
@@ -80,10 +80,10 @@ func serveKeys(h *handler, w http.ResponseWriter, r *http.Request, page, user st
 func serveList(h *handler, w http.ResponseWriter, r *http.Request) {
 	state := r.URL.Query().Get("state")
 	if state != "" && state != noteUnknown && state != noteRunning {
-		answerKeys(h, w, badQuery("state can be unknown or running"))
+		respondKeys(h, w, badQuery("state can be unknown or running"))
 		return
 	}
-	answerKeys(h, w, listKeys(h, state))
+	respondKeys(h, w, listKeys(h, state))
 }
 
 // serveChange finds or settles a key.
@@ -93,26 +93,26 @@ func serveChange(h *handler, w http.ResponseWriter, r *http.Request, id, user st
 	case version == "*":
 		version = ""
 	case version == "" && r.Header["If-Match"] != nil: // what was meant as a condition must not count as none
-		answerKeys(h, w, badQuery("If-Match is empty: want the version of the record that you have seen, or no such header"))
+		respondKeys(h, w, badQuery("If-Match is empty: want the version of the record that you have seen, or no such header"))
 		return
 	}
 	switch r.Method {
 	case http.MethodDelete:
-		answerKeys(h, w, freeKey(h, user, id, version, r.URL.Query().Get("force") == "true"))
+		respondKeys(h, w, freeKey(h, user, id, version, r.URL.Query().Get("force") == "true"))
 	case http.MethodPut:
 		given := map[string]json.RawMessage{}
 		if readJSON(h, w, r, &given) {
 			a, wrong := readHandAnswer(given)
 			if wrong != nil {
-				answerKeys(h, w, wrong)
+				respondKeys(h, w, wrong)
 				return
 			}
-			answerKeys(h, w, answerKey(h, user, id, version, a))
+			respondKeys(h, w, answerKey(h, user, id, version, a))
 		}
 	default:
 		q := &keyQuery{}
 		if readJSON(h, w, r, q) {
-			answerKeys(h, w, findByRequest(h, q))
+			respondKeys(h, w, findByRequest(h, q))
 		}
 	}
 }
@@ -157,7 +157,7 @@ func readHandAnswer(given map[string]json.RawMessage) (*handAnswer, *keysAnswer)
 func readJSON(h *handler, w http.ResponseWriter, r *http.Request, into interface{}) bool {
 	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 6*int64(h.maxResponseBody)+64<<10))
 	if err != nil {
-		answerKeys(h, w, badQuery("the body is too long, or broke off"))
+		respondKeys(h, w, badQuery("the body is too long, or broke off"))
 		return false
 	}
 	err = json.Unmarshal(text, into)
@@ -166,15 +166,15 @@ func readJSON(h *handler, w http.ResponseWriter, r *http.Request, into interface
 	}
 	wrong, is := err.(*json.UnmarshalTypeError) //nolint:errorlint // nor does errors.As work there
 	if is && wrong.Field == "body" {
-		answerKeys(h, w, badQuery("body must be a string: the body of the request as it was sent"))
+		respondKeys(h, w, badQuery("body must be a string: the body of the request as it was sent"))
 	} else {
-		answerKeys(h, w, badQuery("the body is not the JSON that is wanted here"))
+		respondKeys(h, w, badQuery("the body is not the JSON that is wanted here"))
 	}
 	return false
 }
 
-// answerKeys writes an answer about keys as JSON.
-func answerKeys(h *handler, w http.ResponseWriter, a *keysAnswer) {
+// respondKeys writes an answer about keys as JSON.
+func respondKeys(h *handler, w http.ResponseWriter, a *keysAnswer) {
 	header := w.Header()
 	header.Set("Content-Type", "application/json")
 	var text []byte
@@ -196,5 +196,5 @@ func answerKeys(h *handler, w http.ResponseWriter, a *keysAnswer) {
 		}
 		text, _ = json.Marshal(a.Key)
 	}
-	h.answer(w, a.Status, string(text)+"\n")
+	h.respond(w, a.Status, string(text)+"\n")
 }

@@ -409,7 +409,7 @@ func TestWhatIsRememberedLateIsForgotten(t *testing.T) {
 			t.Fatalf("%+v", answer)
 		}
 	}
-	heldElsewhere(h, l, held, nil)
+	notGranted(h, l, held, nil)
 	if store.Look(memory, "a") == nil {
 		t.Fatal("it is not remembered")
 	}
@@ -447,7 +447,7 @@ func TestWhereARequestWentStandsInItsIdentity(t *testing.T) {
 		h := newTestHandler(t, func(c *Config) { c.Scope = scope })
 		r := httptest.NewRequest(http.MethodPost, "http://Shop.example/a%2Fb/%C3%A4%20%22?x=y", nil)
 		r.Header = http.Header{"X-Request-Id": {"k"}, "Authorization": {`"a" "b"`}, "X-Tenant": {`"t"`}, "Cookie": {"session=s"}, "X-Forwarded-Prefix": {`/"p"`}}
-		l := newLease(h, r, findKey(h, r, nil, present), nil)
+		l := newRun(h, r, findKey(h, r, nil, present), nil)
 		want := stats.Where("POST", "shop.example", r.URL.EscapedPath())
 		if got := whereOf(l.Key, "shop.example"); got != want {
 			t.Errorf("scope %s: %q, want %q", scope, got, want)

@@ -24,12 +24,12 @@ func observe(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 	announce(h, w, r, "observed", false, 0)
 	if r.ContentLength == 0 {
 		o.mu.Lock()
-		noteEnd(o)
+		observeWhole(o)
 		o.mu.Unlock()
 	} else {
 		r = r.WithContext(r.Context()) // a copy: the middlewares above keep their body
 		r.Body = o
-		defer o.unread()
+		defer o.abandon()
 	}
 	h.next.ServeHTTP(w, r) // not marked: a plugin further down may enforce
 }
@@ -72,7 +72,7 @@ func (o *observedBody) Read(p []byte) (int, error) {
 	}
 	o.data.Write(kept)
 	if err == io.EOF || o.read == o.length { //nolint:errorlint // likewise
-		noteEnd(o)
+		observeWhole(o)
 	}
 	return n, err
 }
@@ -82,8 +82,8 @@ func (o *observedBody) Close() error {
 	return o.body.Close()
 }
 
-// unread gives up a body that was not read to its end.
-func (o *observedBody) unread() {
+// abandon gives up a body that was not read to its end.
+func (o *observedBody) abandon() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.done {
@@ -99,8 +99,8 @@ func giveUp(o *observedBody, total int) {
 	o.h.stats.Counts[total].Add(1)
 }
 
-// noteEnd notes the key of a request whose body was read to its end. The caller holds the lock.
-func noteEnd(o *observedBody) {
+// observeWhole notes the key of a request whose body was read to its end. The caller holds the lock.
+func observeWhole(o *observedBody) {
 	o.done = true
 	body := o.data.Bytes()
 	if int64(len(body)) > o.h.maxRequestBody {
@@ -113,7 +113,7 @@ func noteEnd(o *observedBody) {
 	}
 	var l *store.Run
 	if k.state == present {
-		l = newLease(h, o.seen, k, body)
+		l = newRun(h, o.seen, k, body)
 	}
 	o.data = bytes.Buffer{}
 	unreserve(&o.reservation)
@@ -130,13 +130,13 @@ func noteEnd(o *observedBody) {
 	}
 	claims := h
 	if k.from.content {
-		claims, _ = h.brief.(*handler)
+		claims, _ = h.contentHandler.(*handler)
 	}
-	go note(h, claims, l, o.seen)
+	go recordSeen(h, claims, l, o.seen)
 }
 
-// note keeps the key for the time to live that claims has, or counts a duplicate if the key was seen before.
-func note(h, claims *handler, l *store.Run, r *http.Request) {
+// recordSeen keeps the key for the time to live that claims has, or counts a duplicate if the key was seen before.
+func recordSeen(h, claims *handler, l *store.Run, r *http.Request) {
 	defer recovered("observing a request")
 	defer h.observing.Add(-1)
 	held := claim(claims, l)

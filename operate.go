@@ -338,7 +338,7 @@ func findByURL(h *handler, q *keyQuery) *keysAnswer {
 	if k.state != present {
 		return badQuery("the request has no valid idempotency key")
 	}
-	l := newLease(h, r, k, []byte(q.Body))
+	l := newRun(h, r, k, []byte(q.Body))
 	if l == nil {
 		return badQuery("the request lacks a value that scope names")
 	}

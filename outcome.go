@@ -41,13 +41,13 @@ func classify(x *recorder) {
 	if status > 999 { // HTTP has no such status, and no record has room for it
 		x.outcome = unknown
 	}
-	cancelled := x.lease.Gone.Load() || (!x.h.detach && x.lease.Client.Err() != nil)
+	cancelled := x.run.Gone.Load() || (!x.h.detach && x.run.Client.Err() != nil)
 	cutShort := cancelled && x.header["Date"] == nil
 	if !cutShort && !x.h.classified[status] {
 		return
 	}
 	sought, wrote, got := x.sought.Value() != "", times(&x.wrote), times(&x.answered)
-	soughtAgain := x.lease.Sought != nil && x.lease.Sought.Load() > 1
+	soughtAgain := x.run.Sought != nil && x.run.Sought.Load() > 1
 	gateway := status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout
 	failed := gateway || status == http.StatusInternalServerError || status == statusClientClosed
 	own := unadorned(x.header) && status != http.StatusServiceUnavailable
@@ -85,7 +85,7 @@ func flows(x *recorder) bool {
 // unsent reports whether nothing of the request's body was taken, so that no backend can have been sent the request whole. A
 // client that expects to be asked for its body may have been refused by the backend itself.
 func unsent(x *recorder) bool {
-	taken := x.lease.Taken
+	taken := x.run.Taken
 	return taken != nil && taken.Size() > 0 && int64(taken.Len()) == taken.Size() && x.r.Header["Expect"] == nil
 }
 
@@ -109,9 +109,9 @@ func unadorned(header http.Header) bool {
 	return header["Date"] == nil && header["Content-Length"] == nil && header["Content-Type"] == nil
 }
 
-// settle does with the key what the outcome of the run asks for.
-func settle(x *recorder) {
-	defer settleAnyhow(x)
+// conclude does with the key what the outcome of the run asks for.
+func conclude(x *recorder) {
+	defer concludeAnyhow(x)
 	if x.returned && x.status == 0 { // net/http answers so
 		x.WriteHeader(http.StatusOK)
 	}
@@ -120,28 +120,28 @@ func settle(x *recorder) {
 	case answered:
 		keepRecorded(x)
 	case askedAgain:
-		release(x.h, x.lease)
+		release(x.h, x.run)
 	case neverSent:
-		release(x.h, x.lease)
-		keepBody(x.lease.Client, x.r.Body, x.lease.Taken, x.lease.Broken != nil)
+		release(x.h, x.run)
+		keepBody(x.run.Client, x.r.Body, x.run.Taken, x.run.Broken != nil)
 	case tooLarge:
 		keepStatus(x)
 	default:
-		settleUnknown(x)
+		concludeUnknown(x)
 	}
 }
 
-// settleAnyhow takes the outcome for unknown if settling it ended with a panic. Nobody may renew such a lease for ever.
-func settleAnyhow(x *recorder) {
+// concludeAnyhow takes the outcome for unknown if concluding it ended with a panic. Nobody may renew such a lease for ever.
+func concludeAnyhow(x *recorder) {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"settling a request failed\" cause=%q", p)
-		settleUnknown(x)
+		concludeUnknown(x)
 	}
 }
 
 // finalOutcome is the outcome of a run as its end shows it.
 func finalOutcome(x *recorder) outcome {
-	broken := x.lease.Broken != nil && x.lease.Broken.Load() // by the client: no backend can have got the request whole
+	broken := x.run.Broken != nil && x.run.Broken.Load() // by the client: no backend can have got the request whole
 	switch {
 	case broken && x.header["Date"] == nil: // the answer, if there is one, is not the backend's
 		return neverSent
@@ -183,24 +183,24 @@ func keepRecorded(x *recorder) {
 		keepStatus(x)
 		return
 	}
-	finish(x.h, x.lease, store.DoneHead+x.lease.Fingerprint+store.StatusLines[x.status]+header+"\r\n"+body)
+	finish(x.h, x.run, store.DoneHead+x.run.Fingerprint+store.StatusLines[x.status]+header+"\r\n"+body)
 }
 
 // keepStatus keeps no more of an answer than that there was one.
 func keepStatus(x *recorder) {
-	sight(x.h, noteUnkept, x.lease.Key, x.r.Host, store.Unkept)
-	finish(x.h, x.lease, fmt.Sprintf(store.UnkeptFormat, x.lease.Fingerprint, x.status, x.lease.Owner))
+	sight(x.h, noteUnkept, x.run.Key, x.r.Host, store.Unkept)
+	finish(x.h, x.run, fmt.Sprintf(store.UnkeptFormat, x.run.Fingerprint, x.status, x.run.Owner))
 }
 
-// settleUnknown does with the key what onUnknown says, and says what has happened.
-func settleUnknown(x *recorder) {
+// concludeUnknown does with the key what onUnknown says, and says what has happened.
+func concludeUnknown(x *recorder) {
 	x.outcome = unknown
 	stats.Count(x.h.counter, stats.UnknownOutcomes, x.r)
-	x.h.log.printLimitedAbout(levelWarn, "nobody knows how a request ended: it was sent, and no whole answer came back; find out at the backend what it did", x.r, x.lease.Key)
+	x.h.log.printLimitedAbout(levelWarn, "nobody knows how a request ended: it was sent, and no whole answer came back; find out at the backend what it did", x.r, x.run.Key)
 	if x.h.holdUnknown {
-		sight(x.h, noteUnknown, x.lease.Key, x.r.Host, store.Unknown)
-		finish(x.h, x.lease, fmt.Sprintf(store.UnknownFormat, x.lease.Fingerprint, x.lease.Owner))
+		sight(x.h, noteUnknown, x.run.Key, x.r.Host, store.Unknown)
+		finish(x.h, x.run, fmt.Sprintf(store.UnknownFormat, x.run.Fingerprint, x.run.Owner))
 	} else {
-		release(x.h, x.lease)
+		release(x.h, x.run)
 	}
 }

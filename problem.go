@@ -54,8 +54,8 @@ var (
 	overloaded       = &refusal{status: http.StatusServiceUnavailable, slug: "overloaded", detail: "too many large requests are under way; nothing was done", decision: "unavailable", retryAfter: time.Second, total: stats.Unavailable}
 )
 
-// refusalOf has the refusal of a duplicate by the state of its key.
-var refusalOf = map[store.State]*refusal{store.Running: inFlight, store.Unknown: outcomeUnknown, store.Unkept: responseNotKept}
+// refusalByState has the refusal of a duplicate by the state of its key.
+var refusalByState = map[store.State]*refusal{store.Running: inFlight, store.Unknown: outcomeUnknown, store.Unkept: responseNotKept}
 
 // refuse counts r under f's total, and answers it with f. identity is that of its key, empty if it has none; held is what holds
 // the key, nil if it was not claimed.

@@ -17,7 +17,7 @@ import (
 //
 //   - whole: an answer with one Content-Length of at most wholeBytes is taken whole, kept, and only then sent. A client that
 //     has one byte of it finds it kept.
-//   - held: what must not be flushed, an error or what Traefik itself answers, is taken like a whole answer, whatever its length,
+//   - collected: what must not be flushed, an error or what Traefik itself answers, is taken like a whole answer, whatever its length,
 //     as far as it can be kept.
 //   - streamed: any other answer of the backend that is no error is sent while it comes, and recording runs ahead of a client
 //     that reads slowly or not at all; see stream.
@@ -32,7 +32,7 @@ type recorder struct {
 
 	h      *handler
 	r      *http.Request // as it came
-	lease  *store.Run
+	run    *store.Run
 	header http.Header // the client's
 	above  http.Header // what middlewares above had set before the run; nil if nothing
 
@@ -44,21 +44,21 @@ type recorder struct {
 	kept     bytes.Buffer // its header as it is to be kept, in HTTP's wire format
 
 	// Set by the header, and again when recording stops or the run ends.
-	ordinary map[int]bool // statuses of answers that may be ordinary ones; nil if none may
-	outcome  outcome
-	held     bool    // the answer is taken as if it went whole, whatever its length, since it must not be flushed
-	stream   *stream // the way that it goes; nil if it is not streamed
-	flushes  bool    // after each part that is passed on
+	ordinaryStatuses map[int]bool // statuses of answers that may be ordinary ones; nil if none may
+	outcome          outcome
+	collected        bool    // the answer is taken as if it went whole, whatever its length, since it must not be flushed
+	stream           *stream // the way that it goes; nil if it is not streamed
+	flushes          bool    // after each part that is passed on
 
 	// Set by each Write.
-	body        bytes.Buffer // of a whole answer
+	body        bytes.Buffer // of an answer that goes whole, or is collected
 	taken       int          // bytes of any other
 	reservation reservation  // for these
 	gone        bool         // the client takes no more
 
-	returned bool // the handler below has returned, without a panic
-	settled  bool // the key was settled when the last byte came
-	done     bool // an ordinary answer was kept and sent
+	returned  bool // the handler below has returned, without a panic
+	concluded bool // the run was concluded when the last byte came
+	done      bool // an ordinary answer was kept and sent
 
 	// What Traefik's transport reports, from its own goroutines: a connection was asked for; a request header was written,
 	// and a byte of an answer came, where these are locked. The hooks are methods of the standard library's own types; a
@@ -67,11 +67,11 @@ type recorder struct {
 	wrote, answered sync.RWMutex
 }
 
-// wholeBytes is the longest answer that is taken whole before it is sent. An answer whose length has at most plainDigits digits is
-// shorter.
+// wholeBytes is the longest answer that is taken whole before it is sent. An answer whose length has at most ordinaryDigits digits
+// is shorter.
 const (
-	wholeBytes  = 64 << 10
-	plainDigits = 4
+	wholeBytes     = 64 << 10
+	ordinaryDigits = 4
 )
 
 // WriteHeader implements http.ResponseWriter. Of an ordinary answer, as most are, it notes no more than status, length and
@@ -79,12 +79,12 @@ const (
 func (x *recorder) WriteHeader(status int) {
 	length := x.header["Content-Length"]
 	switch { // Yaegi takes less for a switch than for ||
-	case !x.ordinary[status]:
+	case !x.ordinaryStatuses[status]:
 	case len(length) != 1:
-	case len(length[0]) > plainDigits:
+	case len(length[0]) > ordinaryDigits:
 	case x.header["Content-Type"] == nil:
 	default:
-		x.ordinary = nil // a second header is ignored: see writeHeaderSlow
+		x.ordinaryStatuses = nil // a second header is ignored: see writeHeaderSlow
 		x.status = status
 		x.length = length[0]
 		x.whole = true
@@ -124,7 +124,7 @@ func writeHeaderSlow(x *recorder, status int) {
 		sendHeader(x)
 		startStream(x)
 	default:
-		x.held = true
+		x.collected = true
 	}
 }
 
@@ -135,7 +135,7 @@ func sendHeader(x *recorder) {
 	if x.outcome == answered {
 		left = x.h.ttl
 	}
-	announce(x.h, x.ResponseWriter, x.r, decisions[x.outcome], x.lease.Degraded, left)
+	announce(x.h, x.ResponseWriter, x.r, decisions[x.outcome], x.run.Degraded, left)
 	trailers := http.Header{}
 	for _, name := range options(x.header["Trailer"]) {
 		name = http.CanonicalHeaderKey(name)
@@ -206,7 +206,7 @@ func writePart(x *recorder, p []byte) (int, error) {
 		return x.Write(p)
 	}
 	x.taken += len(p)
-	if x.stream == nil && !x.held {
+	if x.stream == nil && !x.collected {
 		return pass(x, p)
 	}
 	if !makeRoom(x, len(p)) {
@@ -214,15 +214,15 @@ func writePart(x *recorder, p []byte) (int, error) {
 		stopRecording(x)
 		return pass(x, p)
 	}
-	if x.held {
+	if x.collected {
 		return x.body.Write(p)
 	}
 	last := x.taken == x.declared
 	err := x.stream.take(p, last)
 	if last { // the client gets the last byte when the answer is kept
 		keepRecorded(x)
-		x.settled = true
-		x.stream.finish()
+		x.concluded = true
+		x.stream.close()
 	}
 	if err != nil && !x.h.detach {
 		return 0, err
@@ -247,7 +247,7 @@ func makeRoom(x *recorder, n int) bool {
 		return true
 	case !reserve(&x.reservation, header+x.declared):
 		return false
-	case x.held:
+	case x.collected:
 		x.body.Grow(x.declared)
 		return true
 	}
@@ -257,14 +257,14 @@ func makeRoom(x *recorder, n int) bool {
 
 // stopRecording sends what was recorded, and records no more: from here on the backend waits for the client.
 func stopRecording(x *recorder) {
-	if x.held {
-		x.held = false
+	if x.collected {
+		x.collected = false
 		sendHeader(x)
 		_, err := x.body.WriteTo(x.ResponseWriter)
 		x.body = bytes.Buffer{}
 		x.gone = err != nil && x.h.detach
 	} else {
-		x.gone = endStreaming(x) != nil && x.h.detach
+		x.gone = drainStream(x) != nil && x.h.detach
 		x.flushes = true
 		x.stream = nil
 	}

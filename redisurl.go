@@ -61,12 +61,12 @@ func (c *RedisConfig) checkEndpoints(k *check, opts *redisclient.Options) {
 			k.fail("redis.endpoints", shownEndpoint(text), "a user together with a password; a password without a user is redis://:password@redis:6379")
 		}
 	}
-	alone := c.Sentinel.MasterName == "" && !c.Cluster
-	if len(endpoints) > 1 && alone {
+	single := c.Sentinel.MasterName == "" && !c.Cluster
+	if len(endpoints) > 1 && single {
 		k.fail("redis.endpoints", strings.Join(shown, ","), "one address such as redis:6379; several with redis.sentinel.masterName or redis.cluster")
 	}
 	opts.Address = strings.Join(addresses, ",")
-	if strings.Contains(opts.Address, redisclient.UnixScheme) && (!alone || opts.TLS.Enabled) {
+	if strings.Contains(opts.Address, redisclient.UnixScheme) && (!single || opts.TLS.Enabled) {
 		k.fail("redis.endpoints", strings.Join(shown, ","), "host and port; a unix socket is for one server, without redis.sentinel, redis.cluster and redis.tls")
 	}
 	if db != "" {

@@ -8,11 +8,11 @@ import (
 	"sync"
 )
 
-// readBodies has what was read of bodies whose request never reached a backend, by body. Traefik's retry middleware, if it is
+// keptBodies has what was read of bodies whose request never reached a backend, by body. Traefik's retry middleware, if it is
 // above the plugin, sends such a request again with the same body, which has been read already.
-var readBodies sync.Map
+var keptBodies sync.Map
 
-// keptBody is a value of readBodies. It is deleted when its request ends. Tries of one request follow each other, so it needs no
+// keptBody is a value of keptBodies. It is deleted when its request ends. Tries of one request follow each other, so it needs no
 // lock.
 type keptBody struct {
 	body        io.ReadCloser
@@ -35,7 +35,7 @@ func keepBody(ctx context.Context, body io.ReadCloser, taken *bytes.Reader, more
 	} else {
 		b.lost = true
 	}
-	value, known := readBodies.LoadOrStore(body, b)
+	value, known := keptBodies.LoadOrStore(body, b)
 	if known { // kept by the try before
 		unreserve(&b.reservation)
 		before, _ := value.(*keptBody)
@@ -47,7 +47,7 @@ func keepBody(ctx context.Context, body io.ReadCloser, taken *bytes.Reader, more
 
 func (b *keptBody) forget() {
 	defer recovered("forgetting a body")
-	readBodies.Delete(b.body)
+	keptBodies.Delete(b.body)
 	unreserve(&b.reservation)
 }
 
@@ -57,7 +57,7 @@ func readAgain(body io.ReadCloser) (io.Reader, error) {
 	if !reflect.ValueOf(body).Comparable() {
 		return body, nil
 	}
-	value, known := readBodies.Load(body)
+	value, known := keptBodies.Load(body)
 	if !known {
 		return body, nil
 	}

@@ -12,8 +12,8 @@ import (
 // run calls the backend under the lease and does with the key what the outcome asks for, also when the call panics. Panics
 // pass through: Traefik's own proxy breaks off an answer with one.
 func run(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run) {
-	ctx, cancel := context.WithCancel(h.detached(l.Client))
-	x := &recorder{ResponseWriter: w, h: h, r: r, lease: l, header: w.Header(), ordinary: h.ordinary}
+	ctx, cancel := context.WithCancel(h.backendContext(l.Client))
+	x := &recorder{ResponseWriter: w, h: h, r: r, run: l, header: w.Header(), ordinaryStatuses: h.ordinaryStatuses}
 	if len(x.header) > 0 {
 		noteHeader(x)
 	}
@@ -59,7 +59,7 @@ func noteHeader(x *recorder) {
 		return
 	}
 	x.above = x.header.Clone()
-	x.ordinary = nil
+	x.ordinaryStatuses = nil
 }
 
 // end frees what the run held, and does with the key what the outcome asks for if that is not done.
@@ -72,13 +72,13 @@ func end(x *recorder, cancel context.CancelFunc) {
 
 // endSlow is end for all but ordinary answers.
 func endSlow(x *recorder) {
-	if !x.settled {
-		settle(x)
+	if !x.concluded {
+		conclude(x)
 	}
 	switch {
 	case x.stream != nil:
-		_ = endStreaming(x)
-	case x.whole || x.held: // also if it broke off: the client is to see the break
+		_ = drainStream(x)
+	case x.whole || x.collected: // also if it broke off: the client is to see the break
 		sendHeader(x)
 		_, _ = x.body.WriteTo(x.ResponseWriter) // a client that has gone needs no answer
 	}

@@ -14,16 +14,16 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// TestAPanicWhenARunIsSettled has a run whose end cannot be written as a record, of an answer that goes whole and of one that
+// TestAPanicWhenARunIsConcluded has a run whose end cannot be written as a record, of an answer that goes whole and of one that
 // is streamed: its key is looked after no more, and its duplicates are told that nobody knows.
-func TestAPanicWhenARunIsSettled(t *testing.T) {
+func TestAPanicWhenARunIsConcluded(t *testing.T) {
 	redis := miniredis.RunT(t).Addr()
 	for i, endpoints := range [][]string{nil, nil, {redis}, {redis}} {
 		calls, key := 0, ""
 		next := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			calls++
 			x, _ := w.(*recorder)
-			key = x.lease.Key
+			key = x.run.Key
 			length := i % 2 * (wholeBytes + 1)
 			x.Header().Set("Date", "Thu, 26 Nov 2026 03:14:04 GMT") // the backend's answer
 			x.Header().Set("Content-Length", fmt.Sprint(length))

@@ -32,8 +32,8 @@ type resource interface {
 	Close()
 }
 
-// shared is the registry of all handlers in this process.
-var shared = &registry{grace: graceTime, items: map[string]*item{}}
+// resources is the registry of all handlers in this process.
+var resources = &registry{grace: graceTime, items: map[string]*item{}}
 
 // get returns what is registered under name, or what build returns, and counts one user until ctx is over.
 func (r *registry) get(ctx context.Context, name string, build func() resource) resource {

@@ -123,13 +123,13 @@ func TestNotesAndStatisticsAreOfTheMemory(t *testing.T) {
 			return h
 		}
 		first := open()
-		shared.mu.Lock()
-		for name, it := range shared.items {
+		resources.mu.Lock()
+		for name, it := range resources.items {
 			if it.value == first.keys.Memory {
-				delete(shared.items, name)
+				delete(resources.items, name)
 			}
 		}
-		shared.mu.Unlock()
+		resources.mu.Unlock()
 		next := open()
 		if next.keys.Memory == first.keys.Memory {
 			t.Fatal("the memory was not given up")
@@ -144,9 +144,9 @@ func TestNotesAndStatisticsAreOfTheMemory(t *testing.T) {
 func shortGrace(t *testing.T) {
 	t.Helper()
 	set := func(grace time.Duration) {
-		shared.mu.Lock()
-		defer shared.mu.Unlock()
-		shared.grace = grace
+		resources.mu.Lock()
+		defer resources.mu.Unlock()
+		resources.grace = grace
 	}
 	set(10 * time.Millisecond)
 	t.Cleanup(func() { set(graceTime) })
@@ -154,10 +154,10 @@ func shortGrace(t *testing.T) {
 
 // collectors returns how many there are for this Redis.
 func collectors(address string) int {
-	shared.mu.Lock()
-	defer shared.mu.Unlock()
+	resources.mu.Lock()
+	defer resources.mu.Unlock()
 	n := 0
-	for name := range shared.items {
+	for name := range resources.items {
 		if strings.HasPrefix(name, "stats ") && strings.Contains(name, address) {
 			n++
 		}
@@ -221,7 +221,7 @@ func TestCountsOutliveTheirHandlers(t *testing.T) {
 		"waits": {"conflicts", func(t *testing.T, h *handler) func() {
 			ctx, leave := context.WithCancel(context.Background())
 			r := post(ctx, strings.NewReader("{}"))
-			elsewhere := newLease(h, r, findKey(h, r, nil, unread), []byte("{}"))
+			elsewhere := newRun(h, r, findKey(h, r, nil, unread), []byte("{}"))
 			elsewhere.Owner = "elsewhere-1"
 			held, err := redisclient.Claim(h.shared, elsewhere.Lease, time.Hour)
 			if held != nil || err != nil {
@@ -262,7 +262,7 @@ func TestCountsOutliveTheirHandlers(t *testing.T) {
 					_, cancel := open()
 					defer cancel()
 				}
-				time.Sleep(20 * shared.grace) // what is not used is given up meanwhile
+				time.Sleep(20 * resources.grace) // what is not used is given up meanwhile
 				end()
 				counted := func() bool { return server.HGet("idem:stats", "t "+c.total) == "1" }
 				for deadline := time.Now().Add(10 * time.Second); !counted(); time.Sleep(10 * time.Millisecond) {

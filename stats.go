@@ -63,31 +63,31 @@ func serveStats(h *handler, w http.ResponseWriter, r *http.Request) bool {
 	switch page {
 	case "", "/", "/stats.json", "/metrics", loginPage, settlePage, findPage:
 	default:
-		h.answer(w, http.StatusNotFound, "There is no such page. There are: "+h.statsPath+"/, /stats.json, /metrics and /keys below it.\n")
+		h.respond(w, http.StatusNotFound, "There is no such page. There are: "+h.statsPath+"/, /stats.json, /metrics and /keys below it.\n")
 		return true
 	}
 	if !possible {
 		header.Set("Allow", allowed)
-		h.answer(w, http.StatusMethodNotAllowed, "Not possible here. Possible are: "+allowed+".\n")
+		h.respond(w, http.StatusMethodNotAllowed, "Not possible here. Possible are: "+allowed+".\n")
 		return true
 	}
 	switch page {
 	case "":
 		// Relative, because a middleware above may have removed a part of the path.
 		header.Set("Location", h.statsPath[strings.LastIndex(h.statsPath, "/")+1:]+"/")
-		h.answer(w, http.StatusPermanentRedirect, "")
+		h.respond(w, http.StatusPermanentRedirect, "")
 	case "/":
 		servePage(h, w, r, http.StatusOK, deskOf(h, r, who))
 	case "/stats.json":
 		header.Set("Content-Type", "application/json")
-		h.answerShort(w, r, http.StatusOK, stats.JSON(h.stats.Read(), h.inForce))
+		h.respondCompressed(w, r, http.StatusOK, stats.JSON(h.stats.Read(), h.inForce))
 	case "/metrics":
 		header.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		h.answerShort(w, r, http.StatusOK, h.stats.Metrics(version))
+		h.respondCompressed(w, r, http.StatusOK, h.stats.Metrics(version))
 	case loginPage:
 		if mayAct(h, w, r, who) {
 			header.Set("Location", "./")
-			h.answer(w, http.StatusSeeOther, "")
+			h.respond(w, http.StatusSeeOther, "")
 		}
 	}
 	return true
@@ -98,16 +98,16 @@ func readsOnly(r *http.Request) bool {
 	return r.Method == http.MethodGet || r.Method == http.MethodHead
 }
 
-// answer writes a whole answer; net/http leaves the body out for HEAD.
-func (h *handler) answer(w http.ResponseWriter, status int, body string) {
+// respond writes a whole answer; net/http leaves the body out for HEAD.
+func (h *handler) respond(w http.ResponseWriter, status int, body string) {
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	_, _ = w.Write([]byte(body)) // a client that has gone needs no answer
 }
 
-// answerShort is answer, with a body that is compressed if the client takes it so: with many endpoints it is hundreds of
+// respondCompressed is respond, with a body that is compressed if the client takes it so: with many endpoints it is hundreds of
 // kilobytes, mostly the same again and again.
-func (h *handler) answerShort(w http.ResponseWriter, r *http.Request, status int, body string) {
+func (h *handler) respondCompressed(w http.ResponseWriter, r *http.Request, status int, body string) {
 	w.Header().Set("Vary", "Accept-Encoding")
 	if gzipAccepted.MatchString(strings.Join(r.Header["Accept-Encoding"], ",")) {
 		var short bytes.Buffer
@@ -118,7 +118,7 @@ func (h *handler) answerShort(w http.ResponseWriter, r *http.Request, status int
 			body = short.String()
 		}
 	}
-	h.answer(w, status, body)
+	h.respond(w, status, body)
 }
 
 // gzipAccepted matches an Accept-Encoding that names gzip, with another weight than 0.

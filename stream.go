@@ -44,10 +44,10 @@ func startStream(x *recorder) {
 	go sendStream(x.stream)
 }
 
-// endStreaming waits until all of the answer of x has been sent, or the client takes no more; it returns why not. Trailers
+// drainStream waits until all of the answer of x has been sent, or the client takes no more; it returns why not. Trailers
 // that the handler below has set until now are the client's from here on.
-func endStreaming(x *recorder) error {
-	err := x.stream.end()
+func drainStream(x *recorder) error {
+	err := x.stream.drain()
 	for name, values := range x.Header() {
 		_, sent := x.header[name]
 		if !sent {
@@ -65,7 +65,7 @@ func (s *stream) grow(bytes int) {
 	s.taken = make([]byte, 0, bytes)
 }
 
-// take takes a piece of the answer, which is held back if it is the last one, until finish is called. It returns why the
+// take takes a piece of the answer, which is held back if it is the last one, until close is called. It returns why the
 // client takes no more.
 func (s *stream) take(piece []byte, last bool) error {
 	s.mu.Lock()
@@ -78,8 +78,8 @@ func (s *stream) take(piece []byte, last bool) error {
 	return s.err
 }
 
-// finish says that no more is to come.
-func (s *stream) finish() {
+// close says that no more is to come.
+func (s *stream) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ready = len(s.taken)
@@ -87,16 +87,16 @@ func (s *stream) finish() {
 	s.news.Signal()
 }
 
-// end waits until all has been sent, or the client takes no more; it returns why not.
-func (s *stream) end() error {
-	s.finish()
+// drain waits until all has been sent, or the client takes no more; it returns why not.
+func (s *stream) drain() error {
+	s.close()
 	<-s.ended
 	return s.err
 }
 
 // sendStream sends s to its client.
 func sendStream(s *stream) {
-	defer endStream(s)
+	defer afterSending(s)
 	for {
 		piece := nextPiece(s)
 		if piece == nil {
@@ -135,8 +135,8 @@ func (s *stream) fail(err error) {
 // errSending is what a client did not get the rest of an answer for when sending ended with a panic.
 var errSending = errors.New("sending an answer failed")
 
-// endStream wakes the goroutine that waits for the end of s.
-func endStream(s *stream) {
+// afterSending wakes the goroutine that waits for the end of s.
+func afterSending(s *stream) {
 	p := recover()
 	if p != nil {
 		log.Printf("level=error msg=%q cause=%q", errSending, p)

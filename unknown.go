@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// unknown refuses settings that do not exist. Traefik leaves them over when it decodes, and says nothing: after a typing error
-// in redis.endpoints, every Traefik would keep its keys in its own memory. The error names no values, which may be secrets.
-func (k *check) unknown(c *Config) {
+// refuseUnknown refuses settings that do not exist. Traefik leaves them over when it decodes, and says nothing: after a typing
+// error in redis.endpoints, every Traefik would keep its keys in its own memory. The error names no values, which may be secrets.
+func (k *check) refuseUnknown(c *Config) {
 	names := settingNames("", reflect.TypeOf(*c))
 	k.leftover("", c.Rest, names)
 	k.leftover("redis.", c.Redis.Rest, names)
@@ -20,17 +20,17 @@ func (k *check) unknown(c *Config) {
 
 // leftover refuses the first setting left over in a section. section is its name with a dot at the end, or empty.
 func (k *check) leftover(section string, rest map[string]interface{}, names []string) {
-	var unknown []string
+	var extra []string
 	for name := range rest {
-		unknown = append(unknown, section+name)
+		extra = append(extra, section+name)
 	}
-	if len(unknown) == 0 || k.err != nil {
+	if len(extra) == 0 || k.err != nil {
 		return
 	}
-	sort.Strings(unknown)
-	near := nearest(unknown[0], names)
+	sort.Strings(extra)
+	near := nearest(extra[0], names)
 	if near != "" {
-		k.err = fmt.Errorf("%w: %s: there is no such setting; the nearest that is allowed is %s", ErrConfig, unknown[0], near)
+		k.err = fmt.Errorf("%w: %s: there is no such setting; the nearest that is allowed is %s", ErrConfig, extra[0], near)
 		return
 	}
 	var allowed []string
@@ -40,7 +40,7 @@ func (k *check) leftover(section string, rest map[string]interface{}, names []st
 			allowed = append(allowed, name)
 		}
 	}
-	k.err = fmt.Errorf("%w: %s: there is no such setting; allowed: %s", ErrConfig, unknown[0], strings.Join(allowed, ", "))
+	k.err = fmt.Errorf("%w: %s: there is no such setting; allowed: %s", ErrConfig, extra[0], strings.Join(allowed, ", "))
 }
 
 // settingNames returns the names of all settings in a struct of them, and of the sections that it has.
