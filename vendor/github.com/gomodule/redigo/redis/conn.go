@@ -45,6 +45,7 @@ type conn struct {
 	// Read
 	readTimeout time.Duration
 	br          *bufio.Reader
+	depth       int // of the array that is read
 
 	// Write
 	writeTimeout time.Duration
@@ -587,10 +588,21 @@ func parseLen(p []byte) (int, error) {
 			return -1, protocolError("illegal bytes in length")
 		}
 		n += int(b - '0')
+		if n > maxLen {
+			return -1, protocolError("length out of range")
+		}
 	}
 
 	return n, nil
 }
+
+// Bounds on replies. A length is not believed: it must neither take all memory nor the whole stack.
+const (
+	maxLen      = 512 << 20 // of a bulk string: Redis' own bound
+	maxElements = 1 << 20   // of an array
+	maxDepth    = 32        // of arrays in arrays
+	maxAhead    = 4 << 20   // bytes for which room is made before they have come
+)
 
 // parseInt parses an integer reply.
 func parseInt(p []byte) (interface{}, error) {
@@ -657,8 +669,15 @@ func (c *conn) readReply() (interface{}, error) {
 		if n < 0 || err != nil {
 			return nil, err
 		}
-		p := make([]byte, n)
-		_, err = io.ReadFull(c.br, p)
+		var p []byte
+		if n <= maxAhead {
+			p = make([]byte, n)
+			_, err = io.ReadFull(c.br, p)
+		} else {
+			var b bytes.Buffer
+			_, err = io.CopyN(&b, c.br, int64(n))
+			p = b.Bytes()
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -673,13 +692,19 @@ func (c *conn) readReply() (interface{}, error) {
 		if n < 0 || err != nil {
 			return nil, err
 		}
-		r := make([]interface{}, n)
-		for i := range r {
-			r[i], err = c.readReply()
+		if n > maxElements || c.depth == maxDepth {
+			return nil, protocolError("array out of range")
+		}
+		c.depth++
+		r := []interface{}{}
+		for len(r) < n {
+			element, err := c.readReply()
 			if err != nil {
 				return nil, err
 			}
+			r = append(r, element)
 		}
+		c.depth--
 		return r, nil
 	}
 	return nil, protocolError("unexpected response line")
