@@ -270,7 +270,7 @@ func prepareRetry(k *Keys, s *script, l *store.Lease, cmd *command, args string)
 		cmd.wire = s.byEVAL + l.Wire + args
 	case isUnknownScript(cmd.err):
 		cmd.wire = s.byEVAL + l.Wire + args
-	case isReplica(cmd.err):
+	case isReplica(cmd.err) && cmd.from != nil && cmd.from.state() == fine: // else its probes see when it is a master again
 		k.client.closeIdle()
 	default:
 		return false

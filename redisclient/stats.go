@@ -175,7 +175,7 @@ func doVia(client *Client, key string, command Command) (interface{}, error) {
 		return client.cluster.do(key, command)
 	}
 	reply, err := client.do(command)
-	if err != nil && isReplica(err) {
+	if err != nil && isReplica(err) && client.state() == fine {
 		client.closeIdle()
 		return client.do(command)
 	}

@@ -288,6 +288,29 @@ func TestAnOutageCostsOneTimeOut(t *testing.T) {
 	})
 }
 
+// TestAReadOnlyRedisGetsNoConnectionForEachRequest, but those of probes.
+func TestAReadOnlyRedisGetsNoConnectionForEachRequest(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		const requests = 300
+		server := redistest.Start(t)
+		s := rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "redis": map[string]any{"endpoints": server.Addr}})
+		server.Do("REPLICAOF", "127.0.0.1", "1")
+		s.WantProblem(s.Do(rig.Post("/", "notice")), 503, "store-unavailable", "unavailable;degraded")
+		received := func() int {
+			n, _ := strconv.Atoi(rig.InfoField(server, "stats", "total_connections_received"))
+			return n
+		}
+		before, begin := received(), time.Now()
+		for range requests {
+			s.Do(rig.Post("/", rig.UnusedKey()))
+		}
+		probes := 20 + 10*int(time.Since(begin)/time.Second)
+		if n := received() - before; n > probes {
+			t.Errorf("%d new connections for %d requests, want %d at most", n, requests, probes)
+		}
+	})
+}
+
 // redisKeys counts the records in server that begin with head.
 func redisKeys(server *redistest.Server, head string) int {
 	n, _ := strconv.Atoi(server.Do("EVAL", `
