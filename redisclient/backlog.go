@@ -157,9 +157,12 @@ func isOrphaned(b *Backlog) bool {
 	return b.clients.Len() == 0 && hasPending(b)
 }
 
-// startWriting starts to write what is pending, if there is a healthy client. c is used if no client is in use. The caller
-// holds the lock.
+// startWriting starts to write what is pending, if there is a healthy client. c is used if no client is in use, until all that is
+// pending has expired: the server may never come back. The caller holds the lock.
 func startWriting(b *Backlog, c *Client) {
+	if b.clients.Len() == 0 && !hasPending(b) {
+		return
+	}
 	writer := healthyClient(b, c)
 	if !b.writing && b.pending.Len() > 0 && writer != nil {
 		go writePending(writer)

@@ -70,6 +70,24 @@ func TestAnotherClientWritesWhatIsPending(t *testing.T) {
 	}
 }
 
+// TestAServerThatIsGoneForGoodIsLeft when what it was still to be told has expired, and its client is closed.
+func TestAServerThatIsGoneForGoodIsLeft(t *testing.T) {
+	server := startFake(t, func([]string) string { return "" })
+	b := NewBacklog()
+	c := New(fast(server.address), b)
+	l := leaseOf("k")
+	Later(NewKeys(c, "idem"), l, fmt.Sprintf(store.UnknownFormat, l.Fingerprint, l.Owner), 100*time.Millisecond)
+	awaitTrue(t, func() bool { return c.state() != fine }) // it has been tried
+	c.Close()
+	awaitTrue(t, b.Idle)
+	awaitTrue(t, func() bool { return c.state() == fine }) // it is not probed any more
+	before := server.accepted()
+	time.Sleep(5 * probePause)
+	if n := server.accepted() - before; n > 1 {
+		t.Errorf("it was connected to %d times more", n)
+	}
+}
+
 // TestAClosedClientTellsNobodyThatRedisIsBack has a hook that sends something by a closed client, as the renewal of leases
 // does: that must not go round without a pause while the server is out of reach.
 func TestAClosedClientTellsNobodyThatRedisIsBack(t *testing.T) {
