@@ -145,7 +145,7 @@ func (h *handler) openResources(ctx context.Context) {
 		newCollector = h.openRedis(ctx, memory)
 		terms.Renew = h.renewLease
 		terms.Hear = h.notebook.hear
-		terms.Slow = h.lateReplies
+		terms.LateReplies = h.lateReplies
 		trouble = h.shared.Failing
 		h.remote = true
 	}

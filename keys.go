@@ -76,7 +76,7 @@ func afterFailure(h *handler, l *store.Run, err error) *store.Held {
 	if !errors.Is(err, redisclient.ErrDown) {
 		l.Doubtful = true
 	}
-	held := store.Lookup(h.keys.Memory, l.Lease)
+	held := store.LookupOther(h.keys.Memory, l.Lease)
 	if held == nil || h.localCacheBytes > 0 {
 		return &store.Held{Err: err}
 	}
@@ -247,7 +247,7 @@ func finishLocal(h *handler, l *store.Run, record string, kept bool, err error) 
 	case err != nil:
 		store.Finish(h.keys.Memory, l.Lease, record, h.ttl, true)
 		if errors.Is(err, redisclient.ErrTooLarge) {
-			record = store.Bare(record)
+			record = store.KeyOnly(record)
 		}
 		redisclient.Later(h.shared, l.Lease, record, h.ttl)
 		h.storeFailed("the end of a request could not be stored", err)

@@ -84,7 +84,7 @@ func doorSubject(h *handler) storetest.Subject {
 				return nil, nil
 			}
 			if held.Local && held.State == store.Done && held.Left == 0 { // it was told of before
-				held = store.Lookup(h.keys.Memory, l)
+				held = store.LookupOther(h.keys.Memory, l)
 			}
 			return held, held.Err
 		},

@@ -116,7 +116,7 @@ func (n *notebook) use(keys *redisclient.Keys, keyPrefix string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.shared = redisclient.NewNotebook(keys, keyPrefix)
-	n.place = redisclient.HashPlace(keys)
+	n.place = redisclient.HashOffset(keys)
 }
 
 func (n *notebook) redis() *redisclient.Notebook {

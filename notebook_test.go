@@ -238,7 +238,7 @@ func remembering(t *testing.T, address string) (*handler, func() string) {
 	return h, func() string {
 		known := ""
 		for _, key := range []string{"a", "b", "c", "d", only} {
-			if store.Look(memory, key) != nil {
+			if store.Lookup(memory, key) != nil {
 				known += key[:1]
 			}
 		}
@@ -320,7 +320,7 @@ func TestAnOnlyCopyIsForgottenIfItWasSettled(t *testing.T) {
 		dropped  bool
 	}{
 		{answer, before, true, true, true},
-		{store.Bare(answer), before, true, true, true},
+		{store.KeyOnly(answer), before, true, true, true},
 		{other, before, true, true, false},
 		{other, after, true, true, true}, // Redis had not taken this one
 		{other, after, true, false, false},
@@ -330,11 +330,11 @@ func TestAnOnlyCopyIsForgottenIfItWasSettled(t *testing.T) {
 		keep(answer, test.onlyCopy)
 		at := c.Now().Add(test.at)
 		store.Forget(m, map[string]store.Settlement{"other": {Version: "v", At: at}}, 5, true)
-		if store.Look(m, "k") == nil {
+		if store.Lookup(m, "k") == nil {
 			t.Fatalf("%+v: another key's is forgotten", test)
 		}
 		store.Forget(m, map[string]store.Settlement{hash: {Version: store.Version(test.settled), At: at}}, 5, test.copies)
-		if dropped := store.Look(m, "k") == nil; dropped != test.dropped {
+		if dropped := store.Lookup(m, "k") == nil; dropped != test.dropped {
 			t.Errorf("%+v: forgotten: %t", test, dropped)
 		}
 		c.Pass(2 * time.Minute)
@@ -410,10 +410,10 @@ func TestWhatIsRememberedLateIsForgotten(t *testing.T) {
 		}
 	}
 	notGranted(h, l, held, nil)
-	if store.Look(memory, "a") == nil {
+	if store.Lookup(memory, "a") == nil {
 		t.Fatal("it is not remembered")
 	}
-	for store.Look(memory, "a") != nil { // what is never forgotten ends in the test's time-out
+	for store.Lookup(memory, "a") != nil { // what is never forgotten ends in the test's time-out
 		time.Sleep(10 * time.Millisecond)
 		_ = exchange(h.notebook)
 	}

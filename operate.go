@@ -122,10 +122,10 @@ func recordsHere(h *handler, noted []*keyNote) map[string]*redisclient.Seen {
 		identities[note.hash] = note.identity
 	}
 	if h.shared != nil { // a note that comes from Redis has no identity
-		identities = store.Own(h.keys.Memory, identities, redisclient.HashPlace(h.shared))
+		identities = store.OnlyHere(h.keys.Memory, identities, redisclient.HashOffset(h.shared))
 	}
 	for hash, identity := range identities {
-		held := store.Look(h.keys.Memory, identity)
+		held := store.Lookup(h.keys.Memory, identity)
 		if held != nil {
 			here[hash] = inMemory(held)
 		}

@@ -48,7 +48,7 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held
 func announceReplay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held) {
 	left := held.Left
 	if left == 0 && h.expiresHeader != "" {
-		now := store.Look(h.keys.Memory, held.Key)
+		now := store.Lookup(h.keys.Memory, held.Key)
 		if now != nil {
 			left = now.Left
 		}

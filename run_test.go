@@ -54,7 +54,7 @@ func TestAPanicWhenARunIsConcluded(t *testing.T) {
 			t.Errorf("%s: a duplicate got %d %s; %d calls, want 1", endpoints, again.Code, again.Body, calls)
 		}
 		plugin, _ := h.(*handler)
-		if held := store.Lookup(plugin.keys.Memory, &store.Lease{Key: key}); held == nil || held.State != store.Unknown {
+		if held := store.Lookup(plugin.keys.Memory, key); held == nil || held.State != store.Unknown {
 			t.Errorf("%s: the run is still looked after: %+v", endpoints, held)
 		}
 	}

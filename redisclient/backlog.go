@@ -390,7 +390,7 @@ func writeOne(p *pendingWrite, c *Client, batch *sync.WaitGroup) {
 	}
 	if errors.Is(err, ErrTooLarge) {
 		log.Printf("level=error msg=\"an answer could not be written to Redis and is given up; other Traefiks answer its duplicates with 409\" redis=%q bytes=%d cause=%q", p.keys.client.opts.Address, len(p.record), err)
-		kept, err = writeBack(keys, p.lease, store.Bare(p.record), left)
+		kept, err = writeBack(keys, p.lease, store.KeyOnly(p.record), left)
 	}
 	switch {
 	case err != nil && (isServerError(err) || c.health.failing.Load() > 0): // after an unknown error, retry has probed the server

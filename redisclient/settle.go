@@ -77,7 +77,7 @@ func Look(k *Keys, hash string) (*Seen, error) {
 func readSeen(seen *Seen) error {
 	isAnswer := strings.HasPrefix(seen.Record, store.DoneHead)
 	if isAnswer {
-		seen.Record = store.Bare(seen.Record)
+		seen.Record = store.KeyOnly(seen.Record)
 	}
 	err := store.Read(&seen.Held)
 	if err == nil && isAnswer {
@@ -134,8 +134,8 @@ func Answer(k *Keys, hash string, seen *Seen, record string, ttl time.Duration) 
 	return cmd.line == oneLine, cmd.err
 }
 
-// HashPlace is the place of the SHA-256 of a lease's key in the lease's Wire.
-func HashPlace(k *Keys) int { return k.start + len(k.prefix) }
+// HashOffset is where the SHA-256 of a lease's key, in hex, begins in the lease's Wire.
+func HashOffset(k *Keys) int { return k.start + len(k.prefix) }
 
 // named returns a lease that names a key by its SHA-256, for scripts that need no more of it.
 func named(k *Keys, hash string) *store.Lease {

@@ -16,8 +16,8 @@ type Keys struct {
 	Trouble *atomic.Int32 // number of servers of Redis that do not do what keys need; nil: there is no Redis
 	Terms   Terms
 
-	ttl     time.Duration // of Terms
-	unbegun time.Duration // -ttl: Lease.expires until the time to live begins
+	ttl        time.Duration // of Terms
+	pendingTTL time.Duration // -ttl: Lease.expires until the time to live begins
 }
 
 // Terms are how a middleware treats its keys.
@@ -34,7 +34,7 @@ type Terms struct {
 	// Stats count how requests end, and are not given up before.
 	Stats *stats.Collector
 
-	Slow bool // a reply of Redis may take a good part of the lease
+	LateReplies bool // a reply of Redis may take a good part of the lease
 
 	// Renew renews the lease in Redis. It returns false if that has to be tried again; failed says that the last try failed
 	// too. Nil: there is no Redis.
@@ -46,8 +46,8 @@ var Undecided = &Held{}
 
 // NewKeys returns the keys of a middleware with these terms.
 func NewKeys(memory *Memory, trouble *atomic.Int32, terms Terms) *Keys {
-	prepare(memory, terms)
-	return &Keys{Memory: memory, Trouble: trouble, Terms: terms, ttl: terms.TTL, unbegun: -terms.TTL}
+	adopt(memory, terms)
+	return &Keys{Memory: memory, Trouble: trouble, Terms: terms, ttl: terms.TTL, pendingTTL: -terms.TTL}
 }
 
 // ClaimKey gives the key to r and returns nil if the key is free, else what holds it, or Undecided if Redis has to be asked. In
@@ -62,9 +62,9 @@ func ClaimKey(k *Keys, r *Run) *Held {
 	}
 	m.claims++
 	r.Owner = m.token + strconv.Itoa(m.claims)
-	if m.begun != nil {
+	if m.fresh != nil {
 		m.entries[r.Key] = r.Lease
-		m.begun = append(m.begun, r)
+		m.fresh = append(m.fresh, r)
 		r.keys = k
 		m.unlock()
 		return nil
@@ -96,13 +96,13 @@ func Reissue(m *Memory, r *Run) {
 }
 
 // claimUnknown is ClaimKey for a key that memory does not have, if there is a Redis, or ClaimKey leaves claims to ClaimLocal (see
-// Memory.begun).
+// Memory.fresh).
 func claimUnknown(k *Keys, r *Run) *Held {
 	if k.Trouble != nil {
 		return Undecided
 	}
 	held := ClaimLocal(k, r)
-	begin(k.Memory)
+	letClaimKeyGrant(k.Memory)
 	return held
 }
 
@@ -139,10 +139,10 @@ func claimKnown(k *Keys, r *Run) *Held {
 // claimKnownSlow is claimKnown where no answer is cached, or where the cached one cannot be used.
 func claimKnownSlow(k *Keys, r *Run) *Held {
 	setOwner(k.Memory, r)
-	held := Lookup(k.Memory, r.Lease)
+	held := LookupOther(k.Memory, r.Lease)
 	if held != nil && held.State != Running && k.Terms.Hear != nil && k.Trouble.Load() == 0 && Behind(k.Memory) {
 		k.Terms.Hear()
-		held = Lookup(k.Memory, r.Lease)
+		held = LookupOther(k.Memory, r.Lease)
 	}
 	switch {
 	case k.Trouble == nil && held == nil:
@@ -237,7 +237,7 @@ func KeepAnswer(k *Keys, l *Lease, record string) {
 	case size > m.limit:
 	default:
 		l.record = record
-		l.expires = k.unbegun
+		l.expires = k.pendingTTL
 		m.bytes = size
 		m.unlock()
 		return
@@ -256,7 +256,7 @@ func RememberAnswer(k *Keys, l *Lease, record string) {
 	case size > m.limit:
 	default:
 		l.record = record
-		l.expires = k.unbegun
+		l.expires = k.pendingTTL
 		l.elsewhere = true
 		m.bytes = size
 		m.unlock()

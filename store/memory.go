@@ -11,11 +11,11 @@ import (
 )
 
 // entryBytes is what an entry costs in addition to its key, record and wire form: the fingerprint, the map's slot, the lease,
-// the place in a bucket.
+// the slot in a bucket.
 const entryBytes = 832
 
 // heldBytes is what a cached Held costs.
-const heldBytes = 208
+const cachedHeldBytes = 208
 
 // headerBytes is what a name or a value in an answer's header costs in addition to its text.
 const headerBytes = 64
@@ -55,12 +55,12 @@ type Memory struct {
 	sweeping     bool     // the sweeper runs, since there is something to free
 
 	claims    int              // owner tokens given out
-	granted   int              // claims granted to requests, without those of begun
+	granted   int              // claims granted to requests, without those of fresh
 	reported  int              // granted claims that TakeClaims has returned
 	newsUntil time.Duration    // on the clock: until then, all that was settled by hand in Redis counts as known
 	tick      time.Duration    // between two ticks of the watchdog
 	armed     bool             // the watchdog ticks
-	begun     []*Run           // claimed by ClaimKey since the last tick; nil: ClaimKey leaves all claims to ClaimLocal
+	fresh     []*Run           // claimed by ClaimKey since the last tick; nil: ClaimKey leaves all claims to ClaimLocal
 	watched   []*Run           // claimed before, or by ClaimLocal, and running at the last tick
 	long      []LongRun        // of these, those that ran for long; replaced as a whole
 	lasted    *stats.Histogram // of runs that have ended, as the ticks saw them
@@ -78,7 +78,7 @@ const ballastBytes = 64 << 20
 var ballast struct {
 	mu    sync.Mutex // guards everything below
 	bytes []byte
-	held  int // the most that a store has held: a smaller ballast is not needed any more
+	peak  int // the most bytes that a store has held: a smaller ballast is not needed any more
 }
 
 // setBallast makes the ballast at least half of limit, up to ballastBytes.
@@ -89,7 +89,7 @@ func setBallast(limit int64) {
 	}
 	ballast.mu.Lock()
 	defer ballast.mu.Unlock()
-	if size > int64(len(ballast.bytes)) && size > int64(ballast.held) {
+	if size > int64(len(ballast.bytes)) && size > int64(ballast.peak) {
 		ballast.bytes = make([]byte, size)
 	}
 }
@@ -98,8 +98,8 @@ func setBallast(limit int64) {
 func releaseBallast(held int) {
 	ballast.mu.Lock()
 	defer ballast.mu.Unlock()
-	if held > ballast.held {
-		ballast.held = held
+	if held > ballast.peak {
+		ballast.peak = held
 	}
 	if held > len(ballast.bytes) {
 		ballast.bytes = nil
@@ -209,7 +209,7 @@ func (m *Memory) Running() (running, finished int, lasted *stats.Histogram) {
 func (m *Memory) TakeClaims() int64 {
 	m.lock()
 	defer m.unlock()
-	granted := m.granted + len(m.begun)
+	granted := m.granted + len(m.fresh)
 	news := granted - m.reported
 	m.reported = granted
 	return int64(news)
@@ -219,7 +219,7 @@ func (m *Memory) TakeClaims() int64 {
 func (m *Memory) CountIn(c *stats.Collector) bool {
 	m.lock()
 	defer m.unlock()
-	for _, list := range [][]*Run{m.watched, m.begun} {
+	for _, list := range [][]*Run{m.watched, m.fresh} {
 		for _, r := range list {
 			k, _ := r.keys.(*Keys)
 			if k.Terms.Stats == c && r.record == "" && m.entries[r.Key] == r.Lease {
@@ -269,8 +269,8 @@ func extend(m *Memory, l *Lease, d time.Duration) {
 	}
 }
 
-// Lookup returns what holds the key; nil if it is free, or l holds it.
-func Lookup(m *Memory, l *Lease) *Held {
+// LookupOther returns what holds the key of l; nil if it is free, or l holds it.
+func LookupOther(m *Memory, l *Lease) *Held {
 	m.lock()
 	e := m.entries[l.Key]
 	m.unlock()
@@ -338,7 +338,7 @@ func cacheAnswer(m *Memory, e *Lease, held *Held) {
 	if held.State != Done {
 		return
 	}
-	size := heldBytes
+	size := cachedHeldBytes
 	for name, values := range held.Answer.Header {
 		size += headerBytes + len(name)
 		for _, value := range values {
@@ -453,7 +453,7 @@ func keepFinished(m *Memory, e *Lease) {
 // keepKeyOnly keeps e, which is in no bucket yet, without its answer. The caller holds the lock.
 func keepKeyOnly(m *Memory, e *Lease) {
 	if e.record[len(magic)] == byte(Done) {
-		e.record = Bare(e.record)
+		e.record = KeyOnly(e.record)
 		m.evicted++
 	}
 	size := sizeOf(e)
@@ -558,7 +558,7 @@ func evictSome(m *Memory, b *buckets, goal int) {
 		e.held = nil
 		e.heldSize = 0
 		if !e.elsewhere && e.record[len(magic)] == byte(Done) {
-			e.record = Bare(e.record)
+			e.record = KeyOnly(e.record)
 			size = sizeOf(e)
 			m.bytes += size
 			m.keyOnlyBytes += size

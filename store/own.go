@@ -1,25 +1,25 @@
 package store
 
-// Own returns the keys that m alone can tell of: their requests run here, or no other store has their records. It looks for those
-// whose SHA-256 in hex is in wanted, and returns them by it. It is at place in a lease's Wire.
-func Own(m *Memory, wanted map[string]string, place int) map[string]string {
+// OnlyHere returns the keys that m alone can tell of: their requests run here, or no other store has their records. It looks for
+// those whose SHA-256 in hex is in wanted, and returns them by it. It begins at hashOffset in a lease's Wire.
+func OnlyHere(m *Memory, wanted map[string]string, hashOffset int) map[string]string {
 	m.lock()
 	running := make([]*Lease, len(m.watched))
 	for i, r := range m.watched {
 		running[i] = r.Lease
 	}
 	m.unlock()
-	own := map[string]string{}
+	found := map[string]string{}
 	for _, list := range append(finishedLists(m), running) {
 		for first := 0; first < len(list); first += sweepChunk {
-			ownSome(m, list, first, wanted, place, own)
+			onlyHereSome(m, list, first, wanted, hashOffset, found)
 		}
 	}
-	return own
+	return found
 }
 
-// ownSome is Own for the chunk of list that begins at first.
-func ownSome(m *Memory, list []*Lease, first int, wanted map[string]string, place int, own map[string]string) {
+// onlyHereSome is OnlyHere for the chunk of list that begins at first.
+func onlyHereSome(m *Memory, list []*Lease, first int, wanted map[string]string, hashOffset int, found map[string]string) {
 	end := first + sweepChunk
 	if end > len(list) {
 		end = len(list)
@@ -27,13 +27,13 @@ func ownSome(m *Memory, list []*Lease, first int, wanted map[string]string, plac
 	m.lock()
 	defer m.unlock()
 	for _, e := range list[first:end] {
-		if e == nil || m.entries[e.Key] != e || e.elsewhere || len(e.Wire) < place+hashDigits {
+		if e == nil || m.entries[e.Key] != e || e.elsewhere || len(e.Wire) < hashOffset+hashDigits {
 			continue
 		}
-		hash := e.Wire[place : place+hashDigits]
+		hash := e.Wire[hashOffset : hashOffset+hashDigits]
 		_, is := wanted[hash]
 		if is {
-			own[hash] = e.Key
+			found[hash] = e.Key
 		}
 	}
 }

@@ -27,7 +27,7 @@ const headLen = len(magic) + 1 + FingerprintSize
 //
 // The formats take the parts that differ, in this order. The record of an answer, which every request makes, is concatenated
 // without a format, which takes a tenth of the time. The header lines are in HTTP's wire format. The owner makes records that ended
-// alike differ, so that settling one cannot settle another. An Unkept record that Bare has made has none.
+// alike differ, so that settling one cannot settle another. An Unkept record that KeyOnly has made has none.
 const (
 	RunningFormat = magic + "R%s%s"
 	UnknownFormat = magic + "U%s%s"
@@ -62,8 +62,8 @@ var ErrForeign = errors.New("the stored value is not a record of this plugin")
 // statusLen is the length of a status with its CRLF.
 const statusLen = 5
 
-// Bare returns the Unkept record that is left of the record of an answer: without its header and its body.
-func Bare(record string) string {
+// KeyOnly returns the Unkept record that is left of the record of an answer: without its header and its body.
+func KeyOnly(record string) string {
 	return magic + string(Unkept) + record[len(magic)+1:headLen+statusLen]
 }
 

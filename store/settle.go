@@ -36,8 +36,8 @@ func Version(record string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Look returns what holds key; nil if it is free.
-func Look(m *Memory, key string) *Held {
+// Lookup returns what holds key; nil if it is free.
+func Lookup(m *Memory, key string) *Held {
 	return describe(m, &Lease{Key: key})
 }
 
@@ -84,12 +84,13 @@ type Settlement struct {
 }
 
 // Forget drops the finished records of keys that were settled in Redis, so that Redis is asked again. settled is by the key's
-// SHA-256 in hex, which is at place in a lease's Wire. A record that no other store has is dropped only if copies is set, and if it
-// is the one that was settled, or is older: Redis has had another one then. With a nil map all that Redis has too are dropped.
-func Forget(m *Memory, settled map[string]Settlement, place int, copies bool) {
+// SHA-256 in hex, which begins at hashOffset in a lease's Wire. A record that no other store has is dropped only if copies is set,
+// and if it is the one that was settled, or is older: Redis has had another one then. With a nil map all that Redis has too are
+// dropped.
+func Forget(m *Memory, settled map[string]Settlement, hashOffset int, copies bool) {
 	for _, list := range finishedLists(m) {
 		for first := 0; first < len(list); first += sweepChunk {
-			forgetSome(m, list, first, settled, place, copies)
+			forgetSome(m, list, first, settled, hashOffset, copies)
 		}
 	}
 }
@@ -112,7 +113,7 @@ func finishedLists(m *Memory) [][]*Lease {
 const hashDigits = 64
 
 // forgetSome is Forget for the chunk of list that begins at first.
-func forgetSome(m *Memory, list []*Lease, first int, settled map[string]Settlement, place int, copies bool) {
+func forgetSome(m *Memory, list []*Lease, first int, settled map[string]Settlement, hashOffset int, copies bool) {
 	end := first + sweepChunk
 	if end > len(list) {
 		end = len(list)
@@ -124,8 +125,8 @@ func forgetSome(m *Memory, list []*Lease, first int, settled map[string]Settleme
 			continue
 		}
 		drop := settled == nil && e.elsewhere
-		if settled != nil && len(e.Wire) >= place+hashDigits {
-			s, is := settled[e.Wire[place:place+hashDigits]]
+		if settled != nil && len(e.Wire) >= hashOffset+hashDigits {
+			s, is := settled[e.Wire[hashOffset:hashOffset+hashDigits]]
 			drop = is && (e.elsewhere || (copies && (isVersion(e.record, s.Version) || e.finished < m.since(m.epoch)-m.since(s.At)-clocksDiffer)))
 		}
 		if drop {
@@ -136,5 +137,5 @@ func forgetSome(m *Memory, list []*Lease, first int, settled map[string]Settleme
 
 // isVersion reports whether a record has this version, or what is left of it without its answer has.
 func isVersion(record, version string) bool {
-	return Version(record) == version || (record[len(magic)] == byte(Done) && Version(Bare(record)) == version)
+	return Version(record) == version || (record[len(magic)] == byte(Done) && Version(KeyOnly(record)) == version)
 }

@@ -46,6 +46,7 @@ type Lease struct {
 	Fingerprint string // FingerprintSize bytes
 	Owner       string // fencing token, unique to this claim
 
+	// Set before a Memory has the entry, and not changed afterwards.
 	Degraded bool // the shared store could not be reached, and the lease is held in this process's memory
 	Doubtful bool // the reply of the shared store to a claim was lost, so it may have the claim
 
@@ -57,7 +58,7 @@ type Lease struct {
 	record    string        // finished: the record; empty while the request runs
 	expires   time.Duration // on the Memory's clock; 0 = never; negative: minus the time to live, which begins at the watchdog's next tick
 	done      chan struct{} // running: closed at the end; nil while nobody waits for it
-	elsewhere bool          // finished: another store has the record too
+	elsewhere bool          // finished: another store has the record too. The reverse of Held.OnlyCopy, so that KeepAnswer need not set it
 	finished  time.Duration // when its request ended, on the Memory's clock; 0 if KeepAnswer or RememberAnswer did it
 	held      *Held         // finished: the answer as duplicates get it, once it was read; never changed
 	heldSize  int           // bytes that held takes
@@ -67,18 +68,24 @@ type Lease struct {
 type Run struct {
 	*Lease
 
+	// Set before the claim.
 	Client context.Context // of the request: over when the client has gone
-	Cancel atomic.Value    // context.CancelFunc of the backend call, once that has begun
-	Gone   atomic.Bool     // the watchdog has cancelled it, because the client had been gone for too long
 	Body   io.ReadCloser   // request body as the backend gets it
 	Taken  *bytes.Reader   // part of Body that was read in advance; nil if none
 	Sought *atomic.Int32   // number of connections asked for; nil if they are not counted
 	Broken *atomic.Bool    // the client broke off its request; nil if the request has arrived whole
 
-	keys     interface{}  // *Keys; with that type the types would be recursive, which Yaegi does not support
-	renewed  time.Time    // when the last renewal was due, or the watchdog first saw the lease
-	retried  time.Time    // when a renewal was last overdue, and tried again
-	missed   time.Time    // when the watchdog first saw that the client had gone
+	keys interface{} // set by the claim: *Keys; with that type the types would be recursive, which Yaegi does not support
+
+	Cancel atomic.Value // set when the backend call begins: its context.CancelFunc
+	Gone   atomic.Bool  // set by the watchdog when it has cancelled the call, because the client had been gone for too long
+
+	// Used by ticks of the watchdog alone.
+	lastRenewal time.Time // when a renewal was last due, or the watchdog first saw the lease
+	retried     time.Time // when a renewal was last tried again
+	goneSince   time.Time // when the watchdog first saw that the client had gone
+
+	// Set by renewals.
 	renewing atomic.Int32 // number of renewals under way
 	renewal  atomic.Int32 // result of the last renewal
 }

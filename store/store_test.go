@@ -110,15 +110,15 @@ func repeated(s storetest.Subject, times int) storetest.Subject {
 var fingerprint = strings.Repeat("f", store.FingerprintSize)
 
 // finished has a header, so that there is something to be read.
-func finished(m *store.Memory, key string, size int, ttl time.Duration, sole bool) {
+func finished(m *store.Memory, key string, size int, ttl time.Duration, onlyCopy bool) {
 	l := &store.Lease{Key: key, Fingerprint: fingerprint, Owner: "o", Wire: strings.Repeat("w", 100)}
 	store.Claim(m, l, store.Endless)
-	store.Finish(m, l, storetest.Record(fingerprint, &store.Answer{Status: 200, Header: http.Header{"A": {"b"}}, Body: strings.Repeat("x", size)}), ttl, sole)
+	store.Finish(m, l, storetest.Record(fingerprint, &store.Answer{Status: 200, Header: http.Header{"A": {"b"}}, Body: strings.Repeat("x", size)}), ttl, onlyCopy)
 }
 
 // stateOf is what the store says of a key.
 func stateOf(m *store.Memory, key string) store.State {
-	held := store.Lookup(m, &store.Lease{Key: key})
+	held := store.Lookup(m, key)
 	if held == nil {
 		return store.Free
 	}
@@ -154,8 +154,7 @@ func TestWhatIsReadFromARecordCounts(t *testing.T) {
 	for i := 0; i < 300; i++ {
 		finished(m, fmt.Sprint(i), 1000, time.Minute, i%2 == 0)
 		_, before, _ := m.Usage()
-		l := &store.Lease{Key: fmt.Sprint(i)}
-		first, second := store.Lookup(m, l), store.Lookup(m, l)
+		first, second := store.Lookup(m, fmt.Sprint(i)), store.Lookup(m, fmt.Sprint(i))
 		_, used, _ := m.Usage()
 		if used > limit || (used <= before && before < limit/2) || first.Answer != second.Answer {
 			t.Fatalf("%d bytes and then %d, limit %d; one answer for both duplicates: %t", before, used, limit, first.Answer == second.Answer)
@@ -184,7 +183,7 @@ func TestAKeyOutlivesItsAnswer(t *testing.T) {
 		t.Errorf("the oldest key is %q and the youngest %q, want %q and %q", state(0), state(49), store.Unkept, store.Done)
 	}
 	finished(m, "huge", limit, time.Minute, true)
-	if held := store.Lookup(m, &store.Lease{Key: "huge"}); held == nil || held.State != store.Unkept || held.Answer.Status != 200 {
+	if held := store.Lookup(m, "huge"); held == nil || held.State != store.Unkept || held.Answer.Status != 200 {
 		t.Errorf("an answer larger than the store: %+v", held)
 	}
 	if state(49) != store.Done {
@@ -201,15 +200,15 @@ func TestAKeyOutlivesItsAnswer(t *testing.T) {
 
 // TestManyRecords fills a store that makes room for many records at a time.
 func TestManyRecords(t *testing.T) {
-	for _, sole := range []bool{false, true} {
+	for _, onlyCopy := range []bool{false, true} {
 		const limit = 4 << 20
 		m, c := newMemory(t, limit)
 		var before int64
 		for i := 0; i < 10000; i++ {
-			finished(m, fmt.Sprint(i), 500, time.Minute, sole)
+			finished(m, fmt.Sprint(i), 500, time.Minute, onlyCopy)
 			_, used, _ := m.Usage()
 			if used > limit || (i > 5000 && used < limit*9/10) {
-				t.Fatalf("sole %t: %d bytes after %d answers, and %d before, limit %d", sole, used, i+1, before, limit)
+				t.Fatalf("onlyCopy %t: %d bytes after %d answers, and %d before, limit %d", onlyCopy, used, i+1, before, limit)
 			}
 			before = used
 		}
@@ -221,13 +220,13 @@ func TestManyRecords(t *testing.T) {
 			}
 		}
 		want := "\x00D"
-		if sole {
+		if onlyCopy {
 			want = "\x00KD"
 		}
 		if states != want {
-			t.Errorf("sole %t: from the oldest on, states are %q, want %q", sole, states, want)
+			t.Errorf("onlyCopy %t: from the oldest on, states are %q, want %q", onlyCopy, states, want)
 		}
-		if !sole { // an answer that has room alone drops all others, and not itself
+		if !onlyCopy { // an answer that has room alone drops all others, and not itself
 			finished(m, "large", limit-2000, time.Minute, false)
 			if got := stateOf(m, "large"); got != store.Done {
 				t.Errorf("an answer that has room alone is %q, want %q", got, store.Done)
@@ -237,25 +236,25 @@ func TestManyRecords(t *testing.T) {
 		m.Sweep()
 		records, used, _ := m.Usage()
 		if records != 0 || used != 0 {
-			t.Errorf("sole %t: %d records of %d bytes when all have expired", sole, records, used)
+			t.Errorf("onlyCopy %t: %d records of %d bytes when all have expired", onlyCopy, records, used)
 		}
 	}
 }
 
 // TestAnExpiredRecordIsNotTheKeysNextOne has a key claimed anew while its last record is still to be swept.
 func TestAnExpiredRecordIsNotTheKeysNextOne(t *testing.T) {
-	for _, sole := range []bool{false, true} {
+	for _, onlyCopy := range []bool{false, true} {
 		m, c := newMemory(t, 100<<10)
-		finished(m, "k", 1000, time.Second, sole)
+		finished(m, "k", 1000, time.Second, onlyCopy)
 		c.Pass(time.Second)
 		if held := store.Claim(m, &store.Lease{Key: "k", Owner: "next"}, store.Endless); held != nil {
 			t.Fatalf("an expired key is %q", held.State)
 		}
 		for i := 0; i < 1000; i++ {
-			finished(m, fmt.Sprint(i), 1000, time.Minute, sole)
+			finished(m, fmt.Sprint(i), 1000, time.Minute, onlyCopy)
 		}
 		if got := stateOf(m, "k"); got != store.Running {
-			t.Errorf("sole %t: the key is %q, want %q", sole, got, store.Running)
+			t.Errorf("onlyCopy %t: the key is %q, want %q", onlyCopy, got, store.Running)
 		}
 	}
 }

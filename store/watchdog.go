@@ -26,8 +26,8 @@ const (
 	renewalFailed
 )
 
-// prepare makes the watchdog tick often enough for these terms.
-func prepare(m *Memory, t Terms) {
+// adopt makes the watchdog tick often enough for these terms.
+func adopt(m *Memory, t Terms) {
 	m.lock()
 	defer m.unlock()
 	detach := t.DetachTimeout / 8
@@ -41,12 +41,13 @@ func prepare(m *Memory, t Terms) {
 	}
 }
 
-// begin lets ClaimKey grant claims itself until nothing runs. It is called after ClaimKey has left a claim to ClaimLocal.
-func begin(m *Memory) {
+// letClaimKeyGrant lets ClaimKey grant claims itself until nothing runs. It is called after ClaimKey has left a claim to
+// ClaimLocal.
+func letClaimKeyGrant(m *Memory) {
 	m.lock()
 	defer m.unlock()
-	if m.begun == nil && m.armed {
-		m.begun = []*Run{}
+	if m.fresh == nil && m.armed {
+		m.fresh = []*Run{}
 	}
 }
 
@@ -60,14 +61,14 @@ func arm(m *Memory) {
 
 // watch is one tick of the watchdog.
 func (m *Memory) watch() {
-	defer m.rest()
+	defer m.watchAgain()
 	now := time.Now()
 	since := m.since(m.epoch)
 	var long []LongRun
 	for i, r := range stillRunning(m) {
 		k, _ := r.keys.(*Keys)
 		watchClient(k, r, now)
-		watchTerm(k, r, now)
+		watchLease(k, r, now)
 		age := since - m.seen[i] // which ticks alone change
 		if age >= k.Terms.Long && len(long) < MostLong {
 			long = append(long, LongRun{Key: r.Key, Age: age, TTL: k.Terms.TTL})
@@ -78,16 +79,16 @@ func (m *Memory) watch() {
 	m.long = long
 }
 
-// rest ends a panic of watch, and makes the watchdog tick again while anything runs.
-func (m *Memory) rest() {
+// watchAgain ends a panic of watch, and makes the watchdog tick again while anything runs.
+func (m *Memory) watchAgain() {
 	p := recover()
 	if p != nil {
 		log.Printf("level=error msg=\"looking after running requests failed\" cause=%q", p)
 	}
 	m.lock()
 	defer m.unlock()
-	if len(m.begun)+len(m.watched) == 0 {
-		m.begun = nil
+	if len(m.fresh)+len(m.watched) == 0 {
+		m.fresh = nil
 		m.armed = false
 		return
 	}
@@ -97,11 +98,11 @@ func (m *Memory) rest() {
 // stillRunning returns the running requests, and puts finished ones into their buckets.
 func stillRunning(m *Memory) []*Run {
 	m.lock()
-	all := append(m.watched, m.begun...)
+	all := append(m.watched, m.fresh...)
 	m.watched = all
-	if m.begun != nil {
-		m.granted += len(m.begun)
-		m.begun = make([]*Run, 0, len(m.begun))
+	if m.fresh != nil {
+		m.granted += len(m.fresh)
+		m.fresh = make([]*Run, 0, len(m.fresh))
 	}
 	m.unlock()
 	var running []*Run
@@ -183,7 +184,7 @@ func bucketFinished(m *Memory) {
 	for _, r := range m.watched {
 		bucketOne(m, r)
 	}
-	for _, r := range m.begun {
+	for _, r := range m.fresh {
 		bucketOne(m, r)
 	}
 }
@@ -201,32 +202,32 @@ func bucketOne(m *Memory, r *Run) {
 func watchClient(k *Keys, r *Run, now time.Time) {
 	switch {
 	case k.Terms.DetachTimeout == 0 || r.Client.Err() == nil:
-	case r.missed.IsZero():
-		r.missed = now
-	case now.Sub(r.missed) >= k.Terms.DetachTimeout:
-		cancel, begun := r.Cancel.Load().(context.CancelFunc)
-		if begun {
+	case r.goneSince.IsZero():
+		r.goneSince = now
+	case now.Sub(r.goneSince) >= k.Terms.DetachTimeout:
+		cancel, called := r.Cancel.Load().(context.CancelFunc)
+		if called {
 			r.Gone.Store(true) // before what the backend call makes of it
 			cancel()
 		}
 	}
 }
 
-// watchTerm renews the lease in Redis if that is due, or overdue.
-func watchTerm(k *Keys, r *Run, now time.Time) {
-	first := r.renewed.IsZero()
+// watchLease renews the lease in Redis if that is due, or must be done at once.
+func watchLease(k *Keys, r *Run, now time.Time) {
+	first := r.lastRenewal.IsZero()
 	if first {
-		r.renewed = now.Add(-longestTick) // it was claimed since the last tick
+		r.lastRenewal = now.Add(-longestTick) // it was claimed since the last tick
 	}
-	due := now.Sub(r.renewed) >= k.Terms.Lease/3 || (first && k.Terms.Slow)
+	due := now.Sub(r.lastRenewal) >= k.Terms.Lease/3 || (first && k.Terms.LateReplies)
 	if due {
-		r.renewed = now
+		r.lastRenewal = now
 	}
 	switch {
 	case k.Terms.Renew == nil:
 	case due: // also while the last renewal waits for its reply: the lease may be over before that comes
 		go renew(k, r, 2)
-	case overdue(r) && now.Sub(r.retried) >= tickFor(k.Terms.Lease):
+	case mustRenew(r) && now.Sub(r.retried) >= tickFor(k.Terms.Lease):
 		r.retried = now
 		go renew(k, r, 1)
 	}
@@ -240,8 +241,8 @@ func tickFor(lease time.Duration) time.Duration {
 	return longestTick
 }
 
-// overdue reports whether the lease of r must be renewed at once: the last renewal failed, or Redis may not have the claim.
-func overdue(r *Run) bool {
+// mustRenew reports whether the lease of r must be renewed at once: the last renewal failed, or Redis may not have the claim.
+func mustRenew(r *Run) bool {
 	state := r.renewal.Load()
 	return state == renewalFailed || (state == notRenewed && r.Degraded)
 }

@@ -45,7 +45,7 @@ func Memory(m *store.Memory, pass func(d time.Duration)) Subject {
 		Wait:    func(ctx context.Context, key string, _ int) { store.Wait(ctx, m, key) },
 		Pass:    pass,
 		Look: func(key string) (*redisclient.Seen, error) {
-			held := store.Look(m, key)
+			held := store.Lookup(m, key)
 			if held == nil {
 				return nil, nil
 			}
