@@ -31,6 +31,7 @@ func deskOf(h *handler, r *http.Request, who *visitor) *stats.Desk {
 	listed := listKeys(h, "")
 	d.Keys = listed.Keys
 	d.Unlisted = listed.Detail
+	d.Full = len(listed.Keys) == mostListed
 	query := r.URL.Query()
 	d.ID = idIn(query.Get("id"))
 	if d.ID == "" {

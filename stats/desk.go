@@ -14,6 +14,7 @@ type Desk struct {
 
 	Keys     []*Key // with unknown outcome, and running for long; newest first
 	Unlisted string // why there are none
+	Full     bool   // there may be more of them
 
 	ID   string // that is looked up; empty: none
 	Key  *Key   // what is known of it
@@ -51,16 +52,20 @@ func (v *view) desk(d *Desk, now time.Time) {
 	v.Release = d.Admin && d.Key != nil && d.Do == "release" && d.Key.State != "free" && d.Key.State != "running"
 	v.Force = d.Admin && d.Key != nil && d.Do == "force" && d.Key.State == "running"
 	v.Settle = d.Admin && d.Key != nil && d.Do == "settle" && d.Key.State == "unknown"
+	more := ""
+	if d.Full && (unknown == 0 || running == 0) { // long runs are listed after all others
+		more = "or more "
+	}
 	switch {
 	case unknown > 0:
 		v.LookNote = v.Look + " " + v.LookNote
 		if v.Look == "Nothing" {
 			v.LookNote = ""
 		}
-		v.Look = grouped(unknown) + " to settle"
+		v.Look = grouped(unknown) + " " + more + "to settle"
 		v.LookClass = "bad"
 	case running > 0 && v.LookClass == "good":
-		v.Look = several(running, "long run")
+		v.Look = several(running, more+"long run")
 		v.LookNote = ""
 		v.LookClass = "warn"
 	}

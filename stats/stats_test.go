@@ -354,3 +354,27 @@ func TestACollectorIsKept(t *testing.T) {
 		t.Errorf("%d are counted", got)
 	}
 }
+
+// TestTheTileOfAListThatIsFull says that there may be more. Unknown outcomes come first in a list.
+func TestTheTileOfAListThatIsFull(t *testing.T) {
+	for _, c := range []struct {
+		unknown, running int
+		full             bool
+		want             string
+	}{
+		{2, 1, false, ">2 to settle<"}, {3, 0, true, ">3 or more to settle<"}, {2, 1, true, ">2 to settle<"},
+		{0, 1, false, ">1 long run<"}, {0, 3, false, ">3 long runs<"}, {0, 3, true, ">3 or more long runs<"},
+	} {
+		d := &Desk{Full: c.full}
+		for i := range c.unknown + c.running {
+			k := &Key{State: "unknown"}
+			if i >= c.unknown {
+				k.State = "running"
+			}
+			d.Keys = append(d.Keys, k)
+		}
+		if page := Page(Snapshot{Now: time.Now(), Numbers: NewNumbers(), Loaded: true}, "m", "v", d); !strings.Contains(page, c.want) {
+			t.Errorf("%+v is not on the page", c)
+		}
+	}
+}
