@@ -318,7 +318,7 @@ func (v *view) outcomes(n *Numbers) {
 		{"Observed", "seen", "duplicates let through in observe mode", t[Observed]},
 		{"Not observed", "trouble", "not looked at: too many at once, or no store", t[Unobserved]},
 		{"Mismatches", "refused", "422: the key was used for another request", t[Mismatches]},
-		{"Invalid", "refused", "400: bad or missing key, or a broken body", t[Invalid]},
+		{"Invalid", "refused", "400: bad or missing key, no caller, or a body that broke off", t[Invalid]},
 		{"Unprotected", "trouble", "let through while Redis was away", t[Passed]},
 		{"Unavailable", "trouble", "503: Redis was away, or no memory for a body", t[Unavailable]},
 		{"Degraded", "trouble", "decided by memory while Redis was away", t[Degraded]},

@@ -91,7 +91,7 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 {{else}}<p class="quiet">{{if $.Desk.User}}You may look. {{if $.Desk.MayLogIn}}An admin may settle this key.{{end}}{{end}} <a href="./#look">Close</a></p>{{end}}
 {{end}}</div>{{end}}</div>
 {{if .Desk.Admin}}<details id="find"><summary>Find the key of a request</summary><form class="confirm" action="./find" method="post">
-<p class="quiet">As its client sent it. Nothing of this is kept or logged.</p>
+<p class="quiet">As its client sent it. Nothing of this is kept or logged. The key is the value of the first source in the setting <code>key</code>. If the request had its key elsewhere, leave that field empty, and put the key where the client did: into the URL or the headers.</p>
 <input type="hidden" name="token" value="{{.Desk.Token}}">
 <p class="fields"><label>Method <input name="method" value="POST" required></label> <label>URL <input name="url" type="url" required placeholder="https://shop.example/api/pay"></label> <label>Key <input name="key" autocomplete="off" spellcheck="false"></label></p>
 <p><label>Headers that set callers apart, one a line <textarea name="headers" rows="2" spellcheck="false" placeholder="Authorization: Bearer …"></textarea></label></p>
