@@ -21,7 +21,7 @@ func observe(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 	target := *r.URL // copies, because the next handler may change r
 	seen := &http.Request{Method: r.Method, Host: r.Host, URL: &target, Header: r.Header.Clone(), RemoteAddr: r.RemoteAddr}
 	o := &observedBody{body: r.Body, h: h, key: k, seen: seen, length: r.ContentLength}
-	announce(h, w, r, "observed", false, 0)
+	announce(h, w, r, "observed", false, 0) // also if its key may be in the body, which nobody has read yet
 	if r.ContentLength == 0 {
 		o.mu.Lock()
 		observeWhole(o)
