@@ -39,34 +39,35 @@ const (
 	newsLife     = 2 * time.Second  // after so long without an exchange, what was settled is asked for before an answer is replayed
 	processLife  = 24 * time.Hour   // of the note that a process lives
 
-	hearBeat      = 10 * time.Millisecond // between two tries to ask what was settled
-	mostHearBeats = 25                    // tries
+	askPause = 10 * time.Millisecond // between two tries to ask what was settled
+	mostAsks = 25                    // tries
 )
 
 // notebook has notes about keys that an operator may look up: those with an unknown outcome, those that run for long, and those
 // whose id somebody was told. A public id cannot be turned back into a key, so only what was noted is found by it. Handlers
-// with the same keys share one. A request does no more than to append a sighting, unless this process is behind: see hear. Once a second these become notes in Redis, where all
-// Traefiks find them, and Redis tells what was settled since; without Redis the notes stay here.
+// with the same keys share one. A request does no more than to append a sighting, unless this process is behind: see hear. Once a
+// second these become notes in Redis, where all Traefiks find them, and Redis tells what was settled since; without Redis the notes
+// stay here.
 type notebook struct {
 	memory *store.Memory
 	name   string // of this Traefik
 
-	mu        sync.Mutex            // guards everything down to io
-	sightings map[string][]sighting // by kind, the newest last
-	shared    *redisclient.Notebook // nil: there is no Redis
-	place     int                   // of a key's hash in its lease's Wire
-	timer     *time.Timer
-	closed    bool
+	mu         sync.Mutex            // guards everything down to io
+	sightings  map[string][]sighting // by kind, the newest last
+	inRedis    *redisclient.Notebook // nil: there is no Redis
+	hashOffset int                   // of a key's hash in its lease's Wire
+	timer      *time.Timer
+	closed     bool
 
-	io      sync.Mutex // held while Redis is asked; guards everything below
-	notes   *notes     // to be sent to Redis, or all there are
-	settled []redisclient.Settled
-	known   *redisclient.News // of the last exchange
-	again   []settlement
-	forgot  time.Time           // when what again has was last forgotten once more
-	running map[string]notedRun // long runs that are noted, by their keys
-	beats   int
-	err     error // of the last exchange
+	io       sync.Mutex            // held while Redis is asked; guards everything below
+	notes    *notes                // to be sent to Redis, or all there are
+	settled  []redisclient.Settled // still to be told to Redis
+	known    *redisclient.News     // of the last exchange
+	toForget []settlement          // once more
+	forgot   time.Time             // when toForget was last forgotten once more
+	running  map[string]notedRun   // long runs that are noted, by their keys
+	beats    int                   // heartbeats sent
+	err      error                 // of the last exchange
 }
 
 // sighting is what a request tells of a key.
@@ -115,14 +116,14 @@ func (n *notebook) Close() {
 func (n *notebook) use(keys *redisclient.Keys, keyPrefix string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.shared = redisclient.NewNotebook(keys, keyPrefix)
-	n.place = redisclient.HashOffset(keys)
+	n.inRedis = redisclient.NewNotebook(keys, keyPrefix)
+	n.hashOffset = redisclient.HashOffset(keys)
 }
 
 func (n *notebook) redis() *redisclient.Notebook {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.shared
+	return n.inRedis
 }
 
 // longestNoted is how long the identity of a key may be that is noted: a few thousand are held here, and net/http takes headers of a
@@ -166,10 +167,10 @@ func (n *notebook) next() {
 // that ask, one goes to Redis.
 func (n *notebook) hear() {
 	for i := 0; !n.io.TryLock(); i++ {
-		if i == mostHearBeats { // Redis does not answer
+		if i == mostAsks { // Redis does not answer
 			return
 		}
-		time.Sleep(hearBeat)
+		time.Sleep(askPause)
 	}
 	defer n.io.Unlock()
 	if store.Behind(n.memory) && exchangeNow(n) != nil {
@@ -232,20 +233,20 @@ func (n *notebook) find(id string) (*keyNote, error) {
 	return noteFrom(line), nil
 }
 
-// below returns the newest notes of a kind that are older than the one at a place, at most mostListed, and the newest first. Those
-// that Redis has not taken yet come before all others.
-func (n *notebook) below(kind string, place int64) ([]*keyNote, error) {
+// below returns the newest notes of a kind that are older than the one with this number, at most mostListed, and the newest first.
+// Those that Redis has not taken yet come before all others.
+func (n *notebook) below(kind string, number int64) ([]*keyNote, error) {
 	redis := n.redis()
 	n.io.Lock()
 	defer n.io.Unlock()
 	var noted []*keyNote
-	if redis == nil || place == math.MaxInt64 {
-		noted = n.notes.newest(kind, place, mostListed)
+	if redis == nil || number == math.MaxInt64 {
+		noted = n.notes.newest(kind, number, mostListed)
 	}
 	if redis == nil {
 		return noted, nil
 	}
-	lines, err := redis.List(kind, time.Now().UnixMilli(), place, mostListed)
+	lines, err := redis.List(kind, time.Now().UnixMilli(), number, mostListed)
 	for _, line := range lines {
 		note, newer := noteFrom(line), n.notes.byID[line.Name]
 		if note != nil && (newer == nil || newer.kind != kind) {
@@ -290,38 +291,38 @@ func sayOnce(n *notebook, err error) {
 // read an old record before it was settled, and remember it after. What memory alone has is dropped once: the same may happen again.
 func forget(n *notebook, news *redisclient.News, now time.Time) {
 	n.mu.Lock()
-	place := n.place
+	hashOffset := n.hashOffset
 	n.mu.Unlock()
 	if news.Missed {
-		store.Forget(n.memory, nil, place, false)
+		store.Forget(n.memory, nil, hashOffset, false)
 	}
 	if now.Sub(n.forgot) >= noteInterval { // an operator may cause many exchanges in a second
 		n.forgot = now
-		forgetOnceMore(n, place)
+		forgetOnceMore(n, hashOffset)
 	}
 	if len(news.Settled) == 0 {
 		return
 	}
 	fresh := map[string]store.Settlement{}
 	addSettled(fresh, news.Settled)
-	store.Forget(n.memory, fresh, place, true)
-	n.again = append(n.again, settlement{news.Settled, forgetAgain})
+	store.Forget(n.memory, fresh, hashOffset, true)
+	n.toForget = append(n.toForget, settlement{news.Settled, forgetAgain})
 }
 
-// forgetOnceMore is forget for what was settled before. The caller holds io.
-func forgetOnceMore(n *notebook, place int) {
+// forgetOnceMore is forget for what was settled before. The caller holds the lock io.
+func forgetOnceMore(n *notebook, hashOffset int) {
 	again := map[string]store.Settlement{}
 	var left []settlement
-	for _, s := range n.again {
+	for _, s := range n.toForget {
 		addSettled(again, s.what)
 		if s.left > 1 {
 			left = append(left, settlement{s.what, s.left - 1})
 		}
 	}
 	if len(again) > 0 {
-		store.Forget(n.memory, again, place, false)
+		store.Forget(n.memory, again, hashOffset, false)
 	}
-	n.again = left
+	n.toForget = left
 }
 
 // addSettled adds what was settled to all, by the hashes of its keys.
@@ -391,7 +392,7 @@ func takeRuns(n *notebook, now time.Time) {
 type keyNote struct {
 	kind, id, hash string
 	identity       string // empty in a note that comes from Redis, where nothing leads back to the key
-	place          int64  // among those of its kind; the newest has the highest
+	number         int64  // among those of its kind; the newest has the highest
 	state          store.State
 	since          int64 // Unix time in ms when it came to be in state; 0: not known
 	until          int64 // likewise, when the note is not wanted any more
@@ -442,7 +443,7 @@ func noteFrom(line redisclient.Note) *keyNote {
 	}
 	state, _ := strconv.Atoi(parts[1])
 	since, _ := strconv.ParseInt(parts[2], 10, 64)
-	return &keyNote{kind: line.Kind, id: line.Name, place: line.Place, hash: parts[0], state: store.State(state), since: since, until: line.Until, traefik: parts[3], where: parts[4]}
+	return &keyNote{kind: line.Kind, id: line.Name, number: line.Number, hash: parts[0], state: store.State(state), since: since, until: line.Until, traefik: parts[3], where: parts[4]}
 }
 
 // notes are notes about keys, at most twice redisclient.MostNotes of each kind: the same as redisclient.Notebook, in this
@@ -499,7 +500,7 @@ func (n *notes) add(note *keyNote) {
 		return
 	}
 	n.added++
-	note.place = n.added
+	note.number = n.added
 	n.byID[note.id] = note
 	order := append(n.order[note.kind], note)
 	for len(order) > 2*redisclient.MostNotes {
@@ -539,12 +540,12 @@ func (n *notes) end(id, kind string) {
 	}
 }
 
-// newest returns the newest notes of a kind below a place, the newest first, and no more than most.
+// newest returns the newest notes of a kind with numbers below this one, the newest first, and no more than most.
 func (n *notes) newest(kind string, below int64, most int) []*keyNote {
 	var all []*keyNote
 	order := n.order[kind]
 	for i := len(order) - 1; i >= 0 && len(all) < most; i-- {
-		if order[i].place < below && n.byID[order[i].id] == order[i] {
+		if order[i].number < below && n.byID[order[i].id] == order[i] {
 			all = append(all, order[i])
 		}
 	}

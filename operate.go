@@ -220,7 +220,7 @@ func listKind(h *handler, answer *keysAnswer, kind string, names map[string]stri
 		}
 		all, errs := lookAtAll(h, noted)
 		for i, note := range noted {
-			below = note.place
+			below = note.number
 			switch {
 			case len(answer.Keys) == mostListed:
 			case !h.redis.Cluster && redisclient.IsUnreachable(errs[i]):

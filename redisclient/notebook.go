@@ -26,9 +26,9 @@ var (
 // notes: kind, name, Unix time in ms until when it is wanted, text. It replies with epoch, version, and what was settled since
 // the version that the process knows, as far as it is still there. Fields of the hash:
 //
-//	k NAME                 kind, place, until when, and text of a note
-//	KIND N                 the name of the note at place N; the newest has the highest
-//	KIND first, KIND last  the first place and the last
+//	k NAME                 kind, number, until when, and text of a note
+//	KIND N                 the name of note number N; the newest has the highest
+//	KIND first, KIND last  the first number and the last
 //	epoch                  what it was called when it began: another one if Redis has lost its data
 //	version                how many keys were settled
 //	s N                    the hash of the key that was settled as number N, the version of the record that it had, and when
@@ -49,17 +49,17 @@ end
 local touched = {}
 for i = 7 + 2 * settled, #ARGV, 4 do
   local kind, field, old = ARGV[i], 'k ' .. ARGV[i + 1], redis.call('HGET', k, 'k ' .. ARGV[i + 1])
-  local was, place, till = split(old)
+  local was, nth, till = split(old)
   local lives = was and tonumber(till) > now
   if kind == 'gone' then
     if was == ARGV[i + 3] then redis.call('HDEL', k, field) end
   elseif kind ~= 'other' or not lives or was == 'other' then
     if was ~= kind then
-      place = redis.call('HINCRBY', k, kind .. ' last', 1)
-      redis.call('HSET', k, kind .. ' ' .. place, ARGV[i + 1])
+      nth = redis.call('HINCRBY', k, kind .. ' last', 1)
+      redis.call('HSET', k, kind .. ' ' .. nth, ARGV[i + 1])
       touched[kind] = true
     end
-    redis.call('HSET', k, field, kind .. ' ' .. place .. ' ' .. ARGV[i + 2] .. ' ' .. ARGV[i + 3])
+    redis.call('HSET', k, field, kind .. ' ' .. nth .. ' ' .. ARGV[i + 2] .. ' ' .. ARGV[i + 3])
   end
 end
 for kind in pairs(touched) do
@@ -67,8 +67,8 @@ for kind in pairs(touched) do
   while first <= last do
     local name = redis.call('HGET', k, kind .. ' ' .. first)
     if name then
-      local was, place, till = split(redis.call('HGET', k, 'k ' .. name))
-      local has = was == kind and tonumber(place) == first
+      local was, nth, till = split(redis.call('HGET', k, 'k ' .. name))
+      local has = was == kind and tonumber(nth) == first
       if has and last - first < most and tonumber(till) > now then break end
       if has then redis.call('HDEL', k, 'k ' .. name) end
       redis.call('HDEL', k, kind .. ' ' .. first)
@@ -83,28 +83,28 @@ local reply = {epoch, tostring(version), tostring(from)}
 for n = math.max(from + 1, version - ` + mostSettledText + ` + 1), version do reply[#reply + 1] = redis.call('HGET', k, 's ' .. n) or '' end
 return reply`
 
-// listScript returns names and notes of a kind that are still wanted, the newest first. ARGV = the kind, Unix time in ms, the place
-// below which the notes are, how many at most.
+// listScript returns names and notes of a kind that are still wanted, the newest first. ARGV = the kind, Unix time in ms, the
+// number below which the notes are, how many at most.
 const listScript = `
 local k, kind, reply = KEYS[1], ARGV[1], {}
-local first, place = tonumber(redis.call('HGET', k, kind .. ' first') or 0), tonumber(redis.call('HGET', k, kind .. ' last') or 0)
-place = math.min(place, tonumber(ARGV[3]) - 1)
-while place >= first and #reply < 2 * ARGV[4] do
-  local name = redis.call('HGET', k, kind .. ' ' .. place)
+local first, nth = tonumber(redis.call('HGET', k, kind .. ' first') or 0), tonumber(redis.call('HGET', k, kind .. ' last') or 0)
+nth = math.min(nth, tonumber(ARGV[3]) - 1)
+while nth >= first and #reply < 2 * ARGV[4] do
+  local name = redis.call('HGET', k, kind .. ' ' .. nth)
   local note = name and redis.call('HGET', k, 'k ' .. name)
-  local till = note and string.match(note, '^' .. kind .. ' ' .. place .. ' (%d+) ')
+  local till = note and string.match(note, '^' .. kind .. ' ' .. nth .. ' (%d+) ')
   if till and tonumber(till) > tonumber(ARGV[2]) then
     reply[#reply + 1] = name
     reply[#reply + 1] = note
   end
-  place = place - 1
+  nth = nth - 1
 end
 return reply`
 
 // Note is a line of the notebook.
 type Note struct {
 	Kind, Name string
-	Place      int64 // among those of its kind; the newest has the highest. Redis sets it
+	Number     int64 // among those of its kind; the newest has the highest. Redis sets it
 	Until      int64 // Unix time in ms
 	Text       string
 }
@@ -174,7 +174,7 @@ func (n *Notebook) Get(name string) (Note, error) {
 	return note(name, text(reply)), nil
 }
 
-// List returns the newest notes of a kind below a place that are wanted at now, at most that many, the newest first.
+// List returns the newest notes of a kind with numbers below this one that are wanted at now, at most that many, the newest first.
 func (n *Notebook) List(kind string, now, below int64, most int) ([]Note, error) {
 	all, err := n.list(Command{Name: "EVAL", Args: []interface{}{listScript, 1, n.key, kind, now, below, most}})
 	if err != nil {
@@ -202,7 +202,7 @@ func note(name, field string) Note {
 	if len(parts) != 4 {
 		return Note{}
 	}
-	place, _ := strconv.ParseInt(parts[1], 10, 64) // 0 for what is not ours, as below
+	number, _ := strconv.ParseInt(parts[1], 10, 64) // 0 for what is not ours, as below
 	until, _ := strconv.ParseInt(parts[2], 10, 64)
-	return Note{Kind: parts[0], Name: name, Place: place, Until: until, Text: parts[3]}
+	return Note{Kind: parts[0], Name: name, Number: number, Until: until, Text: parts[3]}
 }
