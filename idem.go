@@ -139,7 +139,7 @@ func (h *handler) openResources(ctx context.Context) {
 	openNotebook := func() resource { return newNotebook(memory) }
 	h.notebook, _ = resources.get(ctx, "notebook "+token, openNotebook).(*notebook)
 	statsID += " " + token
-	newCollector := func() resource { return stats.New(stats.NewProcess(memory), h.statsLimits, memory) }
+	newCollector := func() resource { return stats.New(store.RandomHex(8), stats.NewProcessStore(memory), h.statsLimits, memory) }
 	var trouble *atomic.Int32
 	if h.redis.Address != "" {
 		newCollector = h.openRedis(ctx, memory)
@@ -153,7 +153,7 @@ func (h *handler) openResources(ctx context.Context) {
 	terms.Stats = h.stats
 	h.keys = store.NewKeys(memory, trouble, terms)
 	join := func() resource { return h.stats.Join(h.name) }
-	member, _ := resources.get(ctx, "middleware "+h.name+" in "+statsID, join).(*stats.User)
+	member, _ := resources.get(ctx, "middleware "+h.name+" in "+statsID, join).(*stats.Member)
 	member.Show(h.inForce)
 	h.stats.SetLimits(h.statsLimits)
 	h.counter = h.stats.Counter(fmt.Sprintf("%q %q", h.methods, h.endpoints), h.patterns)
@@ -174,7 +174,7 @@ func (h *handler) openRedis(ctx context.Context, memory *store.Memory) func() re
 	h.notebook.use(h.shared, h.keyPrefix)
 	unhook := &hook{remove: redisclient.WhenBack(h.shared, store.Token(memory), memory.RenewAll)}
 	context.AfterFunc(ctx, unhook.end)
-	return func() resource { return stats.New(redisclient.NewStats(client, h.keyPrefix), h.statsLimits, memory) }
+	return func() resource { return stats.New(store.RandomHex(8), redisclient.NewStats(client, h.keyPrefix), h.statsLimits, memory) }
 }
 
 // insideMark is what Response points to in a request that a handler above has taken. Servers leave that field alone, and

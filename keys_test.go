@@ -26,7 +26,7 @@ func newDoor(t *testing.T, memory *store.Memory, address string) *handler {
 	client := redisclient.New(redisclient.Options{Address: address, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, redisclient.NewBacklog())
 	t.Cleanup(client.Close)
 	h.shared = redisclient.NewKeys(client, "idem")
-	h.stats = stats.New(stats.NewProcess(memory), h.statsLimits, memory)
+	h.stats = stats.New("this process", stats.NewProcessStore(memory), h.statsLimits, memory)
 	t.Cleanup(h.stats.Close)
 	h.log = newLogger("idem", "error")
 	h.notebook = newNotebook(memory)

@@ -68,8 +68,9 @@ func (o *Options) Place() string {
 	return fmt.Sprintf("%s %q %t %d", strings.Join(addresses, ","), o.Sentinel.MasterName, o.Cluster, o.DB)
 }
 
-// Client sends commands to one Redis server, or is the front of a cluster: it represents that, and nothing is sent over it. Commands that come while its connections are busy are sent together, in one
-// write, when one is free. Many goroutines may send at once.
+// Client sends commands to one Redis server. Commands that come while its connections are busy are sent together, in one
+// write, when one is free. Many goroutines may send at once. The front of a cluster is a client that stands for the whole cluster:
+// nothing is sent over it.
 type Client struct {
 	opts   Options
 	conns  chan *pooledConn // not in use; receiving one is the permission to use it

@@ -14,14 +14,14 @@ import (
 )
 
 // addScript adds numbers to the hash of statistics. ARGV = process, its sequence number, Unix time, time to live in s,
-// how many endpoints are counted apart, how many of the following are fields with counts; these; then endpoints with their
+// how many endpoints are counted separately, how many of the following are fields with counts; these; then endpoints with their
 // numbers. What the process has sent before is not added again. Fields of the hash:
 //
 //	t NAME          a total
 //	l NAME          Unix time at which it was last counted, of totals that are problems
 //	m N, h N        duplicates in the minute and in the hour N since 1970
 //	M NAME N, H NAME N   the same of problems
-//	e ENDPOINT      duplicates, the Unix time of the last, that of the last request counted here, and counts in the order of stats.Apart
+//	e ENDPOINT      duplicates, the Unix time of the last, that of the last request counted here, and counts in the order of stats.ByEndpoint
 //	p PROCESS       its last sequence number, and the Unix time of that
 //	since           Unix time of the first count
 //	endpoints       how many there are
@@ -81,7 +81,7 @@ end
 redis.call('EXPIRE', k, ttl)
 return 1`
 
-// Bounds on one measurement of memory: one SCAN looks at about scanCount slots of the keyspace, which occupies Redis for
+// Bounds on one measurement of memory: one SCAN looks at about scanCount buckets of the keyspace, which occupies Redis for
 // some tenths of a millisecond, and the measurement ends after scanTime.
 const (
 	scanCount = 500
@@ -122,15 +122,15 @@ func (s *Stats) Add(process string, sequence, now int64, numbers *stats.Numbers,
 	for hour, count := range numbers.Hours {
 		fields = append(fields, "h "+strconv.FormatInt(hour, 10), count)
 	}
-	for i, trouble := range numbers.Troubles {
-		name := stats.Names[stats.Problems[i]]
-		if trouble.Last != 0 {
-			fields = append(fields, "l "+name, trouble.Last)
+	for i, problem := range numbers.Problems {
+		name := stats.Names[stats.ProblemTotals[i]]
+		if problem.Last != 0 {
+			fields = append(fields, "l "+name, problem.Last)
 		}
-		for minute, count := range trouble.Minutes {
+		for minute, count := range problem.Minutes {
 			fields = append(fields, "M "+name+" "+strconv.FormatInt(minute, 10), count)
 		}
-		for hour, count := range trouble.Hours {
+		for hour, count := range problem.Hours {
 			fields = append(fields, "H "+name+" "+strconv.FormatInt(hour, 10), count)
 		}
 	}
@@ -192,13 +192,13 @@ func (s *Stats) Load() (*stats.Numbers, error) {
 	if err != nil {
 		return nil, err
 	}
-	totals, troubles := map[string]int{}, map[string]*stats.Trouble{}
+	totals, problems := map[string]int{}, map[string]*stats.Problem{}
 	for i, name := range stats.Names {
 		totals[name] = i
 	}
 	numbers := stats.NewNumbers()
-	for i, total := range stats.Problems {
-		troubles[stats.Names[total]] = numbers.Troubles[i]
+	for i, total := range stats.ProblemTotals {
+		problems[stats.Names[total]] = numbers.Problems[i]
 	}
 	for i := 0; i+1 < len(all); i += 2 {
 		field, value := text(all[i]), text(all[i+1])
@@ -209,7 +209,7 @@ func (s *Stats) Load() (*stats.Numbers, error) {
 		}
 		n, _ := strconv.ParseInt(value, 10, 64) // 0 for what is not ours
 		name, at, _ := strings.Cut(name, " ")
-		trouble := troubles[name]
+		problem := problems[name]
 		switch kind {
 		case "since":
 			numbers.Since = n
@@ -225,18 +225,18 @@ func (s *Stats) Load() (*stats.Numbers, error) {
 			hour, _ := strconv.ParseInt(name, 10, 64)
 			numbers.Hours[hour] = n
 		case "l":
-			if trouble != nil {
-				trouble.Last = n
+			if problem != nil {
+				problem.Last = n
 			}
 		case "M":
 			minute, _ := strconv.ParseInt(at, 10, 64)
-			if trouble != nil {
-				trouble.Minutes[minute] = n
+			if problem != nil {
+				problem.Minutes[minute] = n
 			}
 		case "H":
 			hour, _ := strconv.ParseInt(at, 10, 64)
-			if trouble != nil {
-				trouble.Hours[hour] = n
+			if problem != nil {
+				problem.Hours[hour] = n
 			}
 		}
 	}
@@ -271,7 +271,7 @@ func (s *Stats) Memory() (stats.Memory, error) {
 		measured, err := s.memoryOf(node, deadline)
 		all.Keys += measured.Keys
 		all.Bytes += measured.Bytes
-		all.Looked += measured.Looked / float64(len(nodes))
+		all.Scanned += measured.Scanned / float64(len(nodes))
 		all.Exact = all.Exact && measured.Exact
 		if err != nil {
 			return all, err
@@ -313,7 +313,7 @@ func (s *Stats) memoryOf(node *Client, deadline time.Time) (stats.Memory, error)
 			return measured, err
 		}
 	}
-	measured.Looked = looked(cursor)
+	measured.Scanned = scanned(cursor)
 	measured.Exact = cursor == "0"
 	return measured, nil
 }
@@ -352,9 +352,9 @@ func scanReply(reply interface{}) (string, []interface{}, error) {
 	return text(pair[0]), keys, err
 }
 
-// looked returns the share of the keyspace, 0 to 1, that SCAN has passed when it replies with this cursor. Redis counts cursors from
+// scanned returns the share of the keyspace, 0 to 1, that SCAN has passed when it replies with this cursor. Redis counts cursors from
 // the highest bit down.
-func looked(cursor string) float64 {
+func scanned(cursor string) float64 {
 	if cursor == "0" { // there is no more
 		return 1
 	}

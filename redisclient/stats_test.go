@@ -17,7 +17,7 @@ func TestASampleIsMeasured(t *testing.T) {
 	c := New(fast(server.address), NewBacklog())
 	defer c.Close()
 	measured, err := NewStats(c, "idem").memoryOf(c, time.Now())
-	if err != nil || measured.Keys != 2 || measured.Bytes != 200 || measured.Looked != 0.5 || measured.Exact {
+	if err != nil || measured.Keys != 2 || measured.Bytes != 200 || measured.Scanned != 0.5 || measured.Exact {
 		t.Errorf("%+v, %v", measured, err)
 	}
 }

@@ -8,10 +8,10 @@ import (
 	"github.com/example/traefik-idem/stats"
 )
 
-// Steps are measured by samples, so that the others cost nothing: Stats.Measure marks each client, and its next batches get a
+// Steps are measured by samples, so that the others cost nothing: Stats.SampleSteps marks each client, and its next batches get a
 // PING at their end, whose reply is the end of the batch.
 
-// samplesAtOnce is how many batches are measured after each Measure. At little traffic these are a claim and its finish.
+// samplesAtOnce is how many batches are measured after each SampleSteps. At little traffic these are a claim and its finish.
 const samplesAtOnce = 2
 
 var ping = "*1\r\n" + bulk("PING")
@@ -91,8 +91,8 @@ func sampleNext(c *Client) {
 	c.rewrites = true
 }
 
-// Measure implements stats.Store.
-func (s *Stats) Measure() {
+// SampleSteps implements stats.Store.
+func (s *Stats) SampleSteps() {
 	cluster := s.client.cluster
 	if cluster == nil {
 		sampleNext(s.client)

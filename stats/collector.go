@@ -5,8 +5,6 @@
 package stats
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"log"
 	"sync"
@@ -19,26 +17,17 @@ var ErrForbidden = errors.New("a command that only statistics and notes about ke
 
 const (
 	interval   = time.Second      // between two flushes
-	patience   = time.Second      // pause after a failure before the store is asked again
+	retryPause = time.Second      // after a failure, before the store is asked again
 	memoryLife = 30 * time.Second // life of a measurement of memory
 	unsentLife = 10 * time.Minute // how long a store that fails keeps a collector without users
 
-	lostEndpoints = 1000 // upper bound on endpoints in Collector.lost
+	maxLost = 1000 // endpoints in Collector.lost
 )
 
 // Limits bound what a Store keeps.
 type Limits struct {
 	TTL          time.Duration // life of the statistics, and of an endpoint where nothing is counted
-	MaxEndpoints int           // counted apart; the rest go under Other
-}
-
-// Memory is how much the plugin's records take.
-type Memory struct {
-	Keys      int64   // keys measured
-	Bytes     int64   // taken by those
-	Exact     bool    // every key was measured
-	Looked    float64 // share of the keyspace that was looked at; 1 = all
-	Estimated bool    // memory of a process, estimated by the plugin
+	MaxEndpoints int           // counted separately; the rest go under Other
 }
 
 // Store keeps the numbers of all processes that share it.
@@ -58,8 +47,8 @@ type Store interface {
 	// Memory measures the plugin's records.
 	Memory() (Memory, error)
 
-	// Measure has the time of the next steps of keys taken.
-	Measure()
+	// SampleSteps has the time of the next steps of keys measured.
+	SampleSteps()
 
 	// Steps returns how long those steps took, by name; nil if the store does not measure.
 	Steps() map[string]*Histogram
@@ -88,9 +77,9 @@ type Collector struct {
 
 	store    Store
 	requests Requests
-	process  string
+	process  string // its name in the store
 
-	mu       sync.Mutex          // guards everything down to the blank line
+	mu       sync.Mutex          // guards everything down to io
 	counters map[string]*Counter // what is counted by endpoint, by the patterns of the handlers
 	limits   Limits
 	timer    *time.Timer
@@ -98,35 +87,31 @@ type Collector struct {
 	users    map[string]int       // middlewares that count here
 	settings map[string][]Setting // of theirs, as they were last built
 
-	io       sync.Mutex // held while the store is asked; guards everything below
-	known    *Numbers   // numbers of the store when it was last asked
-	loaded   bool       // the store has told its numbers once
-	waiting  *Numbers   // gathered, to be sent
-	lost     *Numbers   // numbers that the store has lost; added to the metrics, so that those never fall
-	sending  *Numbers   // sent, but perhaps not arrived: it is sent again unchanged. Nil if there is none
-	sequence int64      // sequence number of sending
-	err      error      // from the last time the store was asked
-	apart    bool       // err is about the statistics, and not about keys
-	failed   time.Time
-	failing  time.Time // when the first of the failures came that end with err
-	memory   Memory
-	measured time.Time
+	io        sync.Mutex // held while the store is asked; guards everything below
+	known     *Numbers   // numbers of the store when it was last asked
+	loaded    bool       // the store has told its numbers once
+	waiting   *Numbers   // gathered, to be sent
+	lost      *Numbers   // numbers that the store has lost; added to the metrics, so that those never fall
+	sending   *Numbers   // sent, but perhaps not arrived: it is sent again unchanged. Nil if there is none
+	sequence  int64      // sequence number of sending
+	err       error      // from the last time the store was asked
+	onlyStats bool       // err is about the statistics, and not about keys
+	failed    time.Time
+	failing   time.Time // when the first of the failures came that end with err
 
+	memory     Memory
+	measured   time.Time
 	unmeasured error // why memory could not be measured
 }
 
-// New returns a collector that flushes every second until it is closed.
-func New(store Store, limits Limits, requests Requests) *Collector {
-	random := make([]byte, 8)
-	_, err := rand.Read(random)
-	if err != nil { // two processes with one name would lose each other's numbers
-		panic("traefik-idem: no random numbers to be had: " + err.Error())
-	}
+// New returns a collector that flushes every second until it is closed. No other collector may ever have the same name: it would lose
+// numbers.
+func New(name string, store Store, limits Limits, requests Requests) *Collector {
 	c := &Collector{
 		store:    store,
 		requests: requests,
-		process:  hex.EncodeToString(random),
-		Counts:   make([]*atomic.Int64, counters),
+		process:  name,
+		Counts:   make([]*atomic.Int64, numTotals),
 		counters: map[string]*Counter{},
 		limits:   limits,
 		known:    NewNumbers(),
@@ -151,43 +136,43 @@ func (c *Collector) SetLimits(limits Limits) {
 	c.limits = limits
 	for _, k := range c.counters {
 		k.mu.Lock()
-		k.most = limits.MaxEndpoints
+		k.maxNames = limits.MaxEndpoints
 		k.mu.Unlock()
 	}
 }
 
-// Join adds a middleware to those that count here, until the returned User is closed.
-func (c *Collector) Join(middleware string) *User {
+// Join adds a middleware to those that count here, until the returned Member is closed.
+func (c *Collector) Join(middleware string) *Member {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.users[middleware]++
-	return &User{collector: c, middleware: middleware}
+	return &Member{collector: c, middleware: middleware}
 }
 
-// User is a middleware that counts in a Collector.
-type User struct {
+// Member is a middleware that counts in a Collector.
+type Member struct {
 	collector  *Collector
 	middleware string
 }
 
-// Show has the page show these settings of the middleware.
-func (u *User) Show(settings []Setting) {
-	u.collector.mu.Lock()
-	defer u.collector.mu.Unlock()
-	u.collector.settings[u.middleware] = settings
+// Show makes the page show these settings of the middleware.
+func (m *Member) Show(settings []Setting) {
+	m.collector.mu.Lock()
+	defer m.collector.mu.Unlock()
+	m.collector.settings[m.middleware] = settings
 }
 
-// Idle returns true: a user need not outlive its handlers.
-func (u *User) Idle() bool { return true }
+// Idle returns true: a member need not outlive its handlers.
+func (m *Member) Idle() bool { return true }
 
-// Close takes the middleware from those that count.
-func (u *User) Close() {
-	u.collector.mu.Lock()
-	defer u.collector.mu.Unlock()
-	u.collector.users[u.middleware]--
-	if u.collector.users[u.middleware] == 0 {
-		delete(u.collector.users, u.middleware)
-		delete(u.collector.settings, u.middleware)
+// Close removes the middleware from those that count.
+func (m *Member) Close() {
+	m.collector.mu.Lock()
+	defer m.collector.mu.Unlock()
+	m.collector.users[m.middleware]--
+	if m.collector.users[m.middleware] == 0 {
+		delete(m.collector.users, m.middleware)
+		delete(m.collector.settings, m.middleware)
 	}
 }
 
@@ -218,7 +203,7 @@ func (c *Collector) Counter(name string, patterns []Pattern) *Counter {
 	defer c.mu.Unlock()
 	k := c.counters[name]
 	if k == nil {
-		k = &Counter{patterns: patterns, endpoints: noEndpoints(), most: c.limits.MaxEndpoints}
+		k = &Counter{patterns: patterns, endpoints: noEndpoints(), maxNames: c.limits.MaxEndpoints}
 		c.counters[name] = k
 	}
 	k.mu.Lock()
@@ -229,13 +214,13 @@ func (c *Collector) Counter(name string, patterns []Pattern) *Counter {
 
 // tick flushes, and runs again after interval.
 func (c *Collector) tick() {
-	defer c.again()
-	c.store.Measure()
+	defer c.reschedule()
+	c.store.SampleSteps()
 	c.flush(time.Now())
 }
 
-// again ends a panic of tick, and starts the next interval.
-func (c *Collector) again() {
+// reschedule ends a panic of tick, and starts the next interval.
+func (c *Collector) reschedule() {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"flushing the statistics failed\" cause=%q", p)
 	}
@@ -246,31 +231,34 @@ func (c *Collector) again() {
 	}
 }
 
-// Retire flushes what a handler has counted that is not used any more. If many handlers retire while the store hangs, only one
+// Retire flushes what was counted by a handler that is not used any more. If many handlers retire while the store hangs, only one
 // of them waits for it.
 func (c *Collector) Retire() {
-	defer func() {
-		if p := recover(); p != nil {
-			log.Printf("level=error msg=\"flushing the statistics failed\" cause=%q", p)
-		}
-	}()
+	defer recovered("flushing the statistics")
 	c.io.Lock()
 	defer c.io.Unlock()
 	now := time.Now()
 	if c.reachable(now) {
-		c.flushLocked(now)
+		c.flushNow(now)
+	}
+}
+
+// recovered ends a panic in a goroutine of the plugin, which would end Traefik.
+func recovered(doing string) {
+	if p := recover(); p != nil {
+		log.Printf("level=error msg=%q cause=%q", doing+" failed", p)
 	}
 }
 
 func (c *Collector) flush(now time.Time) {
 	c.io.Lock()
 	defer c.io.Unlock()
-	c.flushLocked(now)
+	c.flushNow(now)
 }
 
-// flushLocked adds what was counted to the store. If that fails, the same numbers are sent again later, so that each is added
-// once, also when only the store's reply was lost. The caller holds io.
-func (c *Collector) flushLocked(now time.Time) {
+// flushNow adds what was counted to the store. If that fails, the same numbers are sent again later, so that each is added
+// once, also when only the store's reply was lost. The caller holds the lock io.
+func (c *Collector) flushNow(now time.Time) {
 	limits := c.gather(now.Unix())
 	c.waiting.Prune(now.Unix(), limits.TTL)
 	if c.sending == nil {
@@ -281,7 +269,7 @@ func (c *Collector) flushLocked(now time.Time) {
 		c.sequence++
 		c.waiting = NewNumbers()
 	}
-	c.note(c.store.Add(c.process, c.sequence, now.Unix(), c.sending, limits))
+	c.recordResult(c.store.Add(c.process, c.sequence, now.Unix(), c.sending, limits))
 	if c.err == nil {
 		c.known.Add(c.sending, limits.MaxEndpoints)
 		c.known.Prune(now.Unix(), limits.TTL)
@@ -289,30 +277,30 @@ func (c *Collector) flushLocked(now time.Time) {
 	}
 }
 
-// noteLoss adds to lost what the store has lost, for instance because Redis was restarted without its data. The caller holds
-// io.
-func (c *Collector) noteLoss(loaded *Numbers) {
+// addLost adds to lost what the store has lost, for instance because Redis was restarted without its data. The caller holds the
+// lock io.
+func (c *Collector) addLost(loaded *Numbers) {
 	for i, count := range c.known.Totals {
 		if loaded.Totals[i] < count {
 			c.lost.Totals[i] += count - loaded.Totals[i]
 		}
 	}
 	for name, e := range c.known.Endpoints {
-		_, noted := c.lost.Endpoints[name]
+		_, known := c.lost.Endpoints[name]
 		e.Duplicates -= loaded.Endpoints[name].Duplicates
 		e.Outcomes = nil // no metric has them
-		if e.Duplicates > 0 && (noted || len(c.lost.Endpoints) < lostEndpoints) {
-			c.lost.addEndpoint(name, e, lostEndpoints)
+		if e.Duplicates > 0 && (known || len(c.lost.Endpoints) < maxLost) {
+			c.lost.addEndpoint(name, e, maxLost)
 		}
 	}
 }
 
-// note keeps the result of asking the store. It is logged where requests can be decided with the store, so that nothing else
-// says that something is wrong. The caller holds io.
-func (c *Collector) note(err error) {
-	before := c.apart
-	c.apart = err != nil && c.store.Trouble() == nil
-	if c.apart && !before && !errors.Is(err, ErrForbidden) {
+// recordResult keeps the result of asking the store. It logs a failure of the statistics alone, since nothing else says that
+// something is wrong then. The caller holds the lock io.
+func (c *Collector) recordResult(err error) {
+	before := c.onlyStats
+	c.onlyStats = err != nil && c.store.Trouble() == nil
+	if c.onlyStats && !before && !errors.Is(err, ErrForbidden) {
 		log.Printf("level=error msg=\"Redis does not take the statistics; keys are not concerned\" cause=%q", err)
 	}
 	if err != nil {
@@ -324,13 +312,14 @@ func (c *Collector) note(err error) {
 	c.err = err
 }
 
-// reachable reports whether the store should be asked: it answered the last time, or patience is over. The caller holds io.
+// reachable reports whether the store should be asked: it answered the last time, or retryPause is over. The caller holds the lock
+// io.
 func (c *Collector) reachable(now time.Time) bool {
-	return c.err == nil || now.Sub(c.failed) >= patience
+	return c.err == nil || now.Sub(c.failed) >= retryPause
 }
 
 // gather moves what was counted since the last time into waiting, as if all of it had been counted now, which is exact to a
-// second. The caller holds io.
+// second. The caller holds the lock io.
 func (c *Collector) gather(now int64) Limits {
 	n := NewNumbers()
 	c.Counts[First].Add(c.requests.TakeClaims())
@@ -341,10 +330,10 @@ func (c *Collector) gather(now int64) Limits {
 		}
 	}
 	counted, limits := c.take()
-	for place, total := range Apart {
+	for i, total := range ByEndpoint {
 		for name, count := range counted[total] {
-			e := Endpoint{Seen: now, Outcomes: make([]int64, place+1)}
-			e.Outcomes[place] = count
+			e := Endpoint{Seen: now, Outcomes: make([]int64, i+1)}
+			e.Outcomes[i] = count
 			if isDuplicate(total) {
 				e.Duplicates, e.Last = count, now
 				n.Minutes[now/60] += count
@@ -355,10 +344,10 @@ func (c *Collector) gather(now int64) Limits {
 			n.Since = now
 		}
 	}
-	for i, total := range Problems {
+	for i, total := range ProblemTotals {
 		count := n.Totals[total]
 		if count > 0 {
-			n.Troubles[i] = &Trouble{Last: now, Minutes: map[int64]int64{now / 60: count}, Hours: map[int64]int64{now / 3600: count}}
+			n.Problems[i] = &Problem{Last: now, Minutes: map[int64]int64{now / 60: count}, Hours: map[int64]int64{now / 3600: count}}
 		}
 	}
 	c.waiting.Add(n, limits.MaxEndpoints)
@@ -388,7 +377,7 @@ type Snapshot struct {
 	Lost       *Numbers // counted while this process runs, but lost by the store
 	Kind       string   // kind of the store
 	Err        error    // why keys cannot be decided with the store; then Numbers are the last known ones plus those of this process since
-	Unshared   error    // why the same is so of Numbers, although keys can be decided with the store
+	Unshared   error    // why Numbers are this process's alone since the last flush, although keys work
 	Memory     Memory
 	Measured   time.Time // time of the measurement; zero: never
 	Unmeasured error     // why memory could not be measured
@@ -415,7 +404,7 @@ func (c *Collector) Read() Snapshot {
 	var unshared error
 	switch {
 	case trouble != nil:
-	case c.apart:
+	case c.onlyStats:
 		unshared = c.err
 	default:
 		trouble = c.err
@@ -434,18 +423,19 @@ func (c *Collector) middlewares() map[string][]Setting {
 	return all
 }
 
-// ask flushes, loads all numbers, and measures the memory if the last measurement is old. The caller holds io.
+// ask flushes, loads all numbers, and measures the memory if the last measurement is old. The caller holds the lock
+// io.
 func (c *Collector) ask(now time.Time) {
-	c.flushLocked(now)
+	c.flushNow(now)
 	if c.sending != nil {
 		return
 	}
 	known, err := c.store.Load()
-	c.note(err)
+	c.recordResult(err)
 	if err != nil {
 		return
 	}
-	c.noteLoss(known)
+	c.addLost(known)
 	c.known = known
 	c.loaded = true
 	if now.Sub(c.measured) < memoryLife {

@@ -32,8 +32,8 @@ type keyRow struct {
 	Unknown, Running, Free        bool
 }
 
-// desk fills what the page has of keys.
-func (v *view) desk(d *Desk, now time.Time) {
+// fillDesk fills what the page has of keys.
+func (v *view) fillDesk(d *Desk, now time.Time) {
 	v.Desk = d
 	unknown, running := int64(0), int64(0)
 	for _, k := range d.Keys {

@@ -1,7 +1,6 @@
 package stats
 
 import (
-	"log"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -22,8 +21,8 @@ type Counter struct {
 	patterns []Pattern
 
 	mu        sync.Mutex         // guards everything below
-	endpoints []map[string]int64 // counts since the last gathering, by total and raw name; nil for totals that are not in Apart
-	most      int                // raw names in each of these maps; then as many endpoints
+	endpoints []map[string]int64 // counts since the last gathering, by total and raw name; nil for totals that are not in ByEndpoint
+	maxNames  int                // the most raw names in each of these maps; as many endpoints may follow
 	users     int                // handlers
 	left      time.Time          // when the last handler was given up
 }
@@ -33,14 +32,14 @@ const counterLife = 24 * time.Hour
 
 // noEndpoints is Counter.endpoints before anything is counted.
 func noEndpoints() []map[string]int64 {
-	endpoints := make([]map[string]int64, counters)
-	for _, total := range Apart {
+	endpoints := make([]map[string]int64, numTotals)
+	for _, total := range ByEndpoint {
 		endpoints[total] = map[string]int64{}
 	}
 	return endpoints
 }
 
-// Count adds one to a total of Apart, and to what its endpoint has of it. Duplicates wait for it, so it is short: Yaegi
+// Count adds one to a total of ByEndpoint, and to what its endpoint has of it. Duplicates wait for it, so it is short: Yaegi
 // allocates every variable of a function at each call. admit and take do the rest.
 func Count(k *Counter, total int, r *http.Request) {
 	name := r.Method + " " + r.Host + " " + r.URL.EscapedPath()
@@ -58,16 +57,16 @@ func Count(k *Counter, total int, r *http.Request) {
 // admit returns the name under which a request is counted whose raw name has no count yet. That is the raw name, bounded, as
 // long as there are few, then the endpoint's, which many raw names share, and Other if there are too many endpoints.
 func admit(k *Counter, counted map[string]int64, name string) string {
-	if len(name) > longestRaw {
-		method, host, path := parts(name)
-		name = clip(method, longestMethod) + " " + clip(host, longestHost) + " " + clip(path, longestRaw)
+	if len(name) > maxRaw {
+		method, host, path := splitName(name)
+		name = clip(method, maxMethod) + " " + clip(host, maxHost) + " " + clip(path, maxRaw)
 	}
-	if len(counted) < k.most {
+	if len(counted) < k.maxNames {
 		return name
 	}
-	name = k.endpoint(name)
+	name = k.endpointOf(name)
 	_, known := counted[name]
-	if !known && len(counted) >= 2*k.most {
+	if !known && len(counted) >= 2*k.maxNames {
 		return Other
 	}
 	return name
@@ -75,11 +74,7 @@ func admit(k *Counter, counted map[string]int64, name string) string {
 
 // Leave says that a handler is given up.
 func (k *Counter) Leave() {
-	defer func() {
-		if p := recover(); p != nil {
-			log.Printf("level=error msg=\"giving up a counter failed\" cause=%q", p)
-		}
-	}()
+	defer recovered("giving up a counter")
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.users--
@@ -99,20 +94,20 @@ func (k *Counter) take(counted []map[string]int64) {
 	raw := k.endpoints
 	k.endpoints = noEndpoints()
 	k.mu.Unlock()
-	for _, total := range Apart {
+	for _, total := range ByEndpoint {
 		for name, count := range raw[total] {
 			if name != Other {
-				name = k.endpoint(name)
+				name = k.endpointOf(name)
 			}
 			counted[total][name] += count
 		}
 	}
 }
 
-// endpoint returns the name of the endpoint that a raw name belongs to. Of an endpoint's name it is this name.
-func (k *Counter) endpoint(raw string) string {
-	method, host, escaped := parts(raw)
-	escaped = whole(escaped)
+// endpointOf returns the name of the endpoint that a raw name belongs to. The name of an endpoint belongs to itself.
+func (k *Counter) endpointOf(raw string) string {
+	method, host, escaped := splitName(raw)
+	escaped = trimEscape(escaped)
 	longest := ""
 	for _, p := range k.patterns {
 		if len(p.Path) > len(longest) && (p.Methods["*"] || p.Methods[method]) && p.Matches.MatchString(decoded(escaped)) {
@@ -120,9 +115,9 @@ func (k *Counter) endpoint(raw string) string {
 		}
 	}
 	if longest == "" {
-		longest = withoutIDs(decoded(kept.Replace(escaped)))
+		longest = withoutIDs(decoded(keepEscapes.Replace(escaped)))
 	}
-	return endpoint(method, host, longest)
+	return endpointName(method, host, longest)
 }
 
 // decoded returns a path without its escapes, or as it is if some are none.
@@ -134,27 +129,27 @@ func decoded(escaped string) string {
 	return path
 }
 
-// kept keeps encoded in a path what would mean something else.
-var kept = strings.NewReplacer("%25", "%2525", "%2F", "%252F", "%2f", "%252F", "%3F", "%253F", "%3f", "%253F", "%23", "%2523")
+// keepEscapes keeps encoded in a path what would mean something else.
+var keepEscapes = strings.NewReplacer("%25", "%2525", "%2F", "%252F", "%2f", "%252F", "%3F", "%253F", "%3f", "%253F", "%23", "%2523")
 
-// whole returns an encoded path without the part of an escape that was left where it was clipped.
-func whole(escaped string) string {
-	clipped := strings.TrimSuffix(escaped, cut)
+// trimEscape returns an encoded path without the part of an escape that was left where it was clipped.
+func trimEscape(escaped string) string {
+	clipped := strings.TrimSuffix(escaped, ellipsis)
 	if len(clipped) == len(escaped) {
 		return escaped
 	}
-	return partial.ReplaceAllString(clipped, "") + cut
+	return brokenEscape.ReplaceAllString(clipped, "") + ellipsis
 }
 
-// partial matches, at the end of an encoded path, an escape that is not whole.
-var partial = regexp.MustCompile(`%[0-9A-Fa-f]?$`)
+// brokenEscape matches, at the end of an encoded path, an escape that is not whole.
+var brokenEscape = regexp.MustCompile(`%[0-9A-Fa-f]?$`)
 
-// id matches a segment of a path that is a number, a UUID, a ULID, or 16 or more hex digits.
-var id = regexp.MustCompile(`/(?:[0-9]+|[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}|[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}|[0-9A-Fa-f]{16,})(/|$)`)
+// idSegment matches a segment of a path that is a number, a UUID, a ULID, or 16 or more hex digits.
+var idSegment = regexp.MustCompile(`/(?:[0-9]+|[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}|[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}|[0-9A-Fa-f]{16,})(/|$)`)
 
 // withoutIDs replaces such segments. Two beside each other have one slash in common, so it goes twice over the path.
 func withoutIDs(path string) string {
-	return id.ReplaceAllString(id.ReplaceAllString(path, "/{id}$1"), "/{id}$1")
+	return idSegment.ReplaceAllString(idSegment.ReplaceAllString(path, "/{id}$1"), "/{id}$1")
 }
 
 // Other characters than visible ASCII must not be in the name of an endpoint, and in its path none that cannot be seen.
@@ -163,31 +158,32 @@ var (
 	invisible   = regexp.MustCompile(`[^\pL\pM\pN\pP\pS]|\x{FFFD}`) // what is no UTF-8 counts as U+FFFD
 )
 
-// endpoint returns the name under which requests are counted. Its parts have bounded length and no spaces, and … stands where
+// endpointName returns the name under which requests are counted. Its parts have bounded length and no spaces, and an ellipsis stands where
 // something was cut off.
-func endpoint(method, host, path string) string {
-	return part(method, longestMethod) + " " + part(strings.ToLower(host), longestHost) + " " + whole(clip(invisible.ReplaceAllStringFunc(path, url.PathEscape), longestPath))
+func endpointName(method, host, path string) string {
+	return printable(method, maxMethod) + " " + printable(strings.ToLower(host), maxHost) + " " + trimEscape(clip(invisible.ReplaceAllStringFunc(path, url.PathEscape), maxPath))
 }
 
-func part(s string, longest int) string {
-	s = clip(s, longest)
-	text := strings.TrimSuffix(s, cut)
+// printable returns s clipped, with question marks for what must not be in a method or a host.
+func printable(s string, limit int) string {
+	s = clip(s, limit)
+	text := strings.TrimSuffix(s, ellipsis)
 	return unprintable.ReplaceAllString(text, "?") + s[len(text):]
 }
 
-// cut replaces what was cut off.
-const cut = "…"
+// ellipsis replaces what was cut off.
+const ellipsis = "…"
 
 // clip shortens s. It does not shorten again what it has shortened before.
-func clip(s string, longest int) string {
-	if len(s) <= longest || (len(s) <= longest+len(cut) && strings.HasSuffix(s, cut)) {
+func clip(s string, limit int) string {
+	if len(s) <= limit || (len(s) <= limit+len(ellipsis) && strings.HasSuffix(s, ellipsis)) {
 		return s
 	}
-	return strings.ToValidUTF8(s[:longest], "") + cut
+	return strings.ToValidUTF8(s[:limit], "") + ellipsis
 }
 
-// parts splits an endpoint's name.
-func parts(name string) (string, string, string) {
+// splitName splits an endpoint's name into method, host and path.
+func splitName(name string) (string, string, string) {
 	method, rest, _ := strings.Cut(name, " ")
 	host, path, _ := strings.Cut(rest, " ")
 	return method, host, path

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Histogram counts durations by upper bounds. Whoever has it guards it.
+// Histogram counts durations by upper bounds. It has no lock of its own: the lock of the struct that has it guards it.
 type Histogram struct {
 	bounds []time.Duration
 	counts []int64 // by bound, those above the bound before; the last one: above all bounds
@@ -37,7 +37,7 @@ func (h *Histogram) Copy() *Histogram {
 	return c
 }
 
-// write writes the samples of h for a family. label is empty, or a label with a comma behind it.
+// write writes the samples of h for a family. label is empty, or a label with a comma after it.
 func (h *Histogram) write(b *strings.Builder, family, label string) {
 	total := int64(0)
 	for i, bound := range h.bounds {

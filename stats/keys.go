@@ -15,12 +15,12 @@ type Key struct {
 	Version string `json:"version,omitempty"` // tells its record from any other
 }
 
-// Where returns where a request went to, as it is shown: like the name of an endpoint, but with the path as it is, ids too.
+// Where names the target of a request as an endpoint is named, but with its ids.
 func Where(method, host, escaped string) string {
-	return endpoint(method, host, decoded(kept.Replace(escaped)))
+	return endpointName(method, host, decoded(keepEscapes.Replace(escaped)))
 }
 
 // SetWhere sets where the request of k went to.
 func (k *Key) SetWhere(name string) {
-	k.Method, k.Host, k.Path = parts(name)
+	k.Method, k.Host, k.Path = splitName(name)
 }

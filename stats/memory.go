@@ -1,47 +1,64 @@
 package stats
 
-// Process is a Store in this process's memory, for one Collector.
-type Process struct {
+// Memory is how much the plugin's records take.
+type Memory struct {
+	Keys      int64   // keys measured
+	Bytes     int64   // taken by those
+	Exact     bool    // every key was measured
+	Scanned   float64 // share of the keyspace that was looked at; 1 = all
+	Estimated bool    // memory of a process, estimated by the plugin
+}
+
+// likely returns how much memory the records take: as measured, or extrapolated from the part that was looked at.
+func (m Memory) likely() int64 {
+	if m.Scanned <= 0 || m.Scanned >= 1 {
+		return m.Bytes
+	}
+	return int64(float64(m.Bytes) / m.Scanned)
+}
+
+// ProcessStore is a Store in this process's memory, for one Collector, whose lock io guards it.
+type ProcessStore struct {
 	numbers *Numbers
 	records Records
 }
 
 // Records are the records in memory. Usage returns how many there are, how many bytes they take, and how many were evicted.
 type Records interface {
-	Usage() (records int, bytes, dropped int64)
+	Usage() (records int, bytes, evicted int64)
 }
 
-// NewProcess returns an empty store. records gives its memory figure.
-func NewProcess(records Records) *Process {
-	return &Process{numbers: NewNumbers(), records: records}
+// NewProcessStore returns an empty store. records gives its memory figure.
+func NewProcessStore(records Records) *ProcessStore {
+	return &ProcessStore{numbers: NewNumbers(), records: records}
 }
 
 // Kind implements Store.
-func (p *Process) Kind() string { return "memory" }
+func (p *ProcessStore) Kind() string { return "memory" }
 
 // Add implements Store. It never fails.
-func (p *Process) Add(_ string, _, now int64, numbers *Numbers, limits Limits) error {
+func (p *ProcessStore) Add(_ string, _, now int64, numbers *Numbers, limits Limits) error {
 	p.numbers.Add(numbers, limits.MaxEndpoints)
 	p.numbers.Prune(now, limits.TTL)
 	return nil
 }
 
 // Load implements Store. It never fails.
-func (p *Process) Load() (*Numbers, error) {
+func (p *ProcessStore) Load() (*Numbers, error) {
 	return p.numbers.copy(), nil
 }
 
-// Measure implements Store. A step in memory takes no time worth a measurement.
-func (p *Process) Measure() {}
+// SampleSteps implements Store. A step in memory takes no time worth a measurement.
+func (p *ProcessStore) SampleSteps() {}
 
 // Steps implements Store.
-func (p *Process) Steps() map[string]*Histogram { return nil }
+func (p *ProcessStore) Steps() map[string]*Histogram { return nil }
 
 // Trouble implements Store. There is none.
-func (p *Process) Trouble() error { return nil }
+func (p *ProcessStore) Trouble() error { return nil }
 
 // Memory implements Store. It never fails.
-func (p *Process) Memory() (Memory, error) {
+func (p *ProcessStore) Memory() (Memory, error) {
 	records, bytes, _ := p.records.Usage()
-	return Memory{Keys: int64(records), Bytes: bytes, Looked: 1, Estimated: true}, nil
+	return Memory{Keys: int64(records), Bytes: bytes, Scanned: 1, Estimated: true}, nil
 }

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// outcomes are the values of the label outcome, by total.
-var outcomes = []string{"first", "replayed_local", "replayed_store", "conflict", "unknown", "unkept", "observed", "mismatch",
+// totalLabels are the values of the label outcome, by total.
+var totalLabels = []string{"first", "replayed_local", "replayed_store", "conflict", "unknown", "unkept", "observed", "mismatch",
 	"invalid", "unobserved", "passed", "unavailable"}
 
 // escaper writes a label's value as the Prometheus text format wants it.
@@ -37,7 +37,7 @@ func writeShared(b *strings.Builder, s Snapshot) {
 	n := s.Numbers.copy()
 	n.Add(s.Lost, math.MaxInt)
 	family(b, "requests_total", "counter", "Requests that were looked at, by outcome.")
-	for total, outcome := range outcomes {
+	for total, outcome := range totalLabels {
 		fmt.Fprintf(b, "traefik_idem_requests_total{outcome=\"%s\"} %d\n", outcome, n.Totals[total])
 	}
 	single(b, "duplicates_total", "Requests that found their key held by the same request.", n.Duplicates())
@@ -52,7 +52,7 @@ func writeShared(b *strings.Builder, s Snapshot) {
 		if n.Endpoints[name].Duplicates == 0 {
 			continue
 		}
-		method, host, path := parts(name)
+		method, host, path := splitName(name)
 		fmt.Fprintf(b, "traefik_idem_endpoint_duplicates_total{method=\"%s\",host=\"%s\",path=\"%s\"} %d\n",
 			escaper.Replace(method), escaper.Replace(host), escaper.Replace(path), n.Endpoints[name].Duplicates)
 	}

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// The totals, by their place in Numbers.Totals. A request is counted under exactly one of those up to Unavailable;
+// The totals, by their index in Numbers.Totals. A request is counted under exactly one of those up to Unavailable;
 // the ones after that are counted beside it.
 const (
 	First        = iota // ran under a claim of its key, or would have in observe mode
@@ -18,28 +18,28 @@ const (
 	Unkept              // 409: its answer was too large to keep
 	Observed            // duplicate in observe mode: let through
 	Mismatches          // same key, other request
-	Invalid             // 400: bad or missing key, or a body that broke off
-	Unobserved          // observe mode: not looked at, too many at once or no store
+	Invalid             // 400: bad or missing key, an unknown caller, or a body that broke off
+	Unobserved          // observe mode: not looked at, since there was no store, no memory or too many at once, or the body was not read to its end
 	Passed              // let through without protection: no store
-	Unavailable         // 503: no store
+	Unavailable         // 503: no store, or no memory for the body
 
 	Degraded    // decided by this process's memory, since Redis was out of reach
 	StoreErrors // steps against Redis that failed
 
 	UnknownOutcomes // first runs that were sent and had no whole answer
 	Settled         // keys that were settled by hand
-	counters
+	numTotals
 )
 
 // Names are the names of the totals in stats.json and in Redis.
 var Names = []string{"firstRuns", "replaysLocal", "replaysStore", "conflicts", "unknown", "unkept", "observed", "mismatches",
 	"invalid", "unobserved", "passed", "unavailable", "degraded", "storeErrors", "unknownOutcomes", "settled"}
 
-// Apart are the totals that are counted for each endpoint, too. Records keep them in this order: new ones come last.
-var Apart = []int{ReplaysLocal, ReplaysStore, Conflicts, Unknown, Unkept, Observed, Mismatches, Unavailable, UnknownOutcomes}
+// ByEndpoint are the totals that are counted for each endpoint, too. Redis keeps them in this order: new ones come last.
+var ByEndpoint = []int{ReplaysLocal, ReplaysStore, Conflicts, Unknown, Unkept, Observed, Mismatches, Unavailable, UnknownOutcomes}
 
-// Problems are the totals that somebody has to look at.
-var Problems = []int{UnknownOutcomes, Unavailable, Mismatches, Degraded}
+// ProblemTotals are the totals that somebody has to look at.
+var ProblemTotals = []int{UnknownOutcomes, Unavailable, Mismatches, Degraded}
 
 // isDuplicate reports whether requests counted under total found their key held by the same request.
 func isDuplicate(total int) bool { return total > First && total <= Observed }
@@ -55,10 +55,10 @@ const (
 
 // Bounds on what a client can put into an endpoint's name, in bytes.
 const (
-	longestMethod = 32
-	longestHost   = 255
-	longestPath   = 512
-	longestRaw    = 3 * longestPath // of an encoded one
+	maxMethod = 32
+	maxHost   = 255
+	maxPath   = 512
+	maxRaw    = 3 * maxPath // of an encoded one
 )
 
 // Endpoint is what is known of one method, host and path.
@@ -66,11 +66,11 @@ type Endpoint struct {
 	Duplicates int64
 	Last       int64   // Unix time of the last one; 0 = there was none
 	Seen       int64   // Unix time of the last request that was counted here
-	Outcomes   []int64 // counts by place in Apart; those that are missing at the end are 0. It is shared, and never changed
+	Outcomes   []int64 // counts by index in ByEndpoint; those that are missing at the end are 0. It is shared, and never changed
 }
 
-// Trouble is when one of Problems came.
-type Trouble struct {
+// Problem is when one of ProblemTotals came.
+type Problem struct {
 	Last    int64           // Unix time
 	Minutes map[int64]int64 // by Unix time / 60
 	Hours   map[int64]int64 // by Unix time / 3600
@@ -83,20 +83,20 @@ type Numbers struct {
 	Endpoints map[string]Endpoint // by "METHOD host path", or Other
 	Minutes   map[int64]int64     // duplicates by Unix time / 60
 	Hours     map[int64]int64     // duplicates by Unix time / 3600
-	Troubles  []*Trouble          // by place in Problems
+	Problems  []*Problem          // by index in ProblemTotals
 }
 
 // NewNumbers returns Numbers without any.
 func NewNumbers() *Numbers {
 	n := &Numbers{
-		Totals:    make([]int64, counters),
+		Totals:    make([]int64, numTotals),
 		Endpoints: map[string]Endpoint{},
 		Minutes:   map[int64]int64{},
 		Hours:     map[int64]int64{},
-		Troubles:  make([]*Trouble, len(Problems)),
+		Problems:  make([]*Problem, len(ProblemTotals)),
 	}
-	for i := range n.Troubles {
-		n.Troubles[i] = &Trouble{Minutes: map[int64]int64{}, Hours: map[int64]int64{}}
+	for i := range n.Problems {
+		n.Problems[i] = &Problem{Minutes: map[int64]int64{}, Hours: map[int64]int64{}}
 	}
 	return n
 }
@@ -114,18 +114,18 @@ func (n *Numbers) Add(more *Numbers, maxEndpoints int) {
 	}
 	addCounts(n.Minutes, more.Minutes)
 	addCounts(n.Hours, more.Hours)
-	for i, trouble := range more.Troubles {
-		mine := n.Troubles[i]
-		addCounts(mine.Minutes, trouble.Minutes)
-		addCounts(mine.Hours, trouble.Hours)
-		mine.Last = larger(mine.Last, trouble.Last)
+	for i, problem := range more.Problems {
+		mine := n.Problems[i]
+		addCounts(mine.Minutes, problem.Minutes)
+		addCounts(mine.Hours, problem.Hours)
+		mine.Last = larger(mine.Last, problem.Last)
 	}
 }
 
 // lastHour is how often it came in the last hour. What is older was pruned.
-func (t *Trouble) lastHour() int64 {
+func (p *Problem) lastHour() int64 {
 	sum := int64(0)
-	for _, count := range t.Minutes {
+	for _, count := range p.Minutes {
 		sum += count
 	}
 	return sum
@@ -146,12 +146,12 @@ func larger(a, b int64) int64 {
 
 func (n *Numbers) addEndpoint(name string, e Endpoint, maxEndpoints int) {
 	old, known := n.Endpoints[name]
-	apart := len(n.Endpoints)
+	named := len(n.Endpoints)
 	_, other := n.Endpoints[Other]
 	if other {
-		apart--
+		named--
 	}
-	if !known && name != Other && apart >= maxEndpoints {
+	if !known && name != Other && named >= maxEndpoints {
 		name = Other
 		old = n.Endpoints[Other]
 	}
@@ -181,9 +181,9 @@ func sums(a, b []int64) []int64 {
 func (n *Numbers) Prune(now int64, ttl time.Duration) {
 	dropUntil(n.Minutes, now/60-Minutes)
 	dropUntil(n.Hours, now/3600-Hours)
-	for _, trouble := range n.Troubles {
-		dropUntil(trouble.Minutes, now/60-Minutes)
-		dropUntil(trouble.Hours, now/3600-Hours)
+	for _, problem := range n.Problems {
+		dropUntil(problem.Minutes, now/60-Minutes)
+		dropUntil(problem.Hours, now/3600-Hours)
 	}
 	oldest := now - int64(ttl/time.Second)
 	for name, e := range n.Endpoints {
@@ -209,7 +209,7 @@ func (n *Numbers) copy() *Numbers {
 	return c
 }
 
-// Saved is how many calls the backend was spared: of what was known to be done, or to be under way.
+// Saved is how many calls the backend was spared: duplicates of requests that had an answer, or still ran.
 func (n *Numbers) Saved() int64 {
 	t := n.Totals
 	return t[ReplaysLocal] + t[ReplaysStore] + t[Conflicts] + t[Unkept]

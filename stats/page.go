@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// view is the data of the page's template. It has only strings, because a template must not call interpreted methods.
+// view is the data of the page's template. It has no methods for the template: under Yaegi it could not call them.
 type view struct {
 	GeneratedAt, Generated            string
 	Kind, Health, HealthText, Trouble string
@@ -20,7 +20,7 @@ type view struct {
 	Label, Headline, Since, Protected string
 	Share, Last, LastAt, LastAgo      string
 	Look, LookClass, LookNote         string
-	Problems                          []problem
+	Problems                          []problemLine
 	Charts                            []chart
 	Endpoints                         []row
 	Counted, More                     string
@@ -36,8 +36,8 @@ type view struct {
 	Release, Force, Settle            bool     // that is to be confirmed
 }
 
-// problem is a line of what needs a look.
-type problem struct {
+// problemLine is a line of what needs a look.
+type problemLine struct {
 	Name, Class, Means, LastHour, LastAt, LastAgo string
 }
 
@@ -110,7 +110,7 @@ func Page(s Snapshot, name, version string, d *Desk) string {
 		Share:       percent(n.Duplicates(), n.Protected()),
 		Version:     version,
 	}
-	v.health(s)
+	v.fillHealth(s)
 	if n.Totals[Observed] > 0 {
 		v.Label = "duplicates seen"
 	}
@@ -122,21 +122,21 @@ func Page(s Snapshot, name, version string, d *Desk) string {
 	if last != 0 {
 		v.Last, v.LastAt, v.LastAgo = exact(last), iso(last), ago(now-last)
 	}
-	v.look(n, now)
-	v.desk(d, s.Now)
+	v.fillProblems(n, now)
+	v.fillDesk(d, s.Now)
 	minutes, hours := map[int64]int64{}, map[int64]int64{}
-	for _, trouble := range n.Troubles {
-		addCounts(minutes, trouble.Minutes)
-		addCounts(hours, trouble.Hours)
+	for _, problem := range n.Problems {
+		addCounts(minutes, problem.Minutes)
+		addCounts(hours, problem.Hours)
 	}
 	v.Charts = []chart{
 		newChart("minutes", "Last hour", "minute", bars(n.Minutes, now/60, Minutes), bars(minutes, now/60, Minutes), now, 60),
 		newChart("hours", "Last 7 days", "hour", bars(n.Hours, now/3600, Hours), bars(hours, now/3600, Hours), now, 3600),
 	}
-	v.rows(n, now)
-	v.outcomes(n)
-	v.memory(s)
-	v.middlewares(s, name)
+	v.fillRows(n, now)
+	v.fillOutcomes(n)
+	v.fillMemory(s)
+	v.fillMiddlewares(s, name)
 	var b strings.Builder
 	b.WriteString(pageTop)
 	err := body.Execute(&b, v)
@@ -147,9 +147,9 @@ func Page(s Snapshot, name, version string, d *Desk) string {
 	return b.String()
 }
 
-// look fills the tile, and what it is a link to.
-func (v *view) look(n *Numbers, now int64) {
-	lines := []struct{ name, class, means string }{ // by place in Problems
+// fillProblems fills the tile that says what needs a look, and what it is a link to.
+func (v *view) fillProblems(n *Numbers, now int64) {
+	lines := []struct{ name, class, means string }{ // by index in ProblemTotals
 		{"Unknown outcome", "bad", "It was sent to the backend, and no whole answer came back. Find out there what it did."},
 		{"Unavailable", "bad", "Requests got 503: Redis was away, or there was no memory for a body."},
 		{"Mismatch", "warn", "A client used a key for another request, and got 422. That is a mistake in the client."},
@@ -158,21 +158,21 @@ func (v *view) look(n *Numbers, now int64) {
 	sum, last, latest := int64(0), int64(0), ""
 	v.LookClass = "good"
 	for i, line := range lines {
-		t := n.Troubles[i]
-		count := t.lastHour()
-		p := problem{Name: line.name, Means: line.means, LastHour: grouped(count), Class: "none", LastAt: iso(t.Last), LastAgo: ago(now - t.Last)}
-		if t.Last > last {
-			last, latest = t.Last, line.name
+		p := n.Problems[i]
+		count := p.lastHour()
+		shown := problemLine{Name: line.name, Means: line.means, LastHour: grouped(count), Class: "none", LastAt: iso(p.Last), LastAgo: ago(now - p.Last)}
+		if p.Last > last {
+			last, latest = p.Last, line.name
 		}
 		if count > 0 {
-			p.Class = line.class
+			shown.Class = line.class
 			if v.LookClass != "bad" {
 				v.LookClass = line.class
 			}
 		}
 		sum += count
-		if t.Last != 0 {
-			v.Problems = append(v.Problems, p)
+		if p.Last != 0 {
+			v.Problems = append(v.Problems, shown)
 		}
 	}
 	switch {
@@ -188,8 +188,8 @@ func (v *view) look(n *Numbers, now int64) {
 	}
 }
 
-// middlewares has the settings of all that count here, first those of name.
-func (v *view) middlewares(s Snapshot, name string) {
+// fillMiddlewares fills the settings of all that count here, first those of name.
+func (v *view) fillMiddlewares(s Snapshot, name string) {
 	names := []string{}
 	for other := range s.Middlewares {
 		if other != name {
@@ -202,7 +202,7 @@ func (v *view) middlewares(s Snapshot, name string) {
 	}
 }
 
-func (v *view) health(s Snapshot) {
+func (v *view) fillHealth(s Snapshot) {
 	v.Loaded = s.Loaded
 	if s.Unshared != nil {
 		v.Unshared = s.Unshared.Error()
@@ -221,7 +221,7 @@ func (v *view) health(s Snapshot) {
 	}
 }
 
-// rowWords are what a row says of each total of Apart, by place: of one request, and of several. Replays are put
+// rowWords are what a row says of each total of ByEndpoint, by index: of one request, and of several. Replays are put
 // together.
 var rowWords = []struct{ one, several, class string }{
 	{"", "", ""},
@@ -238,14 +238,14 @@ var rowWords = []struct{ one, several, class string }{
 // urgent is the order in which a row says them: what somebody must look at first.
 var urgent = []int{8, 7, 3, 6, 2, 4, 1, 5}
 
-func (v *view) rows(n *Numbers, now int64) {
+func (v *view) fillRows(n *Numbers, now int64) {
 	most := int64(1)
 	names := n.ranked()
 	if len(names) > 0 && n.Endpoints[names[0]].Duplicates > 1 {
 		most = n.Endpoints[names[0]].Duplicates
 	}
 	for _, name := range names {
-		method, host, path := parts(name)
+		method, host, path := splitName(name)
 		e := n.Endpoints[name]
 		seen := larger(e.Last, e.Seen)
 		r := row{
@@ -256,7 +256,7 @@ func (v *view) rows(n *Numbers, now int64) {
 			SeenUnix:   strconv.FormatInt(seen, 10),
 			SeenAgo:    ago(now - seen),
 		}
-		r.outcomes(e, most)
+		r.fillOutcomes(e, most)
 		v.Endpoints = append(v.Endpoints, r)
 	}
 	v.Counted = several(int64(len(names)), "endpoint")
@@ -266,14 +266,14 @@ func (v *view) rows(n *Numbers, now int64) {
 	}
 }
 
-// outcomes fills the bar of a row, in hundredths of most duplicates, and what it says.
-func (r *row) outcomes(e Endpoint, most int64) {
-	counts := sums(e.Outcomes, make([]int64, len(Apart)))
+// fillOutcomes fills the bar of a row, in hundredths of most duplicates, and what it says.
+func (r *row) fillOutcomes(e Endpoint, most int64) {
+	counts := sums(e.Outcomes, make([]int64, len(ByEndpoint)))
 	counts[1] += counts[0] // replays are replays
 	counts[0] = 0
 	at, troubles := int64(0), int64(0)
-	for _, place := range urgent {
-		count, line := counts[place], rowWords[place]
+	for _, i := range urgent {
+		count, line := counts[i], rowWords[i]
 		if count == 0 {
 			continue
 		}
@@ -285,7 +285,7 @@ func (r *row) outcomes(e Endpoint, most int64) {
 		if line.class == "trouble" || line.class == "warned" {
 			troubles += count
 		}
-		if isDuplicate(Apart[place]) {
+		if isDuplicate(ByEndpoint[i]) {
 			r.Shares = append(r.Shares, share{X: hundredths(at, most), Width: hundredths(count, most), Class: line.class})
 			at += count
 		}
@@ -296,14 +296,14 @@ func (r *row) outcomes(e Endpoint, most int64) {
 	r.Troubles = strconv.FormatInt(troubles, 10)
 }
 
-// twoLines is how long a path is that may take more than two lines where there is little room.
+// twoLines is the length above which a path may take more than two lines where there is little room.
 const twoLines = 40
 
 func hundredths(part, whole int64) string {
 	return strconv.FormatFloat(float64(part)*100/float64(whole), 'f', 1, 64)
 }
 
-func (v *view) outcomes(n *Numbers) {
+func (v *view) fillOutcomes(n *Numbers) {
 	t := n.Totals
 	lines := []struct {
 		name, class, means string
@@ -316,7 +316,7 @@ func (v *view) outcomes(n *Numbers) {
 		{"Unknown", "trouble", "409: nobody knows how the first request ended", t[Unknown]},
 		{"Not kept", "stopped", "409: the answer was too large to keep", t[Unkept]},
 		{"Observed", "seen", "duplicates let through in observe mode", t[Observed]},
-		{"Not observed", "trouble", "not looked at: too many at once, or no store", t[Unobserved]},
+		{"Not observed", "trouble", "not looked at: too many at once, no store or memory, or a body read in part", t[Unobserved]},
 		{"Mismatches", "refused", "422: the key was used for another request", t[Mismatches]},
 		{"Invalid", "refused", "400: bad or missing key, no caller, or a body that broke off", t[Invalid]},
 		{"Unprotected", "trouble", "let through while Redis was away", t[Passed]},
@@ -340,7 +340,7 @@ func (v *view) outcomes(n *Numbers) {
 	}
 }
 
-func (v *view) memory(s Snapshot) {
+func (v *view) fillMemory(s Snapshot) {
 	m := s.Memory
 	bytes := m.likely()
 	v.Memory = size(bytes)
@@ -369,12 +369,12 @@ func (v *view) memory(s Snapshot) {
 		v.MemoryNote = "for " + several(m.Keys, "key") + " in this Traefik’s memory, by its own accounts."
 	case m.Exact:
 		v.MemoryNote = "for " + several(m.Keys, "key") + " in Redis, each measured."
-	case m.Bytes == 0 || m.Looked <= 0:
+	case m.Bytes == 0 || m.Scanned <= 0:
 		v.Memory = "at least " + v.Memory
 		v.MemoryNote = "Redis holds too many keys to look at all of them."
 	default:
 		v.Memory = "about " + v.Memory
-		v.MemoryNote = fmt.Sprintf("sampled: %.0f%% of the keys in Redis were looked at. At least %s.", m.Looked*100, size(m.Bytes))
+		v.MemoryNote = fmt.Sprintf("sampled: %.0f%% of the keys in Redis were looked at. At least %s.", m.Scanned*100, size(m.Bytes))
 	}
 }
 
@@ -417,12 +417,12 @@ func newChart(id, title, unit string, counts, problems []int64, now, seconds int
 		}
 		c.Rows = append(c.Rows, r)
 	}
-	c.ticks(first, seconds, int64(len(counts)))
+	c.fillTicks(first, seconds, int64(len(counts)))
 	return c
 }
 
-// ticks fills the axis: quarters of an hour, or the days.
-func (c *chart) ticks(first, seconds, count int64) {
+// fillTicks fills the axis: quarters of an hour, or the days.
+func (c *chart) fillTicks(first, seconds, count int64) {
 	end := first + count*seconds
 	if seconds == 60 {
 		c.Ticks = []tick{{"0%", "60 min ago", "first"}, {"25%", "45", ""}, {"50%", "30", ""}, {"75%", "15", ""}, {"100%", "now", "last"}}
@@ -446,9 +446,9 @@ func sumAndPeak(counts []int64) (int64, int64) {
 	return sum, peak
 }
 
-// barHeight is in proportion to count, but one is to be seen beside a thousand.
-func barHeight(count, peak int64, most float64) float64 {
-	height := float64(count) * most / float64(peak)
+// barHeight is in proportion to count, but never so low that one cannot be seen beside a thousand.
+func barHeight(count, peak int64, highest float64) float64 {
+	height := float64(count) * highest / float64(peak)
 	if height < 2 {
 		return 2
 	}

@@ -24,7 +24,7 @@ type report struct {
 	OtherDuplicates int64                    `json:"otherDuplicates"`
 	Minutes         []int64                  `json:"minutes"`
 	Hours           []int64                  `json:"hours"`
-	Problems        map[string]troubleReport `json:"problems"`
+	Problems        map[string]problemReport `json:"problems"`
 	Memory          memoryReport             `json:"memory"`
 	Store           storeReport              `json:"store"`
 	Settings        map[string]string        `json:"settings"`
@@ -40,7 +40,7 @@ type endpointReport struct {
 	Outcomes      map[string]int64 `json:"outcomes"`
 }
 
-type troubleReport struct {
+type problemReport struct {
 	LastHour int64   `json:"lastHour"`
 	Last     *string `json:"last"`
 	Minutes  []int64 `json:"minutes"`
@@ -61,14 +61,6 @@ type storeReport struct {
 	Healthy  bool   `json:"healthy"`
 	Error    string `json:"error"`
 	Unshared string `json:"unshared"`
-}
-
-// likely returns how much memory the records take: as measured, or extrapolated from the part that was looked at.
-func (m Memory) likely() int64 {
-	if m.Looked <= 0 || m.Looked >= 1 {
-		return m.Bytes
-	}
-	return int64(float64(m.Bytes) / m.Looked)
 }
 
 // named returns the totals under their names, with the sums.
@@ -98,12 +90,12 @@ func JSON(s Snapshot, settings []Setting) string {
 		OtherDuplicates: n.Endpoints[Other].Duplicates,
 		Minutes:         bars(n.Minutes, minute, Minutes),
 		Hours:           bars(n.Hours, hour, Hours),
-		Problems:        map[string]troubleReport{},
+		Problems:        map[string]problemReport{},
 		Memory: memoryReport{
 			Bytes:   s.Memory.likely(),
 			Exact:   s.Memory.Exact,
 			AtLeast: s.Memory.Bytes,
-			Sampled: s.Memory.Looked,
+			Sampled: s.Memory.Scanned,
 			Warning: s.Memory.likely() > WarnBytes,
 		},
 		Store:    storeReport{Kind: s.Kind, Healthy: s.Err == nil},
@@ -121,17 +113,17 @@ func JSON(s Snapshot, settings []Setting) string {
 	for _, setting := range settings {
 		r.Settings[setting.Name] = setting.Value
 	}
-	for i, total := range Problems {
-		t := n.Troubles[i]
-		r.Problems[Names[total]] = troubleReport{t.lastHour(), moment(t.Last), bars(t.Minutes, minute, Minutes), bars(t.Hours, hour, Hours)}
+	for i, total := range ProblemTotals {
+		p := n.Problems[i]
+		r.Problems[Names[total]] = problemReport{p.lastHour(), moment(p.Last), bars(p.Minutes, minute, Minutes), bars(p.Hours, hour, Hours)}
 	}
 	for _, name := range n.ranked() {
-		method, host, path := parts(name)
+		method, host, path := splitName(name)
 		e := n.Endpoints[name]
 		outcomes := map[string]int64{}
-		for place, count := range e.Outcomes {
-			if count > 0 && place < len(Apart) {
-				outcomes[Names[Apart[place]]] = count
+		for i, count := range e.Outcomes {
+			if count > 0 && i < len(ByEndpoint) {
+				outcomes[Names[ByEndpoint[i]]] = count
 			}
 		}
 		r.Endpoints = append(r.Endpoints, endpointReport{method, host, path, e.Duplicates, moment(e.Last), iso(larger(e.Last, e.Seen)), outcomes})

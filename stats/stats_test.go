@@ -15,7 +15,7 @@ import (
 
 // slowStore is a process' store that fails when it is told to, before or after it has done its work.
 type slowStore struct {
-	Process
+	ProcessStore
 	sequence     int64
 	fail, forget bool
 }
@@ -29,7 +29,7 @@ func (s *slowStore) Add(process string, sequence, now int64, numbers *Numbers, l
 	}
 	if sequence > s.sequence {
 		s.sequence = sequence
-		_ = s.Process.Add(process, sequence, now, numbers, limits)
+		_ = s.ProcessStore.Add(process, sequence, now, numbers, limits)
 	}
 	if s.fail {
 		return errAway
@@ -50,7 +50,7 @@ func to(path string) *http.Request {
 
 type noRecords struct{}
 
-func (noRecords) Usage() (records int, bytes, dropped int64) { return 0, 0, 0 }
+func (noRecords) Usage() (records int, bytes, evicted int64) { return 0, 0, 0 }
 
 type noRequests struct{}
 
@@ -67,8 +67,8 @@ type oneRequest struct {
 func (r *oneRequest) CountIn(*Collector) bool { return !r.ended }
 
 func newCollector(t *testing.T) (*Collector, *slowStore) {
-	store := &slowStore{Process: *NewProcess(noRecords{})}
-	c := New(store, Limits{TTL: time.Hour, MaxEndpoints: 10}, noRequests{})
+	store := &slowStore{ProcessStore: *NewProcessStore(noRecords{})}
+	c := New("this process", store, Limits{TTL: time.Hour, MaxEndpoints: 10}, noRequests{})
 	t.Cleanup(c.Close)
 	return c, store
 }
@@ -190,12 +190,12 @@ func FuzzEndpoint(f *testing.F) {
 	k := &Counter{patterns: []Pattern{{Path: "/a/*/b", Methods: map[string]bool{"*": true}, Matches: regexp.MustCompile("^(?s:/a/.*/b)")}}}
 	f.Fuzz(func(t *testing.T, method, host, path string) {
 		path = (&url.URL{Path: path}).EscapedPath()
-		for _, raw := range []string{path, clip(path, longestRaw), clip(path, 100)} {
-			name := k.endpoint(method + " " + host + " " + raw)
-			if !utf8.ValidString(name) || strings.Count(name, " ") != 2 || len(name) > longestMethod+longestHost+longestPath+2+3*len(cut) {
+		for _, raw := range []string{path, clip(path, maxRaw), clip(path, 100)} {
+			name := k.endpointOf(method + " " + host + " " + raw)
+			if !utf8.ValidString(name) || strings.Count(name, " ") != 2 || len(name) > maxMethod+maxHost+maxPath+2+3*len(ellipsis) {
 				t.Errorf("%q", name)
 			}
-			if again := k.endpoint(name); again != name {
+			if again := k.endpointOf(name); again != name {
 				t.Errorf("%q becomes %q", name, again)
 			}
 		}
@@ -225,7 +225,7 @@ func TestThePageSaysWhenMemoryWasMeasured(t *testing.T) {
 	}{
 		{Snapshot{Memory: Memory{Exact: true}, Measured: now.Add(-29 * time.Second)}, `0 keys in Redis, each measured. Measured <time datetime="2026-01-02T03:04:06Z" title="2 Jan 2026, 03:04:06 UTC">29 s ago</time>`},
 		{Snapshot{Memory: Memory{Keys: 7, Estimated: true}, Measured: now}, `by its own accounts. Measured <time datetime="2026-01-02T03:04:35Z" title="2 Jan 2026, 03:04:35 UTC">just now</time>`},
-		{Snapshot{Memory: Memory{Keys: 7, Bytes: 9, Looked: 0.5}, Measured: now.Add(-time.Hour)}, `title="2 Jan 2026, 02:04:35 UTC">1 h ago</time>`},
+		{Snapshot{Memory: Memory{Keys: 7, Bytes: 9, Scanned: 0.5}, Measured: now.Add(-time.Hour)}, `title="2 Jan 2026, 02:04:35 UTC">1 h ago</time>`},
 		{Snapshot{}, "It could not be measured yet.</span>"},
 		{Snapshot{Measured: now, Unmeasured: errors.New("NOPERM")}, "It cannot be measured: NOPERM</span>"},
 	} {
@@ -258,13 +258,13 @@ func TestAPathWhoseCallsAllBreakIsSeen(t *testing.T) {
 	if got := fmt.Sprint(n.ranked()); got != "[POST a /pay POST a /broken POST a /reused]" || n.Duplicates() != 2 || n.Protected() != 3 {
 		t.Errorf("%s, %d duplicates, %d protected", got, n.Duplicates(), n.Protected())
 	}
-	if n.Troubles[0].lastHour() != 4 || n.Troubles[2].lastHour() != 1 || n.Troubles[1].Last != 0 {
-		t.Errorf("troubles %+v", n.Troubles)
+	if n.Problems[0].lastHour() != 4 || n.Problems[2].lastHour() != 1 || n.Problems[1].Last != 0 {
+		t.Errorf("problems %+v", n.Problems)
 	}
 	later := time.Now().Add(2 * time.Hour)
 	n.Prune(later.Unix(), time.Hour)
-	if len(n.Endpoints) != 0 || n.Troubles[0].lastHour() != 0 || len(n.Troubles[0].Hours) != 1 {
-		t.Errorf("two hours later: %v %+v", n.Endpoints, n.Troubles[0])
+	if len(n.Endpoints) != 0 || n.Problems[0].lastHour() != 0 || len(n.Problems[0].Hours) != 1 {
+		t.Errorf("two hours later: %v %+v", n.Endpoints, n.Problems[0])
 	}
 	if got := store.numbers.Endpoints["POST a /pay"].Outcomes; fmt.Sprint(got) != "[0 2 0 0 0 0 0 0 1]" {
 		t.Errorf("what is kept changes with what is shown: %v", got)
@@ -319,8 +319,8 @@ func TestCountersAreGivenUp(t *testing.T) {
 
 // TestACollectorIsKept while a request may still be counted, and while its store has not taken all numbers, but not for ever.
 func TestACollectorIsKept(t *testing.T) {
-	store, request := &slowStore{Process: *NewProcess(noRecords{})}, &oneRequest{}
-	c := New(store, Limits{TTL: time.Hour, MaxEndpoints: 10}, request)
+	store, request := &slowStore{ProcessStore: *NewProcessStore(noRecords{})}, &oneRequest{}
+	c := New("this process", store, Limits{TTL: time.Hour, MaxEndpoints: 10}, request)
 	c.timer.Stop() // the test flushes
 	want := func(idle bool, when string) {
 		t.Helper()

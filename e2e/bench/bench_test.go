@@ -109,12 +109,14 @@ func BenchmarkCounting(b *testing.B) {
 	for _, source := range []string{
 		`import ("net/http"; "net/http/httptest"; "time"; "github.com/example/traefik-idem/stats"; "github.com/example/traefik-idem/store")`,
 		`var (
-			collector = stats.New(stats.NewProcess(store.NewMemory(1)), stats.Limits{TTL: time.Hour, MaxEndpoints: 1000})
+			memory    = store.NewMemory(1)
+			collector = stats.New("this process", stats.NewProcessStore(memory), stats.Limits{TTL: time.Hour, MaxEndpoints: 1000}, memory)
+			counter   = collector.Counter("", nil)
 			request   = httptest.NewRequest("POST", "/api/payments/", http.NoBody)
 		)
 		func empty(n int) { for i := 0; i < n; i++ {} }
 		func first(n int) { for i := 0; i < n; i++ { collector.Counts[stats.First].Add(1) } }
-		func duplicate(n int) { for i := 0; i < n; i++ { stats.Count(collector, stats.ReplaysLocal, request) } }`,
+		func duplicate(n int) { for i := 0; i < n; i++ { stats.Count(counter, stats.ReplaysLocal, request) } }`,
 	} {
 		_, err = i.Eval(source)
 		if err != nil {

@@ -42,7 +42,7 @@ func TestGlossary(t *testing.T) {
 					}
 				}
 			case *ast.ValueSpec:
-				column := map[string]string{"decisions": "decision", "outcomes": "metric"}[n.Names[0].Name]
+				column := map[string]string{"decisions": "decision", "totalLabels": "metric"}[n.Names[0].Name]
 				if column != "" {
 					for _, element := range n.Values[0].(*ast.CompositeLit).Elts {
 						name(column, element)
