@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -900,89 +899,6 @@ func list(values []string, byDefault ...string) []string {
 		}
 	}
 	return trimmed
-}
-
-// keyTexts names the sources of keys.
-func (s *settings) keyTexts() string {
-	var texts []string
-	for _, from := range s.keySources {
-		texts = append(texts, from.text)
-	}
-	return strings.Join(texts, ", ")
-}
-
-// effective returns the settings in force, without secrets.
-func (h *handler) effective() []stats.Setting {
-	s := &h.settings
-	var retryable []string
-	for status := range s.retryable {
-		retryable = append(retryable, strconv.Itoa(status))
-	}
-	sort.Strings(retryable)
-	var scope []string
-	if s.scopeHost {
-		scope = append(scope, kindHost)
-	}
-	scope = append(scope, s.scope...)
-	for _, from := range s.callers {
-		scope = append(scope, from.text)
-	}
-	if len(scope) == 0 {
-		scope = []string{noScope}
-	}
-	mode := "enforce"
-	if s.observe {
-		mode = "observe"
-	}
-	endpoints := strings.Join(s.endpoints, ", ")
-	if endpoints == "" {
-		endpoints = "all paths"
-	}
-	settings := []stats.Setting{
-		{Name: "middleware", Value: h.name},
-		{Name: "key", Value: s.keyTexts()},
-		{Name: "keyFormat", Value: s.keyFormatText},
-		{Name: "mode", Value: mode},
-		{Name: "ttl", Value: s.ttl.String()},
-		{Name: "methods", Value: strings.Join(s.methods, ", ")},
-		{Name: "endpoints", Value: endpoints},
-		{Name: "required", Value: strconv.FormatBool(s.required)},
-		{Name: "scope", Value: strings.Join(scope, ", ")},
-		{Name: "requireCaller", Value: strconv.FormatBool(s.requireCaller)},
-		{Name: "same", Value: strings.Join(s.same, ", ")},
-		{Name: "inFlightTimeout", Value: s.inFlightTimeout.String()},
-		{Name: "lease", Value: s.lease.String()},
-		{Name: "retryableStatuses", Value: strings.Join(retryable, ", ")},
-		{Name: "omitHeaders", Value: strings.Join(s.omitHeaders, ", ")},
-		{Name: "maxRequestBodyBytes", Value: strconv.FormatInt(s.maxRequestBody, 10)},
-		{Name: "maxResponseBodyBytes", Value: strconv.Itoa(s.maxResponseBody)},
-		{Name: "localCacheBytes", Value: strconv.FormatInt(s.localCacheBytes, 10)},
-		{Name: "stats.ttl", Value: s.statsLimits.TTL.String()},
-		{Name: "stats.maxEndpoints", Value: strconv.Itoa(s.statsLimits.MaxEndpoints)},
-	}
-	if s.problemBase != "" {
-		settings = append(settings, stats.Setting{Name: "problemBase", Value: s.problemBase})
-	}
-	if s.expiresHeader != "" {
-		settings = append(settings, stats.Setting{Name: "expiresHeader", Value: s.expiresHeader})
-	}
-	if s.exposed != nil {
-		settings = append(settings, stats.Setting{Name: "exposeHeaders", Value: "true"})
-	}
-	if len(s.ignore) > 0 {
-		settings = append(settings, stats.Setting{Name: "ignore", Value: strings.Join(s.ignore, ", ")})
-	}
-	if s.contentTTL > 0 {
-		settings = append(settings, stats.Setting{Name: "contentTTL", Value: s.contentTTL.String()})
-	}
-	if s.redis.Address != "" {
-		settings = append(settings,
-			stats.Setting{Name: "onStoreError", Value: s.onStoreError},
-			stats.Setting{Name: "redis.endpoints", Value: s.redis.Address},
-			stats.Setting{Name: "redis.db", Value: strconv.Itoa(s.redis.DB)},
-			stats.Setting{Name: "redis.keyPrefix", Value: s.keyPrefix})
-	}
-	return settings
 }
 
 // hopByHop headers belong to one connection and are not replayed (RFC 9110, section 7.6.1).

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/example/traefik-idem/store"
@@ -13,6 +14,79 @@ import (
 
 // keyCharacters are those that a key may consist of, unless keyFormat allows others. None needs an escape inside quotes.
 const keyCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_./"
+
+// keyed is a request's key, as far as it is known.
+type keyed struct {
+	key   string  // empty for content, whose key comes from the fingerprint
+	from  *source // it was found there
+	state int
+}
+
+// findKey looks for the key of r: the first source that has a value has it. bodyIs says whether body is there: present, unread
+// for not yet, or absent for never.
+func findKey(h *handler, r *http.Request, body []byte, bodyIs int) *keyed {
+	for _, s := range h.keySources {
+		if s.inBody && bodyIs == unread {
+			return &keyed{state: unread}
+		}
+		if s.inBody && bodyIs == absent {
+			continue
+		}
+		key, state := keyAt(h, s, r, body)
+		if state == unusable && h.ignoreInvalid {
+			state = absent
+		}
+		if state != absent {
+			return &keyed{key: key, from: s, state: state}
+		}
+	}
+	return &keyed{}
+}
+
+// keyAt returns the key that r has at s, and what was found.
+func keyAt(h *handler, s *source, r *http.Request, body []byte) (string, int) {
+	p := s.places[0]
+	switch {
+	case len(s.places) > 1:
+	case s.content:
+		if len(body) > 0 && int64(len(body)) > h.maxRequestBody { // the rest may differ
+			return "", absent
+		}
+		return "", present
+	case p.kind == kindHeader:
+		lines := r.Header[p.name]
+		if lines == nil || p.name != h.header { // where that is there, serve looks for no other spelling
+			lines = linesOf(r, p.name)
+		}
+		if len(lines) == 0 || (len(lines) == 1 && lines[0] == "") {
+			return "", absent
+		}
+		key := parseKey(lines, h.maxKeyLength, h.keyFormat)
+		if key == "" {
+			return "", unusable
+		}
+		return key, present
+	}
+	length, key := 0, ""
+	for _, p := range s.places {
+		value, state := valueAtPlace(h, p, r, body)
+		if state != present {
+			return "", state
+		}
+		if p.kind == kindHeader && strings.HasPrefix(value, `"`) {
+			value = unquoted(value)
+		}
+		length += len(value)
+		if length > h.maxKeyLength || !visibleKey.MatchString(value) || !h.otherFormat.MatchString(value) {
+			return "", unusable
+		}
+		if len(s.places) > 1 { // as in valueOf
+			value = strconv.Quote(value)
+		}
+		key += value
+	}
+	return key, present
+}
 
 // parseKey returns the idempotency key in the lines of its header, or nothing if they are not one valid key.
 func parseKey(lines []string, maxLength int, format *regexp.Regexp) string {
@@ -80,6 +154,25 @@ func newRun(h *handler, r *http.Request, k *keyed, body []byte) *store.Run {
 	}
 	identity := identityOf(h, r, key, more)
 	return &store.Run{Lease: &store.Lease{Key: identity, Fingerprint: fingerprint(h, r, identity, body)}, Client: r.Context()}
+}
+
+// callersOf returns what sets the caller of r apart besides the headers in scope, as a part of an identity. It returns false
+// if that cannot be told: a value cannot be used, or there is none where one is required.
+func callersOf(h *handler, r *http.Request, body []byte) (string, bool) {
+	known := !h.requireCaller
+	for _, name := range h.scope {
+		known = known || strings.Join(linesOf(r, name), "") != ""
+	}
+	callers := ""
+	for _, s := range h.callers {
+		value, state := valueOf(h, s, r, body)
+		if state == unusable {
+			return "", false
+		}
+		known = known || state == present
+		callers += strconv.Quote(value)
+	}
+	return callers, known
 }
 
 // identityBefore returns the identity of r before its body was read, or nothing if that is not known then.

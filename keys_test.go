@@ -96,7 +96,7 @@ func doorSubject(h *handler) storetest.Subject {
 			h.ttl = ttl
 			terms := h.keys.Terms
 			terms.TTL = ttl
-			h.keys = store.NewKeys(h.keys.Memory, h.keys.Trouble, terms)
+			h.keys = store.NewKeys(h.keys.Memory, h.keys.Failing, terms)
 			kept := finish(h, run(l), record)
 			h.keys.Memory.Sweep() // begins its time to live
 			return kept, nil

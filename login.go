@@ -105,6 +105,29 @@ func (all logins) find(name, password string) *login {
 	return all[found]
 }
 
+// readUsers returns the logins of those who may see the statistics, and of those who may settle keys. It reads the files each
+// time, so that a change needs no restart.
+func (h *handler) readUsers() (logins, logins) {
+	users, err := withFile(h.statsUsersFile, h.statsUsers)
+	if err != nil {
+		h.log.printLimited(levelError, "stats.usersFile cannot be used", err)
+	}
+	admins, err := withFile(h.statsAdminsFile, h.statsAdmins)
+	if err != nil {
+		h.log.printLimited(levelError, "stats.adminsFile cannot be used", err)
+	}
+	return users, admins
+}
+
+// withFile returns the logins in a file, if there is one, and those of the settings, also when the file cannot be read.
+func withFile(file string, configured logins) (logins, error) {
+	if file == "" {
+		return configured, nil
+	}
+	fromFile, err := readLogins(file)
+	return append(fromFile, configured...), err
+}
+
 func digest(s string) []byte {
 	sum := sha256.Sum256([]byte(s))
 	return sum[:]

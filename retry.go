@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net/http"
 	"reflect"
+	"strings"
 	"sync"
+
+	"github.com/example/traefik-idem/store"
 )
 
 // keptBodies has what was read of bodies whose request never reached a backend, by body. Traefik's retry middleware, if it is
@@ -90,4 +94,25 @@ func beginning(body io.Reader, most int) []byte {
 	head := make([]byte, most)
 	n, _ := io.ReadFull(body, head) // the next read has the same error
 	return head[:n]
+}
+
+// hideEmptyBody changes r, which has no body and whose header is a copy, and l so that no transport sends it twice by itself.
+//
+// Go's transport, and Traefik's fast proxy, resend a request without a body when a kept connection breaks, if its
+// method is a safe one or if it has the header Idempotency-Key or X-Idempotency-Key (Request.isReplayable). They look
+// that header up under its canonical name alone, and HTTP header names have no case, so the backend gets what it would have
+// got. A request whose body they do not know to be empty is not resent either, unless a middleware below tells its length.
+func hideEmptyBody(r *http.Request, l *store.Run) {
+	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		values, ok := r.Header[name]
+		if ok {
+			delete(r.Header, name)
+			r.Header[strings.ToLower(name)] = values
+		}
+	}
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodDelete:
+		r.ContentLength = -1 // for these the transport reads one byte first, and sends no body if there is none
+		l.Body = io.NopCloser(strings.NewReader(""))
+	}
 }

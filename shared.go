@@ -2,9 +2,15 @@ package idem
 
 import (
 	"context"
+	"fmt"
 	"log"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/example/traefik-idem/redisclient"
+	"github.com/example/traefik-idem/stats"
+	"github.com/example/traefik-idem/store"
 )
 
 // graceTime is how long something shared outlives its last user. Traefik ends the old handlers at a reload before it
@@ -104,6 +110,75 @@ type hook struct{ remove func() }
 func (k *hook) end() {
 	defer recovered("giving up a shared resource")
 	k.remove()
+}
+
+// openResources sets what this handler shares with all others that use the same: this process's memory, Redis behind it if
+// there is one, and the statistics.
+func (h *handler) openResources(ctx context.Context) {
+	storeID := fmt.Sprintf("%s %s", h.redis.Place(), h.keyPrefix)
+	statsID := fmt.Sprintf("stats %+v %s", h.redis, h.keyPrefix)
+	if h.redis.Address == "" {
+		storeID = "middleware " + h.name
+		statsID = "stats " + h.name
+	}
+	limit := h.localCacheBytes
+	if limit == 0 { // no cache, but what memory alone knows must be somewhere
+		limit = defaultLocalBytes
+	}
+	newMemory := func() resource { return store.NewMemory(limit) }
+	memory, _ := resources.get(ctx, "memory "+storeID, newMemory).(*store.Memory)
+	if h.localCacheBytes > 0 || h.redis.Address == "" {
+		memory.SetLimit(limit)
+	}
+	terms := store.Terms{TTL: h.ttl, Lease: h.lease, Remember: h.localCacheBytes > 0, Long: longRun}
+	if h.detach {
+		terms.DetachTimeout = h.detachTimeout
+	}
+	// Notebook and collector are found by their memory: theirs may not be given up yet when the memory before was.
+	token := store.Token(memory)
+	openNotebook := func() resource { return newNotebook(memory) }
+	h.notebook, _ = resources.get(ctx, "notebook "+token, openNotebook).(*notebook)
+	statsID += " " + token
+	newCollector := func() resource {
+		return stats.New(store.RandomHex(8), stats.NewProcessStore(memory), h.statsLimits, memory)
+	}
+	var failing *atomic.Int32
+	if h.redis.Address != "" {
+		newCollector = h.openRedis(ctx, memory)
+		terms.Renew = h.renewLease
+		terms.Hear = h.notebook.hear
+		terms.LateReplies = h.lateReplies
+		failing = h.shared.Failing
+		h.remote = true
+	}
+	h.stats, _ = resources.get(ctx, statsID, newCollector).(*stats.Collector)
+	terms.Stats = h.stats
+	h.keys = store.NewKeys(memory, failing, terms)
+	join := func() resource { return h.stats.Join(h.name) }
+	member, _ := resources.get(ctx, "middleware "+h.name+" in "+statsID, join).(*stats.Member)
+	member.Show(h.inForce)
+	h.stats.SetLimits(h.statsLimits)
+	h.counter = h.stats.Counter(fmt.Sprintf("%q %q", h.methods, h.endpoints), h.patterns)
+	context.AfterFunc(ctx, h.counter.Leave)
+	context.AfterFunc(ctx, h.stats.Retire)
+}
+
+// openRedis sets Redis as the store behind memory, and returns what builds its statistics. Clients with other settings than
+// these share what Redis is still to be told.
+func (h *handler) openRedis(ctx context.Context, memory *store.Memory) func() resource {
+	id := fmt.Sprintf("redis %+v", h.redis)
+	h.lateReplies = h.lease/3 < h.redis.DialTimeout+2*longer(h.redis.ReadTimeout, h.redis.WriteTimeout)
+	newBacklog := func() resource { return redisclient.NewBacklog() }
+	backlog, _ := resources.get(ctx, "backlog "+h.redis.Place(), newBacklog).(*redisclient.Backlog)
+	newClient := func() resource { return redisclient.New(h.redis, backlog) }
+	client, _ := resources.get(ctx, id, newClient).(*redisclient.Client)
+	h.shared = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)
+	h.notebook.use(h.shared, h.keyPrefix)
+	unhook := &hook{remove: redisclient.WhenBack(h.shared, store.Token(memory), memory.RenewAll)}
+	context.AfterFunc(ctx, unhook.end)
+	return func() resource {
+		return stats.New(store.RandomHex(8), redisclient.NewStats(client, h.keyPrefix), h.statsLimits, memory)
+	}
 }
 
 // recovered ends a panic in a goroutine of the plugin, which would end Traefik. It is deferred, and only by declared

@@ -1,12 +1,9 @@
 package idem
 
 import (
-	"io"
 	"net/http"
 	"regexp"
 	"strings"
-
-	"github.com/example/traefik-idem/store"
 )
 
 // offered are the protocols that a client only offers to go on with: the request is an ordinary one, and a server may
@@ -69,25 +66,4 @@ func isGRPC(r *http.Request) bool {
 // isPreflight reports whether r is a CORS preflight: a browser asks whether it may send another request (Fetch standard).
 func isPreflight(r *http.Request) bool {
 	return r.Method == http.MethodOptions && r.Header["Access-Control-Request-Method"] != nil
-}
-
-// hideEmptyBody changes r, which has no body and whose header is a copy, and l so that no transport sends it twice by itself.
-//
-// Go's transport, and Traefik's fast proxy, resend a request without a body when a kept connection breaks, if its
-// method is a safe one or if it has the header Idempotency-Key or X-Idempotency-Key (Request.isReplayable). They look
-// that header up under its canonical name alone, and HTTP header names have no case, so the backend gets what it would have
-// got. A request whose body they do not know to be empty is not resent either, unless a middleware below tells its length.
-func hideEmptyBody(r *http.Request, l *store.Run) {
-	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
-		values, ok := r.Header[name]
-		if ok {
-			delete(r.Header, name)
-			r.Header[strings.ToLower(name)] = values
-		}
-	}
-	switch r.Method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodDelete:
-		r.ContentLength = -1 // for these the transport reads one byte first, and sends no body if there is none
-		l.Body = io.NopCloser(strings.NewReader(""))
-	}
 }

@@ -13,7 +13,7 @@ import (
 // Keys are the keys of one middleware in a Memory. If there is a Redis behind it, Memory has only the keys known to this process.
 type Keys struct {
 	Memory  *Memory
-	Trouble *atomic.Int32 // number of servers of Redis that do not do what keys need; nil: there is no Redis
+	Failing *atomic.Int32 // number of servers of Redis that do not do what keys need; nil: there is no Redis
 	Terms   Terms
 
 	ttl        time.Duration // of Terms
@@ -45,9 +45,9 @@ type Terms struct {
 var Undecided = &Held{}
 
 // NewKeys returns the keys of a middleware with these terms.
-func NewKeys(memory *Memory, trouble *atomic.Int32, terms Terms) *Keys {
+func NewKeys(memory *Memory, failing *atomic.Int32, terms Terms) *Keys {
 	adopt(memory, terms)
-	return &Keys{Memory: memory, Trouble: trouble, Terms: terms, ttl: terms.TTL, pendingTTL: -terms.TTL}
+	return &Keys{Memory: memory, Failing: failing, Terms: terms, ttl: terms.TTL, pendingTTL: -terms.TTL}
 }
 
 // ClaimKey gives the key to r and returns nil if the key is free, else what holds it, or Undecided if Redis has to be asked. In
@@ -98,7 +98,7 @@ func Reissue(m *Memory, r *Run) {
 // claimUnknown is ClaimKey for a key that memory does not have, if there is a Redis, or ClaimKey leaves claims to ClaimLocal (see
 // Memory.fresh).
 func claimUnknown(k *Keys, r *Run) *Held {
-	if k.Trouble != nil {
+	if k.Failing != nil {
 		return Undecided
 	}
 	held := ClaimLocal(k, r)
@@ -126,9 +126,9 @@ func claimKnown(k *Keys, r *Run) *Held {
 	switch { // an earlier duplicate has read the answer already
 	case held == nil:
 	case expires <= now:
-	case k.Trouble == nil:
+	case k.Failing == nil:
 		return held
-	case k.Trouble.Load() != 0:
+	case k.Failing.Load() != 0:
 	case newsUntil <= now:
 	case k.Terms.Remember:
 		return held
@@ -140,21 +140,21 @@ func claimKnown(k *Keys, r *Run) *Held {
 func claimKnownSlow(k *Keys, r *Run) *Held {
 	setOwner(k.Memory, r)
 	held := LookupOther(k.Memory, r.Lease)
-	if held != nil && held.State != Running && k.Terms.Hear != nil && k.Trouble.Load() == 0 && Behind(k.Memory) {
+	if held != nil && held.State != Running && k.Terms.Hear != nil && k.Failing.Load() == 0 && Behind(k.Memory) {
 		k.Terms.Hear()
 		held = LookupOther(k.Memory, r.Lease)
 	}
 	switch {
-	case k.Trouble == nil && held == nil:
+	case k.Failing == nil && held == nil:
 		return ClaimLocal(k, r)
-	case k.Trouble == nil:
+	case k.Failing == nil:
 		return held
 	case held == nil:
 		return Undecided
 	case held.State != Running && !held.OnlyCopy && !k.Terms.Remember:
 		return Undecided
 	}
-	held.Degraded = k.Trouble.Load() != 0
+	held.Degraded = k.Failing.Load() != 0
 	return held
 }
 

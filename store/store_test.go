@@ -403,7 +403,7 @@ func TestTheWatchdogTicksRarely(t *testing.T) {
 func TestAShortLeaseHurriesNoOther(t *testing.T) {
 	m := store.NewMemory(1 << 20)
 	defer m.Close()
-	trouble := &atomic.Int32{}
+	failing := &atomic.Int32{}
 	terms := func(lease time.Duration, tries *atomic.Int64) store.Terms {
 		return store.Terms{TTL: time.Minute, Lease: lease, Renew: func(*store.Lease, bool) bool {
 			tries.Add(1)
@@ -414,7 +414,7 @@ func TestAShortLeaseHurriesNoOther(t *testing.T) {
 	begin := time.Now()
 	for key, terms := range map[string]store.Terms{"long": terms(time.Hour, &long), "short": terms(60*time.Millisecond, &short)} {
 		r := &store.Run{Lease: &store.Lease{Key: key, Fingerprint: fingerprint, Degraded: true}, Client: context.Background()}
-		store.ClaimLocal(store.NewKeys(m, trouble, terms), r)
+		store.ClaimLocal(store.NewKeys(m, failing, terms), r)
 		defer store.Release(m, r.Lease)
 	}
 	for long.Load() < 3 || short.Load() < 50 { // what is never renewed ends in the test's time-out
