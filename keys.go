@@ -45,7 +45,7 @@ func giveBack(h *handler, l *store.Run) {
 
 // releaseLater frees in Redis, as soon as it can be told, a claim that it has or may have.
 func releaseLater(h *handler, l *store.Lease) {
-	redisclient.Later(h.shared, l, "", longestLease) // a claim may reach Redis long after it was sent
+	redisclient.WriteLater(h.shared, l, "", longestLease) // a claim may reach Redis long after it was sent
 }
 
 // notGranted remembers a finished record that Redis has told of, and deals with an error of Redis. It returns what holds the
@@ -249,7 +249,7 @@ func finishLocal(h *handler, l *store.Run, record string, kept bool, err error) 
 		if errors.Is(err, redisclient.ErrTooLarge) {
 			record = store.KeyOnly(record)
 		}
-		redisclient.Later(h.shared, l.Lease, record, h.ttl)
+		redisclient.WriteLater(h.shared, l.Lease, record, h.ttl)
 		h.storeFailed("the end of a request could not be stored", err)
 	case kept && h.localCacheBytes > 0:
 		store.Finish(h.keys.Memory, l.Lease, record, h.ttl, false)
@@ -263,7 +263,7 @@ func finishLocal(h *handler, l *store.Run, record string, kept bool, err error) 
 
 // finishDegraded keeps in memory how a request ended that ran without Redis, and has it written to Redis when that is back.
 func finishDegraded(h *handler, l *store.Run, record string) bool {
-	redisclient.Later(h.shared, l.Lease, record, h.ttl)
+	redisclient.WriteLater(h.shared, l.Lease, record, h.ttl)
 	return store.Finish(h.keys.Memory, l.Lease, record, h.ttl, true)
 }
 

@@ -205,7 +205,7 @@ func TestAGiveBackOutlastsTheLease(t *testing.T) {
 	server.Close()
 	decide(h, httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/", nil), l, claim(h, l))
 	time.Sleep(5 * time.Millisecond)
-	redisclient.Later(h.shared, &store.Lease{Key: "another"}, "", time.Hour) // it drops what has expired
+	redisclient.WriteLater(h.shared, &store.Lease{Key: "another"}, "", time.Hour) // it drops what has expired
 	err = server.Restart()
 	if err != nil {
 		t.Fatal(err)

@@ -140,8 +140,8 @@ func sight(h *handler, kind, identity, host string, state store.State) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	all := n.sightings[kind]
-	if len(all) >= 2*redisclient.MostNotes {
-		all = append([]sighting{}, all[redisclient.MostNotes:]...)
+	if len(all) >= 2*redisclient.MaxNotes {
+		all = append([]sighting{}, all[redisclient.MaxNotes:]...)
 	}
 	n.sightings[kind] = append(all, seen)
 }
@@ -340,8 +340,8 @@ func takeSightings(n *notebook) {
 	n.mu.Unlock()
 	for _, kind := range []string{noteOther, noteUnkept, noteUnknown} {
 		list := all[kind]
-		if len(list) > redisclient.MostNotes {
-			list = list[len(list)-redisclient.MostNotes:]
+		if len(list) > redisclient.MaxNotes {
+			list = list[len(list)-redisclient.MaxNotes:]
 		}
 		for i := range list {
 			s := list[i]
@@ -446,7 +446,7 @@ func noteFrom(line redisclient.Note) *keyNote {
 	return &keyNote{kind: line.Kind, id: line.Name, number: line.Number, hash: parts[0], state: store.State(state), since: since, until: line.Until, traefik: parts[3], where: parts[4]}
 }
 
-// notes are notes about keys, at most twice redisclient.MostNotes of each kind: the same as redisclient.Notebook, in this
+// notes are notes about keys, at most twice redisclient.MaxNotes of each kind: the same as redisclient.Notebook, in this
 // process. The notebook's io guards them.
 type notes struct {
 	byID  map[string]*keyNote
@@ -503,20 +503,20 @@ func (n *notes) add(note *keyNote) {
 	note.number = n.added
 	n.byID[note.id] = note
 	order := append(n.order[note.kind], note)
-	for len(order) > 2*redisclient.MostNotes {
+	for len(order) > 2*redisclient.MaxNotes {
 		order = n.shorten(order)
 	}
 	n.order[note.kind] = order
 }
 
-// shorten returns the newest notes of order that are still there, at most redisclient.MostNotes.
+// shorten returns the newest notes of order that are still there, at most redisclient.MaxNotes.
 func (n *notes) shorten(order []*keyNote) []*keyNote {
 	var kept []*keyNote
 	for i := len(order) - 1; i >= 0; i-- {
 		note := order[i]
 		switch {
 		case n.byID[note.id] != note:
-		case len(kept) < redisclient.MostNotes:
+		case len(kept) < redisclient.MaxNotes:
 			kept = append(kept, note)
 		default:
 			delete(n.byID, note.id)
@@ -528,10 +528,10 @@ func (n *notes) shorten(order []*keyNote) []*keyNote {
 	return kept
 }
 
-// end drops the note of a key if it is of this kind. That Redis is not told of more than redisclient.MostNotes does no harm: what is
+// end drops the note of a key if it is of this kind. That Redis is not told of more than redisclient.MaxNotes does no harm: what is
 // not any more as its note says is not listed.
 func (n *notes) end(id, kind string) {
-	if len(n.gone) < redisclient.MostNotes {
+	if len(n.gone) < redisclient.MaxNotes {
 		n.gone[id] = kind
 	}
 	note := n.byID[id]

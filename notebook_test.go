@@ -157,7 +157,7 @@ func TestNotesStayFew(t *testing.T) {
 	t.Cleanup(memory.Close)
 	h := &handler{settings: settings{ttl: time.Minute}, notebook: newNotebook(memory)}
 	t.Cleanup(h.notebook.Close)
-	for i := 0; i < 20*redisclient.MostNotes; i++ {
+	for i := 0; i < 20*redisclient.MaxNotes; i++ {
 		sight(h, noteUnknown, fmt.Sprint("unknown ", i), "", store.Unknown)
 		sight(h, noteOther, fmt.Sprint("other ", i), "", store.Free)
 		if i%1500 == 0 {
@@ -166,11 +166,11 @@ func TestNotesStayFew(t *testing.T) {
 	}
 	_ = exchange(h.notebook)
 	notes := h.notebook.notes
-	if n := len(notes.byID); n > 4*redisclient.MostNotes {
+	if n := len(notes.byID); n > 4*redisclient.MaxNotes {
 		t.Errorf("%d notes", n)
 	}
 	newest := notes.newest(noteUnknown, math.MaxInt64, 200)
-	if len(newest) != 200 || newest[0].identity != fmt.Sprint("unknown ", 20*redisclient.MostNotes-1) {
+	if len(newest) != 200 || newest[0].identity != fmt.Sprint("unknown ", 20*redisclient.MaxNotes-1) {
 		t.Errorf("%d are listed, from %q on", len(newest), newest[0].identity)
 	}
 	notes.end(newest[0].id, noteUnknown)
@@ -182,10 +182,10 @@ func TestNotesStayFew(t *testing.T) {
 	if len(notes.byID)+len(notes.order[noteUnknown])+len(notes.order[noteOther]) != 0 {
 		t.Errorf("%d notes when all have expired", len(notes.byID))
 	}
-	for i := 0; i < 2*redisclient.MostNotes; i++ {
+	for i := 0; i < 2*redisclient.MaxNotes; i++ {
 		notes.end(fmt.Sprint(i), noteRunning)
 	}
-	if len(notes.gone) > redisclient.MostNotes {
+	if len(notes.gone) > redisclient.MaxNotes {
 		t.Errorf("Redis is to be told of %d notes that have ended", len(notes.gone))
 	}
 }

@@ -115,7 +115,7 @@ func (k *hook) end() {
 // openResources sets what this handler shares with all others that use the same: this process's memory, Redis behind it if
 // there is one, and the statistics.
 func (h *handler) openResources(ctx context.Context) {
-	storeID := fmt.Sprintf("%s %s", h.redis.Place(), h.keyPrefix)
+	storeID := fmt.Sprintf("%s %s", h.redis.Dataset(), h.keyPrefix)
 	statsID := fmt.Sprintf("stats %+v %s", h.redis, h.keyPrefix)
 	if h.redis.Address == "" {
 		storeID = "middleware " + h.name
@@ -169,7 +169,7 @@ func (h *handler) openRedis(ctx context.Context, memory *store.Memory) func() re
 	id := fmt.Sprintf("redis %+v", h.redis)
 	h.lateReplies = h.lease/3 < h.redis.DialTimeout+2*longer(h.redis.ReadTimeout, h.redis.WriteTimeout)
 	newBacklog := func() resource { return redisclient.NewBacklog() }
-	backlog, _ := resources.get(ctx, "backlog "+h.redis.Place(), newBacklog).(*redisclient.Backlog)
+	backlog, _ := resources.get(ctx, "backlog "+h.redis.Dataset(), newBacklog).(*redisclient.Backlog)
 	newClient := func() resource { return redisclient.New(h.redis, backlog) }
 	client, _ := resources.get(ctx, id, newClient).(*redisclient.Client)
 	h.shared = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)

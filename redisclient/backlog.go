@@ -244,9 +244,9 @@ func callHook(f func()) {
 	f()
 }
 
-// Later writes to Redis, in the background, record, with which the request of l has ended, to be kept for ttl; an empty record
+// WriteLater writes to Redis, in the background, record, with which the request of l has ended, to be kept for ttl; an empty record
 // releases the lease. It writes now, or as soon as Redis is back, and changes nothing if another owner has the key by then.
-func Later(k *Keys, l *store.Lease, record string, ttl time.Duration) {
+func WriteLater(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 	p := &pendingWrite{keys: k, lease: l, record: record, expires: time.Now().Add(ttl), size: int64(pendingBytes + len(l.Key) + len(record))}
 	b := k.client.backlog
 	b.mu.Lock()
@@ -354,7 +354,7 @@ func writeOldest(c *Client) *Client {
 			failed = true
 			continue
 		}
-		if remove(b, element) { // Later may have dropped it meanwhile
+		if remove(b, element) { // WriteLater may have dropped it meanwhile
 			count(b, p, p.result)
 		}
 	}

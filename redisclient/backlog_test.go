@@ -31,7 +31,7 @@ func TestAnotherClientWritesWhatIsPending(t *testing.T) {
 	c := New(Options{Address: listener.Addr().String(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
 	k := NewKeys(c, "idem")
 	record := fmt.Sprintf(store.UnknownFormat, fingerprint, "o-1")
-	Later(k, &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-1"}, record, time.Hour)
+	WriteLater(k, &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-1"}, record, time.Hour)
 	if c.Idle() {
 		t.Error("the only client of a server that is still to be told something is idle")
 	}
@@ -76,7 +76,7 @@ func TestAServerThatIsGoneForGoodIsLeft(t *testing.T) {
 	b := NewBacklog()
 	c := New(fast(server.address), b)
 	l := leaseOf("k")
-	Later(NewKeys(c, "idem"), l, fmt.Sprintf(store.UnknownFormat, l.Fingerprint, l.Owner), 100*time.Millisecond)
+	WriteLater(NewKeys(c, "idem"), l, fmt.Sprintf(store.UnknownFormat, l.Fingerprint, l.Owner), 100*time.Millisecond)
 	awaitTrue(t, func() bool { return c.state() != fine }) // it has been tried
 	c.Close()
 	awaitTrue(t, b.Idle)
@@ -146,7 +146,7 @@ func TestAnAnswerThatIsTooLargeIsGivenUpByTheClientThatWrites(t *testing.T) {
 	l := &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-1"}
 	_, _ = Renew(wrong, l, time.Hour) // it learns that it cannot
 	right := NewKeys(build("right"), "idem")
-	Later(wrong, l, store.DoneHead+fingerprint+store.StatusLines[201]+"\r\n"+strings.Repeat("x", 20000), time.Hour)
+	WriteLater(wrong, l, store.DoneHead+fingerprint+store.StatusLines[201]+"\r\n"+strings.Repeat("x", 20000), time.Hour)
 	pending := func() bool {
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -215,10 +215,10 @@ func TestARecordThatIsDroppedWhileItIsWritten(t *testing.T) {
 	defer c.Close()
 	k := NewKeys(c, "idem")
 	trip(c, down, errors.New("it is away"))
-	Later(k, leaseOf("k"), answerOf(""), time.Hour)
+	WriteLater(k, leaseOf("k"), answerOf(""), time.Hour)
 	close(back)
 	<-writes
-	Later(k, leaseOf("l"), answerOf(strings.Repeat("x", backlogBytes)), time.Hour) // there is room for neither
+	WriteLater(k, leaseOf("l"), answerOf(strings.Repeat("x", backlogBytes)), time.Hour) // there is room for neither
 	close(proceed)
 	awaitTrue(t, func() bool { return isWritten(b) })
 	if got := lines.find("written=.*"); len(got) != 1 || got[0] != "written=0 held=0 dropped=2" {
@@ -244,11 +244,11 @@ func TestAnOutageWithNothingToWrite(t *testing.T) {
 	for _, record := range []string{"", answerOf("")} {
 		trip(c, refusing, errors.New("it is away"))
 		awaitTrue(t, func() bool { return isFine(c) })
-		Later(k, leaseOf("k"), record, time.Hour)
+		WriteLater(k, leaseOf("k"), record, time.Hour)
 		awaitTrue(t, func() bool { return isWritten(b) })
 	}
 	trip(c, refusing, errors.New("it is away"))
-	Later(k, leaseOf("k"), "", time.Hour)
+	WriteLater(k, leaseOf("k"), "", time.Hour)
 	awaitTrue(t, func() bool { return isFine(c) && isWritten(b) })
 	if got := lines.find("answers of the outage.*"); len(got) != 0 {
 		t.Errorf("it was told that %q", got)
@@ -281,7 +281,7 @@ func TestAnotherNodeIsBackFirst(t *testing.T) {
 		trip(node, down, errors.New("it is away"))
 	}
 	awaitTrue(t, func() bool { return isFine(c.nodeAt(another.address)) })
-	Later(k, leaseOf("k"), answerOf(""), time.Hour)
+	WriteLater(k, leaseOf("k"), answerOf(""), time.Hour)
 	close(back)
 	awaitTrue(t, func() bool { return isWritten(b) })
 	if got := lines.find("written=.*"); len(got) != 1 || got[0] != "written=1 held=0 dropped=0" {

@@ -60,9 +60,9 @@ type Options struct {
 	WaitReplicas int // replicas that must have a claim or an answer; 0 = the master is enough
 }
 
-// Place identifies the data in Redis: its addresses, its master's name, whether it is a cluster, and its database. The other
+// Dataset identifies the data in Redis: its addresses, its master's name, whether it is a cluster, and its database. The other
 // options do not matter.
-func (o *Options) Place() string {
+func (o *Options) Dataset() string {
 	addresses := strings.Split(o.Address, ",")
 	sort.Strings(addresses)
 	return fmt.Sprintf("%s %q %t %d", strings.Join(addresses, ","), o.Sentinel.MasterName, o.Cluster, o.DB)

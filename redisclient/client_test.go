@@ -210,7 +210,7 @@ func TestAProxyHasNoServer(t *testing.T) {
 		if err == nil || c.state() != state || k.Failing.Load() != 1 {
 			t.Errorf("%s: %v, and the server's state is %d", reply, err, c.state())
 		}
-		Later(k, l, record, time.Hour)
+		WriteLater(k, l, record, time.Hour)
 		time.Sleep(10 * time.Millisecond)
 		if c.Idle() {
 			t.Errorf("%s: an answer is dropped", reply)
@@ -220,7 +220,7 @@ func TestAProxyHasNoServer(t *testing.T) {
 		awaitTrue(t, func() bool { return c.state() == fine })
 	}
 	fail("WRONGTYPE Operation against a key holding the wrong kind of value")
-	Later(k, l, record, time.Hour)
+	WriteLater(k, l, record, time.Hour)
 	awaitTrue(t, c.Idle)
 	if c.state() != fine || c.health.outages.Load() != 3 {
 		t.Errorf("a value of another application is an outage: state %d", c.state())
@@ -241,7 +241,7 @@ func TestAnErrorThatNobodyKnows(t *testing.T) {
 	defer c.Close()
 	k := NewKeys(c, "idem")
 	fingerprint := strings.Repeat("f", store.FingerprintSize)
-	Later(k, &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-1"}, store.DoneHead+fingerprint+store.StatusLines[201]+"\r\n", time.Hour)
+	WriteLater(k, &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-1"}, store.DoneHead+fingerprint+store.StatusLines[201]+"\r\n", time.Hour)
 	awaitTrue(t, c.Idle)
 	if writes.Load() != 1 || c.state() != fine {
 		t.Errorf("%d writes, and the server's state is %d", writes.Load(), c.state())

@@ -63,7 +63,7 @@ func TestAClusterComesLater(t *testing.T) {
 	if !errors.Is(err, ErrDown) {
 		t.Errorf("there are no slots: %v", err)
 	}
-	Later(k, l, store.DoneHead+l.Fingerprint+store.StatusLines[201]+"\r\n", time.Hour)
+	WriteLater(k, l, store.DoneHead+l.Fingerprint+store.StatusLines[201]+"\r\n", time.Hour)
 	node.kill()
 	node.answerWith(whole)
 	node.start(t)
@@ -222,11 +222,11 @@ func TestAnErrorHasTheAddressOfItsNode(t *testing.T) {
 // TestAClusterIsAnotherPlace than a server of its own at the same address.
 func TestAClusterIsAnotherPlace(t *testing.T) {
 	alone, cluster := Options{Address: "a:1,b:2"}, Options{Address: "b:2,a:1", Cluster: true}
-	if alone.Place() == cluster.Place() {
-		t.Errorf("both are %q", alone.Place())
+	if alone.Dataset() == cluster.Dataset() {
+		t.Errorf("both are %q", alone.Dataset())
 	}
 	alone.Cluster = true
-	if alone.Place() != cluster.Place() {
-		t.Errorf("the same nodes are %q and %q", alone.Place(), cluster.Place())
+	if alone.Dataset() != cluster.Dataset() {
+		t.Errorf("the same nodes are %q and %q", alone.Dataset(), cluster.Dataset())
 	}
 }

@@ -6,18 +6,18 @@ import (
 	"time"
 )
 
-// MostNotes is how many notes of each kind are kept, the newest.
-const MostNotes = 1000
+// MaxNotes is how many notes of each kind are kept, the newest.
+const MaxNotes = 1000
 
-// mostSettled is how many settled keys the notebook remembers, the newest. A process that has missed more forgets all that it
+// maxSettled is how many settled keys the notebook remembers, the newest. A process that has missed more forgets all that it
 // remembers of Redis' records.
-const mostSettled = 256
+const maxSettled = 256
 
 // notebookLife is how long the notebook outlives its last use: longer than any record.
 const notebookLife = 8 * 24 * time.Hour
 
 var (
-	mostSettledText  = strconv.Itoa(mostSettled)
+	maxSettledText   = strconv.Itoa(maxSettled)
 	notebookLifeText = strconv.FormatInt(int64(notebookLife/time.Second), 10)
 )
 
@@ -44,7 +44,7 @@ if epoch ~= ARGV[4] then from = 0 end
 for i = 1, settled do
   local n = redis.call('HINCRBY', k, 'version', 1)
   redis.call('HSET', k, 's ' .. n, ARGV[5 + 2 * i] .. ' ' .. ARGV[6 + 2 * i])
-  redis.call('HDEL', k, 's ' .. n - ` + mostSettledText + `)
+  redis.call('HDEL', k, 's ' .. n - ` + maxSettledText + `)
 end
 local touched = {}
 for i = 7 + 2 * settled, #ARGV, 4 do
@@ -80,7 +80,7 @@ end
 redis.call('EXPIRE', k, ` + notebookLifeText + `)
 local version = number('version')
 local reply = {epoch, tostring(version), tostring(from)}
-for n = math.max(from + 1, version - ` + mostSettledText + ` + 1), version do reply[#reply + 1] = redis.call('HGET', k, 's ' .. n) or '' end
+for n = math.max(from + 1, version - ` + maxSettledText + ` + 1), version do reply[#reply + 1] = redis.call('HGET', k, 's ' .. n) or '' end
 return reply`
 
 // listScript returns names and notes of a kind that are still wanted, the newest first. ARGV = the kind, Unix time in ms, the
@@ -137,7 +137,7 @@ func NewNotebook(k *Keys, keyPrefix string) *Notebook {
 // Exchange adds notes, tells others what was settled, and returns what was settled since the version of known. Repeating
 // it with the same arguments does no harm.
 func (n *Notebook) Exchange(now int64, epoch string, known *News, settled []Settled, notes []Note) (*News, error) {
-	args := []interface{}{noteScript, 1, n.key, now, MostNotes, epoch, known.Epoch, known.Version, len(settled)}
+	args := []interface{}{noteScript, 1, n.key, now, MaxNotes, epoch, known.Epoch, known.Version, len(settled)}
 	for _, s := range settled {
 		args = append(args, s.Hash, s.Version+" "+strconv.FormatInt(s.At, 10))
 	}

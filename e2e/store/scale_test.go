@@ -41,7 +41,7 @@ func TestStoreInARealRedisConforms(t *testing.T) {
 // TestNotesAreBounded has a hundred times as many keys noted as are kept, each with a long path, and others meanwhile. So are the
 // list and the page of those keys.
 func TestNotesAreBounded(t *testing.T) {
-	const all, batch = 100 * redisclient.MostNotes, redisclient.MostNotes
+	const all, batch = 100 * redisclient.MaxNotes, redisclient.MaxNotes
 	server := redistest.Start(t)
 	options := redisclient.Options{Address: server.Addr, DialTimeout: rig.Never, ReadTimeout: rig.Never, WriteTimeout: rig.Never}
 	client := redisclient.New(options, redisclient.NewBacklog())
