@@ -73,9 +73,6 @@ func yieldToMemory(h *handler, l *store.Run, held *store.Held) *store.Held {
 // afterFailure returns what memory knows of a key about which Redis failed with err. Without a cache of its own, what another
 // middleware has kept is better than nothing.
 func afterFailure(h *handler, l *store.Run, err error) *store.Held {
-	if !errors.Is(err, redisclient.ErrDown) {
-		l.Doubtful = true
-	}
 	held := store.LookupOther(h.keys.Memory, l.Lease)
 	if held == nil || h.localCacheBytes > 0 {
 		return &store.Held{Err: err}

@@ -117,6 +117,7 @@ type command struct {
 	asking bool    // ASKING is sent before it
 	isWAIT bool    // it is the WAIT for replicas
 	sample *sample // it is the PING that ends this measurement
+	resent bool    // it was sent before, and may have been carried out then
 
 	done chan struct{} // receives a value when the reply is there
 
@@ -397,6 +398,9 @@ func sendAll(s *sender) {
 				break
 			}
 			disconnect(pc)
+			for _, cmd := range commands {
+				cmd.resent = true
+			}
 		}
 		if err != nil {
 			failUnanswered(c, pc, commands, err)

@@ -89,13 +89,12 @@ func sendToSlot(c *Cluster, key string, cmd *command) {
 		if next == nil {
 			return
 		}
-		unanswered := errors.Is(cmd.err, errUnreachable)
+		if errors.Is(cmd.err, errUnreachable) {
+			cmd.resent = true
+		}
 		node = next
 		cmd.asking = ask
 		sendToReplicas(node, cmd)
-		if unanswered {
-			sentBefore(cmd)
-		}
 	}
 }
 

@@ -154,7 +154,7 @@ func milliseconds(d time.Duration) string {
 }
 
 // Claim gives the key to the lease for d and returns nil if the key is free, else what holds it. It returns an error that
-// wraps store.ErrForeign if the stored value is not a record.
+// wraps store.ErrForeign if the stored value is not a record. After an error Redis may have the claim: l.Doubtful says so.
 func Claim(k *Keys, l *store.Lease, d time.Duration) (*store.Held, error) {
 	cmd := new(command)
 	args := k.times[d]
@@ -236,13 +236,15 @@ func runScript(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	for attempt := 0; attempt < 2 && cmd.err != nil && prepareRetry(k, s, l, cmd, args); attempt++ {
 		route(k, s, l, cmd)
-		sentBefore(cmd)
 	}
 	if cmd.err == nil && cmd.line[0] != s.reply {
 		cmd.err = errProtocol
 	}
 	if cmd.err == nil {
 		return
+	}
+	if s == claimScript && mayBeDone(cmd) {
+		l.Doubtful = true
 	}
 	switch {
 	case strings.Contains(cmd.err.Error(), "Protocol error: invalid bulk length"):
@@ -259,6 +261,13 @@ func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 		address = cmd.from.opts.Address
 	}
 	cmd.err = fmt.Errorf("redis %s: %w", address, withoutArguments(cmd.err))
+}
+
+// mayBeDone reports whether a command that failed may have been carried out all the same: it was sent, and no reply says that its
+// script has refused. An error that nobody knows may be of a proxy that has passed the command on.
+func mayBeDone(cmd *command) bool {
+	refused := strings.HasPrefix(cmd.line, "-") && (stateFrom(cmd.err) != fine || isAboutKey(cmd.err))
+	return cmd.resent || !(refused || errors.Is(cmd.err, ErrDown))
 }
 
 // prepareRetry reports whether cmd can succeed when it is sent again, and prepares it for that: the server did not know the

@@ -22,16 +22,9 @@ func sendToReplicas(c *Client, cmd *command) {
 	default:
 		send(c, cmd)
 		if cmd.script == claimScript && cmd.err == nil && cmd.line == nilLine {
+			cmd.resent = true
 			send(c.confirmer, cmd)
-			sentBefore(cmd)
 		}
-	}
-}
-
-// sentBefore corrects the error of cmd, which may have been carried out before, if it says that cmd was not sent.
-func sentBefore(cmd *command) {
-	if errors.Is(cmd.err, ErrDown) {
-		cmd.err = fmt.Errorf("%w: %s", errUnreachable, cmd.err.Error())
 	}
 }
 

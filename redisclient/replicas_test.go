@@ -22,8 +22,8 @@ func stuckProbes(t *testing.T, handle func(args []string) string) *fakeServer {
 	return server
 }
 
-// TestAClaimThatMayBeGrantedCountsAsSent, though the breaker trips before it is sent once more: somebody has to give it back.
-func TestAClaimThatMayBeGrantedCountsAsSent(t *testing.T) {
+// TestAClaimThatMayBeGrantedIsDoubtful, though the breaker trips before it is sent once more: somebody has to give it back.
+func TestAClaimThatMayBeGrantedIsDoubtful(t *testing.T) {
 	t.Run("before replicas have it", func(t *testing.T) {
 		var c *Client
 		server := stuckProbes(t, func(args []string) string {
@@ -36,7 +36,7 @@ func TestAClaimThatMayBeGrantedCountsAsSent(t *testing.T) {
 		opts.WaitReplicas = 1
 		c = New(opts, NewBacklog())
 		defer c.Close()
-		expectSent(t, NewKeys(c, "idem"))
+		expectDoubtful(t, NewKeys(c, "idem"))
 	})
 	t.Run("before replicas have it, after the script was lost", func(t *testing.T) {
 		var c *Client
@@ -52,7 +52,7 @@ func TestAClaimThatMayBeGrantedCountsAsSent(t *testing.T) {
 		opts.WaitReplicas = 1
 		c = New(opts, NewBacklog())
 		defer c.Close()
-		expectSent(t, NewKeys(c, "idem"))
+		expectDoubtful(t, NewKeys(c, "idem"))
 	})
 	t.Run("before the next master has it", func(t *testing.T) {
 		heir := stuckProbes(t, func(args []string) string { return granted(args) })
@@ -72,15 +72,55 @@ func TestAClaimThatMayBeGrantedCountsAsSent(t *testing.T) {
 		heir.answerWith(slots)
 		node.answerWith(slots)
 		time.Sleep(2 * refreshPause)
-		expectSent(t, k)
+		expectDoubtful(t, k)
 	})
 }
 
-// expectSent expects that a claim fails as one that may have been granted.
-func expectSent(t *testing.T, k *Keys) {
+// expectDoubtful expects that a claim fails as one that may have been granted.
+func expectDoubtful(t *testing.T, k *Keys) {
 	t.Helper()
-	held, err := Claim(k, leaseOf("k"), time.Hour)
-	if held != nil || !errors.Is(err, errUnreachable) || errors.Is(err, ErrDown) {
-		t.Errorf("%+v, %v", held, err)
+	l := leaseOf("k")
+	held, err := Claim(k, l, time.Hour)
+	if held != nil || err == nil || !l.Doubtful {
+		t.Errorf("%+v, %v; it is doubtful: %t", held, err, l.Doubtful)
+	}
+}
+
+// TestARefusedClaimIsNotDoubtful, unless it was sent before without a reply, or nobody knows who has refused it.
+func TestARefusedClaimIsNotDoubtful(t *testing.T) {
+	for _, test := range []struct {
+		refusal     string
+		lost, doubt bool
+	}{
+		{"OOM command not allowed when used memory > 'maxmemory'.", false, false},
+		{"LOADING Redis is loading the dataset in memory", false, false},
+		{"READONLY You can't write against a read only replica.", false, false},
+		{"WRONGTYPE Operation against a key holding the wrong kind of value", false, false},
+		{"NOPERM this user has no permissions to access one of the keys", false, false},
+		{"LOADING Redis is loading the dataset in memory", true, true},
+		{"ERR upstream timeout", false, true},
+	} {
+		lost := &atomic.Bool{}
+		server := stuckProbes(t, func(args []string) string {
+			switch {
+			case len(args) < 2 || args[1] != claimScript.sha1:
+				return oneLine
+			case lost.CompareAndSwap(true, false):
+				return ""
+			}
+			return "-" + test.refusal + "\r\n"
+		})
+		c := New(fast(server.address), NewBacklog())
+		defer c.Close()
+		k, l := NewKeys(c, "idem"), leaseOf("k")
+		_, err := Renew(k, l, time.Hour) // there is a connection now
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost.Store(test.lost)
+		_, err = Claim(k, l, time.Hour)
+		if err == nil || l.Doubtful != test.doubt {
+			t.Errorf("%s: %v; it is doubtful: %t", test.refusal, err, l.Doubtful)
+		}
 	}
 }

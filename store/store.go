@@ -48,7 +48,7 @@ type Lease struct {
 
 	// Set before a Memory has the entry, and not changed afterwards.
 	Degraded bool // the shared store could not be reached, and the lease is held in this process's memory
-	Doubtful bool // the reply of the shared store to a claim was lost, so it may have the claim
+	Doubtful bool // a claim in the shared store failed, and it may have the claim: its reply was lost
 
 	// Wire is the key and the running record in Redis' protocol; empty without Redis. The claim in Redis sets it before a
 	// Memory has the entry, and nothing changes it afterwards: so reading it needs no lock.

@@ -411,6 +411,29 @@ func TestAnObservedClaimWhoseReplyWasLostIsGivenBack(t *testing.T) {
 	})
 }
 
+// TestRefusedClaimsPushNoAnswerOut of what is to be written when Redis takes writes again: it has none of them.
+func TestRefusedClaimsPushNoAnswerOut(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		server := redistest.Start(t)
+		b := rig.NewBackend(t, rig.Created)
+		on := func(addr, onStoreError string) *rig.Site {
+			return rig.SiteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "onStoreError": onStoreError, "scope": []any{"Authorization"}, "ttl": "1h", "maxTTL": "1h",
+				"redis": map[string]any{"endpoints": addr, "dialTimeout": "5s", "readTimeout": "5s", "writeTimeout": "5s"}}), b)
+		}
+		degrade, reject, other := on(server.Addr, "degrade"), on(server.Addr, "reject"), on(byName(server.Addr), "degrade")
+		server.Do("REPLICAOF", "127.0.0.1", "1")
+		first := degrade.Do(rig.Post("/", "k"))
+		degrade.Want(first, 201, "first;degraded")
+		for range 80 { // with more than there is room for
+			reject.WantProblem(reject.Do(rig.Post("/", "k", "Authorization", strings.Repeat("x", 500<<10))), 503, "store-unavailable", "unavailable;degraded")
+		}
+		server.Do("REPLICAOF", "NO", "ONE")
+		degrade.AwaitRedis()
+		degrade.AwaitLog("answers of the outage were written")
+		other.WantReplay(first, other.Do(rig.Post("/", "k")))
+	})
+}
+
 // TestAnAnswerThatRedisHasNoRoomFor is known to have been given: its claim stays until there is room.
 func TestAnAnswerThatRedisHasNoRoomFor(t *testing.T) {
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
