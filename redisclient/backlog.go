@@ -245,12 +245,16 @@ func callHook(f func()) {
 }
 
 // WriteLater writes to Redis, in the background, record, with which the request of l has ended, to be kept for ttl; an empty record
-// releases the lease. It writes now, or as soon as Redis is back, and changes nothing if another owner has the key by then.
+// releases the lease. It writes now, or as soon as Redis is back, and changes nothing if another owner has the key by then. A lease
+// ends by itself: it is released only while releases and records take no more than half of the room.
 func WriteLater(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 	p := &pendingWrite{keys: k, lease: l, record: record, expires: time.Now().Add(ttl), size: int64(pendingBytes + len(l.Key) + len(record))}
 	b := k.client.backlog
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if record == "" && b.bytes > backlogBytes/2 {
+		return
+	}
 	b.pending.PushBack(p)
 	b.bytes += p.size
 	for element := b.pending.Front(); element != nil; element = b.pending.Front() {

@@ -226,6 +226,28 @@ func TestARecordThatIsDroppedWhileItIsWritten(t *testing.T) {
 	}
 }
 
+// TestReleasesPushNoRecordOut of what waits for a server that is away.
+func TestReleasesPushNoRecordOut(t *testing.T) {
+	server := stuckProbes(t, granted)
+	b := NewBacklog()
+	c := New(fast(server.address), b)
+	defer c.Close()
+	k := NewKeys(c, "idem")
+	trip(c, down, errors.New("it is away"))
+	WriteLater(k, leaseOf("k"), answerOf(""), time.Hour)
+	for i := 0; i < 100; i++ {
+		WriteLater(k, leaseOf(strings.Repeat("k", 1<<20)), "", time.Hour)
+	}
+	WriteLater(k, leaseOf("l"), answerOf(strings.Repeat("x", backlogBytes/4)), time.Hour)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	first, _ := b.pending.Front().Value.(*pendingWrite)
+	last, _ := b.pending.Back().Value.(*pendingWrite)
+	if first.record == "" || last.record == "" || b.pending.Len() < 10 {
+		t.Errorf("of %d that wait, the first has %d bytes, and the last %d", b.pending.Len(), len(first.record), len(last.record))
+	}
+}
+
 // isFine reports whether a server is fine, and all know that.
 func isFine(c *Client) bool {
 	c.breaker.mu.Lock()
