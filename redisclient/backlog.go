@@ -2,8 +2,8 @@ package redisclient
 
 import (
 	"container/list"
-	"errors"
 	"log"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -380,38 +380,60 @@ func reportOutage(b *Backlog, address string) {
 	b.results = [postponed]int{}
 }
 
-// writeOne writes p by c, and sets its result.
+// writeOne writes p by c, and sets its result. What a healthy server refuses is tried once more, an answer without its header and
+// body: it, or something on the way to it, may have no room for them, and others know at least that the request has run.
 func writeOne(p *pendingWrite, c *Client, batch *sync.WaitGroup) {
 	defer endWriteOne(batch)
 	p.result = dropped
 	keys := via(p.keys, c)
-	kept, err := true, error(nil)
-	left := time.Until(p.expires)
-	if p.record == "" || left < time.Millisecond {
-		_, err = Release(keys, p.lease)
-	} else {
-		kept, err = writeBack(keys, p.lease, p.record, left)
-	}
-	if errors.Is(err, ErrTooLarge) {
-		log.Printf("level=error msg=\"an answer could not be written to Redis and is given up; other Traefiks answer its duplicates with 409\" redis=%q bytes=%d cause=%q", p.keys.client.opts.Address, len(p.record), err)
-		kept, err = writeBack(keys, p.lease, store.KeyOnly(p.record), left)
+	record := p.record
+	cmd := tell(keys, p, record)
+	refusal := cmd.err
+	if refusal != nil && record != "" && !mayTakeLater(cmd, c) {
+		if strings.HasPrefix(record, store.DoneHead) {
+			record = store.KeyOnly(record)
+		}
+		cmd = tell(keys, p, record)
 	}
 	switch {
-	case err != nil && (isServerError(err) || c.health.failing.Load() > 0): // after an unknown error, retry has probed the server
-		p.result = postponed
-	case err != nil:
-	case kept:
-		p.result = written
-	default:
+	case cmd.err == nil && cmd.line != oneLine:
 		p.result = held
+	case cmd.err == nil:
+		p.result = written
+		if record != p.record {
+			log.Printf("level=error msg=\"an answer could not be written to Redis and is given up; other Traefiks answer its duplicates with 409\" redis=%q bytes=%d cause=%q", c.opts.Address, len(p.record), refusal)
+		}
+	case mayTakeLater(cmd, c):
+		p.result = postponed
+	case record != "":
+		log.Printf("level=error msg=\"how a request ended could not be written to Redis and is given up; other Traefiks may run it again\" redis=%q cause=%q", c.opts.Address, cmd.err)
 	}
 }
 
-// writeBack keeps record for ttl. It returns false if another owner has the key.
-func writeBack(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
+// tell sends p to Redis, with record in place of its own. When that has expired, its lease is released: Redis may have the claim.
+func tell(k *Keys, p *pendingWrite, record string) *command {
 	cmd := &command{}
-	runScript(k, writeBackScript, l, cmd, bulk(record)+argument(k, ttl))
-	return cmd.line == oneLine, cmd.err
+	left := time.Until(p.expires)
+	if record == "" || left < time.Millisecond {
+		runScript(k, releaseScript, p.lease, cmd, "")
+	} else {
+		runScript(k, writeBackScript, p.lease, cmd, bulk(record)+argument(k, left))
+	}
+	return cmd
+}
+
+// mayTakeLater reports whether what failed by c can succeed when its server is well again. After an error that is not known, or says
+// that a command is forbidden, retry has probed the server.
+func mayTakeLater(cmd *command, c *Client) bool {
+	return isServerError(cmd.err) || serverOf(cmd, c).state() != fine
+}
+
+// serverOf returns the client of the server that cmd failed at: of a cluster's a node, or its front c.
+func serverOf(cmd *command, c *Client) *Client {
+	if cmd.from == nil {
+		return c
+	}
+	return cmd.from
 }
 
 func endWriteOne(batch *sync.WaitGroup) {

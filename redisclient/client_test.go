@@ -3,12 +3,12 @@ package redisclient
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -227,24 +227,45 @@ func TestAProxyHasNoServer(t *testing.T) {
 	}
 }
 
-// TestAnErrorThatNobodyKnows is one of each write to the key, while the server does all that a probe wants: the answer is dropped.
+// TestAnErrorThatNobodyKnows is one of each write to the key, while the server does all that a probe wants: what is written is
+// dropped when it is refused without an answer as well.
 func TestAnErrorThatNobodyKnows(t *testing.T) {
-	var writes atomic.Int64
-	server := startFake(t, func(args []string) string {
-		if len(args) > 1 && args[1] == writeBackScript.sha1 {
-			writes.Add(1)
-			return "-ERR no such luck\r\n"
+	unknown := fmt.Sprintf(store.UnknownFormat, leaseOf("").Fingerprint, "o-1")
+	for record, want := range map[string]string{answerOf("body"): store.KeyOnly(answerOf("body")), unknown: unknown} {
+		for _, refused := range []int{1, 2} {
+			lines := captureLog(t)
+			var mu sync.Mutex
+			var writes []string
+			server := startFake(t, func(args []string) string {
+				if len(args) < 2 || args[1] != writeBackScript.sha1 {
+					return granted(args)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				writes = append(writes, args[5])
+				if len(writes) > refused {
+					return granted(args)
+				}
+				return "-ERR no such luck\r\n"
+			})
+			b := NewBacklog()
+			c := New(fast(server.address), b)
+			WriteLater(NewKeys(c, "idem"), leaseOf("k"), record, time.Hour)
+			awaitTrue(t, func() bool { return isWritten(b) })
+			c.Close()
+			mu.Lock()
+			defer mu.Unlock()
+			if len(writes) != 2 || writes[0] != record || writes[1] != want || c.state() != fine {
+				t.Errorf("%q was written, and the server's state is %d", writes, c.state())
+			}
+			told := 1
+			if refused == 1 && record == want {
+				told = 0
+			}
+			if said := lines.find("other Traefiks .*cause=.*no such luck"); len(said) != told {
+				t.Errorf("of %.6s, refused %d times, it was told %q", record, refused, said)
+			}
 		}
-		return granted(args)
-	})
-	c := New(fast(server.address), NewBacklog())
-	defer c.Close()
-	k := NewKeys(c, "idem")
-	fingerprint := strings.Repeat("f", store.FingerprintSize)
-	WriteLater(k, &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-1"}, store.DoneHead+fingerprint+store.StatusLines[201]+"\r\n", time.Hour)
-	awaitTrue(t, c.Idle)
-	if writes.Load() != 1 || c.state() != fine {
-		t.Errorf("%d writes, and the server's state is %d", writes.Load(), c.state())
 	}
 }
 

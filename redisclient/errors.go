@@ -82,9 +82,10 @@ func isAboutKey(reply error) bool {
 	return isRedirection(reply) || strings.Contains(reply.Error(), "WRONGTYPE ")
 }
 
-// isServerError reports whether err concerns the server or the connection to it, and not one command.
+// isServerError reports whether err concerns the server or the connection to it, and not one command. That a command is forbidden may
+// concern the keys of one prefix alone.
 func isServerError(err error) bool {
-	return IsUnreachable(err) || stateFrom(err) != fine
+	return IsUnreachable(err) || (stateFrom(err) != fine && !isForbidden(err))
 }
 
 // IsUnreachable reports whether err says that the server gave no reply, or was not asked.
