@@ -164,12 +164,12 @@ func (h *handler) openResources(ctx context.Context) {
 }
 
 // openRedis sets Redis as the store behind memory, and returns what builds its statistics. Clients with other settings than
-// these share what Redis is still to be told.
+// these share what Redis is still to be told. Each prefix has a client of its own: a user may be allowed the keys of one alone.
 func (h *handler) openRedis(ctx context.Context, memory *store.Memory) func() resource {
-	id := fmt.Sprintf("redis %+v", h.redis)
+	id := fmt.Sprintf("redis %+v %s", h.redis, h.keyPrefix)
 	h.lateReplies = h.lease/3 < h.redis.DialTimeout+2*longer(h.redis.ReadTimeout, h.redis.WriteTimeout)
 	newBacklog := func() resource { return redisclient.NewBacklog() }
-	backlog, _ := resources.get(ctx, "backlog "+h.redis.Dataset(), newBacklog).(*redisclient.Backlog)
+	backlog, _ := resources.get(ctx, "backlog "+h.redis.Dataset()+" "+h.keyPrefix, newBacklog).(*redisclient.Backlog)
 	newClient := func() resource { return redisclient.New(h.redis, backlog) }
 	client, _ := resources.get(ctx, id, newClient).(*redisclient.Client)
 	h.shared = redisclient.NewKeys(client, h.keyPrefix, h.lease, h.ttl)

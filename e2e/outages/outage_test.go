@@ -201,7 +201,7 @@ func TestFaults(t *testing.T) {
 					pass.Want(pass.Do(rig.Post("/", "before")), 201, "first;degraded")
 					reject.WantProblem(reject.Do(rig.Post("/", "before")), 503, "store-unavailable", "unavailable;degraded")
 				}
-				g.logged(degrade, f.log, f.cause)
+				g.logged(degrade, 3, f.log, f.cause)
 				for _, s := range []*rig.Site{degrade, reject} {
 					figures := s.Counted(func(f rig.Figures) bool { return !f.Store.Healthy })
 					if figures.Store.Error == "" {
@@ -211,8 +211,8 @@ func TestFaults(t *testing.T) {
 
 				f.end(g)
 				reject.AwaitRedis()
-				g.logged(degrade, "Redis is back", "")
-				g.logged(degrade, "answers of the outage were written to Redis", "written=1 held=0 dropped=0")
+				g.logged(degrade, 3, "Redis is back", "")
+				g.logged(degrade, 1, "answers of the outage were written to Redis", "written=1 held=0 dropped=0")
 				other.WantReplay(during, other.Do(rig.Post("/", "during")))
 				degrade.WantReplay(during, degrade.Do(rig.Post("/", "during")))
 				for _, s := range []*rig.Site{degrade, pass, reject} {
@@ -236,11 +236,13 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// logged waits until the log says msg of this Redis, and checks that it says so once, with cause.
-func (g *ground) logged(s *rig.Site, msg, cause string) {
+// logged waits until the log says msg of this Redis, once for each of so many prefixes, and checks that it says so no more often, and
+// with cause.
+func (g *ground) logged(s *rig.Site, prefixes int, msg, cause string) {
 	g.T.Helper()
-	said := []string{}
-	for len(said) == 0 {
+	var said []string
+	for len(said) < prefixes {
+		said = nil
 		for line := range strings.Lines(s.Logs()) {
 			if strings.Contains(line, msg) && strings.Contains(line, g.Proxy.Listen) {
 				said = append(said, line)
@@ -248,8 +250,10 @@ func (g *ground) logged(s *rig.Site, msg, cause string) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	if len(said) != 1 || !strings.Contains(said[0], cause) {
-		g.T.Errorf("the log says %q, want %q once, with %q", said, msg, cause)
+	for _, line := range said {
+		if len(said) != prefixes || !strings.Contains(line, cause) {
+			g.T.Errorf("the log says %q, want %q %d times, with %q", said, msg, prefixes, cause)
+		}
 	}
 }
 

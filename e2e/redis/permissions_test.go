@@ -4,6 +4,7 @@ package redis
 
 import (
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -156,6 +157,42 @@ func TestOnlyWhatNeedsACommandDoesWithoutIt(t *testing.T) {
 				s.Counted(func(f rig.Figures) bool { return f.Store.Unshared == "" })
 				s.Keys("")
 			})
+		}
+	})
+}
+
+// TestAPrefixThatIsForbidden to the user of two middlewares harms neither the other one, whichever is built first, nor Redis.
+func TestAPrefixThatIsForbidden(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		for _, prefixes := range [][]string{{"idem", "shop"}, {"shop", "idem"}} {
+			server := redistest.Start(t)
+			server.Do("ACL", "SETUSER", "shop", "on", ">secret", "~idem:*", "&*", "+@all")
+			b := rig.NewBackend(t, rig.Created)
+			sites := map[string]*rig.Site{}
+			for _, prefix := range prefixes {
+				sites[prefix] = rig.SiteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "lease": "10m", "stats": rig.OpenStats["stats"],
+					"redis": map[string]any{"endpoints": server.Addr, "username": "shop", "password": "secret", "keyPrefix": prefix, "dialTimeout": "20s", "readTimeout": "20s", "writeTimeout": "20s"}}), b)
+			}
+			allowed, forbidden := sites["idem"], sites["shop"]
+			first := forbidden.Do(rig.Post("/", "k"))
+			forbidden.Want(first, 201, "first;degraded")
+			forbidden.Counted(func(f rig.Figures) bool { return !f.Store.Healthy })
+			forbidden.WantLine("Redis forbids a command that keys need", server.Addr)
+			allowed.WantRun("k")
+			if !allowed.Stats().Store.Healthy {
+				t.Error("the prefix that is allowed is not well")
+			}
+			begin := time.Now()
+			before, _ := strconv.Atoi(rig.InfoField(server, "stats", "total_commands_processed"))
+			time.Sleep(time.Second)
+			after, _ := strconv.Atoi(rig.InfoField(server, "stats", "total_commands_processed"))
+			if most := 200 * (1 + int(time.Since(begin)/time.Second)); after-before > most {
+				t.Errorf("%d commands in %s, with nothing to do", after-before, time.Since(begin))
+			}
+			server.Do("ACL", "SETUSER", "shop", "~shop:*")
+			forbidden.Counted(func(f rig.Figures) bool { return f.Store.Healthy })
+			forbidden.AwaitLog("answers of the outage were written")
+			forbidden.WantReplay(first, forbidden.Do(rig.Post("/", "k")))
 		}
 	})
 }
