@@ -14,7 +14,7 @@ import (
 // the slot in a bucket.
 const entryBytes = 832
 
-// heldBytes is what a cached Held costs.
+// cachedHeldBytes is what a cached Held costs.
 const cachedHeldBytes = 208
 
 // headerBytes is what a name or a value in an answer's header costs in addition to its text.
