@@ -263,8 +263,8 @@ func WriteLater(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 		if !expired && b.bytes <= backlogBytes {
 			break
 		}
-		removed := remove(b, element)
-		if removed && !expired {
+		remove(b, element)
+		if !expired {
 			count(b, oldest, dropped)
 		}
 	}

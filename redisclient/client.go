@@ -91,7 +91,7 @@ type Client struct {
 
 	lock, unlock func()        // guard everything below
 	queue        []*command    // to be sent
-	spare        int           // senders that are idle or not started; at most as many as slots
+	spare        int           // senders that are idle or not started; at most as many as connections
 	idle         int           // senders that wait for wake
 	wake         chan struct{} // has room for all that are idle
 	closed       bool
