@@ -22,11 +22,16 @@ func TestBracketsCostNoMoreThanReading(t *testing.T) {
 		for _, pointer := range []string{"/a", "/0", strings.Repeat("/a", 32), strings.Repeat("/0", 32)} {
 			s := parseSource("json:" + pointer)
 			r := &http.Request{Header: http.Header{"Content-Type": {"application/json"}}}
-			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			_, state := valueOf(h, s, r, []byte(body))
-			runtime.ReadMemStats(&after)
-			if bytes, pieces := after.TotalAlloc-before.TotalAlloc, after.Mallocs-before.Mallocs; bytes > 20*size || pieces > 10_000 {
+			var state int
+			var bytes, pieces uint64
+			for try := 0; try == 0 || try < 10 && (bytes > 20*size || pieces > 10_000); try++ { // others in this process allocate too
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				_, state = valueOf(h, s, r, []byte(body))
+				runtime.ReadMemStats(&after)
+				bytes, pieces = after.TotalAlloc-before.TotalAlloc, after.Mallocs-before.Mallocs
+			}
+			if bytes > 20*size || pieces > 10_000 {
 				t.Errorf("json:%s in %s: %d bytes in %d pieces", pointer, name, bytes, pieces)
 			}
 			if want := name == "a text in 32 objects" && len(pointer) == 64 && pointer[1] == 'a'; (state == present) != want {
