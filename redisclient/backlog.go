@@ -50,7 +50,7 @@ const (
 )
 
 // Backlog holds the writes that one Redis could not be given yet. When there is no room, the oldest is dropped first. All
-// clients of that Redis share it: a client with other settings may succeed where one has failed.
+// clients of that Redis and prefix share it: one with other settings may succeed where one has failed.
 type Backlog struct {
 	outages atomic.Int64 // number of outages that have begun, of any client
 

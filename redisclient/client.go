@@ -129,7 +129,7 @@ type command struct {
 }
 
 // New returns a client; Close frees it. It connects when there is something to send, or in advance if opts want that. Clients of the
-// same Redis share a backlog: each writes what others could not.
+// same Redis and prefix share a backlog: each writes what others could not.
 func New(opts Options, b *Backlog) *Client {
 	c := build(opts, newHealth())
 	if opts.Cluster {
