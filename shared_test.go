@@ -152,17 +152,22 @@ func shortGrace(t *testing.T) {
 	t.Cleanup(func() { set(graceTime) })
 }
 
-// collectors returns how many there are for this Redis.
-func collectors(address string) int {
-	resources.mu.Lock()
-	defer resources.mu.Unlock()
-	n := 0
-	for name := range resources.items {
-		if strings.HasPrefix(name, "stats ") && strings.Contains(name, address) {
-			n++
+// awaitCollectors returns when no more than most are left for this Redis. What never ends, ends in the test's time-out.
+func awaitCollectors(address string, most int) {
+	collectors := func() int {
+		resources.mu.Lock()
+		defer resources.mu.Unlock()
+		n := 0
+		for name := range resources.items {
+			if strings.HasPrefix(name, "stats ") && strings.Contains(name, address) {
+				n++
+			}
 		}
+		return n
 	}
-	return n
+	for collectors() > most {
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // TestCountsOutliveTheirHandlers has a request end long after its handler was given up, because a reload has changed how Redis is
@@ -254,13 +259,14 @@ func TestCountsOutliveTheirHandlers(t *testing.T) {
 					h, _ := built.(*handler)
 					return h, cancel
 				}
-				old, give := open()
+				old, cancel := open()
 				end := c.start(t, old)
-				give()
+				cancel()
+				left := 0
 				if !removed {
 					config.Redis.PoolSize = 3
-					_, cancel := open()
-					defer cancel()
+					_, cancel = open()
+					left = 1
 				}
 				time.Sleep(20 * resources.grace) // what is not used is given up meanwhile
 				end()
@@ -270,13 +276,9 @@ func TestCountsOutliveTheirHandlers(t *testing.T) {
 						t.Fatalf("it is not counted: %s", server.HGet("idem:stats", "t "+c.total))
 					}
 				}
-				left := 1
-				if removed {
-					left = 0
-				}
-				for collectors(server.Addr()) > left { // what never ends, ends in the test's time-out
-					time.Sleep(10 * time.Millisecond)
-				}
+				awaitCollectors(server.Addr(), left)
+				cancel()
+				awaitCollectors(server.Addr(), 0)
 			})
 		}
 	}
@@ -306,9 +308,7 @@ func TestManyReloadsLeaveNothing(t *testing.T) {
 		return h, cancel
 	}
 	await := func(left int) runtime.MemStats {
-		for collectors(server.Addr()) > left { // what never ends, ends in the test's time-out
-			time.Sleep(10 * time.Millisecond)
-		}
+		awaitCollectors(server.Addr(), left)
 		var now runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&now)
