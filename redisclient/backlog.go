@@ -36,7 +36,9 @@ type pendingWrite struct {
 	expires time.Time
 	size    int64
 
-	result writeResult // of the last try; set by writeOne, and read when all of its batch have ended
+	// Of the last try; set by writeOne, and read when all of its batch have ended.
+	result writeResult
+	server *Client // where it was postponed
 }
 
 // writeResult is what became of a pending write.
@@ -56,8 +58,9 @@ type Backlog struct {
 
 	mu      sync.Mutex // guards everything below
 	clients *list.List // of *Client, in use
-	pending *list.List // of *pendingWrite, oldest first
-	bytes   int64      // taken by pending
+	pending *list.List // of *pendingWrite that are to be tried, oldest first
+	waiting *list.List // of *pendingWrite that were postponed, until a server is found again; older than pending ones
+	bytes   int64      // taken by pending and waiting
 	writing bool       // a goroutine writes pending
 
 	results  [postponed]int // number of records by result, since the backlog was last empty
@@ -74,7 +77,7 @@ type hook struct {
 
 // NewBacklog returns an empty backlog.
 func NewBacklog() *Backlog {
-	return &Backlog{clients: list.New(), pending: list.New(), hooks: map[string]*hook{}}
+	return &Backlog{clients: list.New(), pending: list.New(), waiting: list.New(), hooks: map[string]*hook{}}
 }
 
 // Idle reports whether nothing is left to write and no client is in use.
@@ -90,14 +93,19 @@ func (b *Backlog) Close() {}
 // hasPending reports whether a pending write has not expired. The caller holds the lock.
 func hasPending(b *Backlog) bool {
 	now := time.Now()
-	for element := b.pending.Front(); element != nil; element = element.Next() {
-		p, _ := element.Value.(*pendingWrite)
-		if now.Before(p.expires) {
-			return true
+	for _, l := range []*list.List{b.waiting, b.pending} {
+		for element := l.Front(); element != nil; element = element.Next() {
+			p, _ := element.Value.(*pendingWrite)
+			if now.Before(p.expires) {
+				return true
+			}
 		}
 	}
 	return false
 }
+
+// nothingLeft reports whether nothing is pending or waiting. The caller holds the lock.
+func nothingLeft(b *Backlog) bool { return b.pending.Len()+b.waiting.Len() == 0 }
 
 // attach adds a new client, which has not sent any command yet, and writes what others could not.
 func attach(b *Backlog, c *Client) {
@@ -112,6 +120,7 @@ func attach(b *Backlog, c *Client) {
 	if b.clients.Len() > 1 {
 		callHooks(b)
 	}
+	tryAgain(b, nil)
 	if !b.writing && b.pending.Len() > 0 {
 		go writePending(c)
 	}
@@ -128,6 +137,7 @@ func detach(b *Backlog, c *Client) {
 			break
 		}
 	}
+	tryAgain(b, nil)
 	startWriting(b, c)
 }
 
@@ -136,8 +146,9 @@ func resume(b *Backlog, c *Client) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	callHooks(b)
+	tryAgain(b, c.health)
 	startWriting(b, c)
-	if b.pending.Len() == 0 && c.health.failing.Load() == 0 {
+	if nothingLeft(b) && c.health.failing.Load() == 0 {
 		reportOutage(b, c.opts.Address)
 	}
 }
@@ -157,6 +168,21 @@ func isOrphaned(b *Backlog) bool {
 	return b.clients.Len() == 0 && hasPending(b)
 }
 
+// tryAgain makes what is waiting pending, but for what waits for other servers of those with this health than the one that was
+// found. The caller holds the lock.
+func tryAgain(b *Backlog, found *health) {
+	again := list.New()
+	var next *list.Element
+	for element := b.waiting.Front(); element != nil; element = next {
+		next = element.Next()
+		p, _ := element.Value.(*pendingWrite)
+		if p.server.health != found || p.server.state() == fine {
+			again.PushBack(b.waiting.Remove(element))
+		}
+	}
+	b.pending.PushFrontList(again)
+}
+
 // startWriting starts to write what is pending, if there is a healthy client. c is used if no client is in use, until all that is
 // pending has expired: the server may never come back. The caller holds the lock.
 func startWriting(b *Backlog, c *Client) {
@@ -169,19 +195,23 @@ func startWriting(b *Backlog, c *Client) {
 	}
 }
 
-// healthyClient returns a client in use whose servers are fine, as far as is known. If no client is in use, it may be c. It
-// returns nil if there is none. The caller holds the lock.
+// healthyClient returns a client in use whose servers are fine, as far as is known, or else that of a cluster that is without a
+// node. If no client is in use, it may be c. It returns nil if there is none. The caller holds the lock.
 func healthyClient(b *Backlog, c *Client) *Client {
+	var healthy *Client
 	for element := b.clients.Front(); element != nil; element = element.Next() {
 		other, _ := element.Value.(*Client)
-		if other.health.failing.Load() == 0 {
+		switch {
+		case other.health.failing.Load() == 0:
 			return other
+		case healthy == nil && other.state() == fine:
+			healthy = other
 		}
 	}
-	if b.clients.Len() == 0 && c.health.failing.Load() == 0 {
+	if b.clients.Len() == 0 && c.state() == fine {
 		return c
 	}
-	return nil
+	return healthy
 }
 
 // usableClient returns c, or a healthy client of the same Redis if c is closed or its servers are not fine.
@@ -257,25 +287,32 @@ func WriteLater(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 	}
 	b.pending.PushBack(p)
 	b.bytes += p.size
-	for element := b.pending.Front(); element != nil; element = b.pending.Front() {
+	for _, l := range []*list.List{b.waiting, b.pending} {
+		dropOldest(b, l)
+	}
+	startWriting(b, k.client)
+}
+
+// dropOldest drops from l what has expired, and then the oldest until there is room. The caller holds the lock.
+func dropOldest(b *Backlog, l *list.List) {
+	for element := l.Front(); element != nil; element = l.Front() {
 		oldest, _ := element.Value.(*pendingWrite)
 		expired := time.Now().After(oldest.expires)
 		if !expired && b.bytes <= backlogBytes {
 			break
 		}
-		remove(b, element)
+		remove(b, l, element)
 		if !expired {
 			count(b, oldest, dropped)
 		}
 	}
-	startWriting(b, k.client)
 }
 
-// remove takes a pending write off the list, and reports whether it was still there. The caller holds the lock.
-func remove(b *Backlog, element *list.Element) bool {
-	before := b.pending.Len()
-	p, _ := b.pending.Remove(element).(*pendingWrite)
-	if b.pending.Len() == before {
+// remove takes a write off l, and reports whether it was still there. The caller holds the lock.
+func remove(b *Backlog, l *list.List, element *list.Element) bool {
+	before := l.Len()
+	p, _ := l.Remove(element).(*pendingWrite)
+	if l.Len() == before {
 		return false
 	}
 	b.bytes -= p.size
@@ -336,7 +373,9 @@ func writeOldest(c *Client) *Client {
 	}
 	if len(oldest) == 0 {
 		b.writing = false
-		reportOutage(b, c.opts.Address)
+		if nothingLeft(b) {
+			reportOutage(b, c.opts.Address)
+		}
 	}
 	b.mu.Unlock()
 	if len(oldest) == 0 {
@@ -351,22 +390,24 @@ func writeOldest(c *Client) *Client {
 	batch.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	failed := false
+	next := healthyClient(b, c)
 	for _, element := range oldest {
 		p, _ := element.Value.(*pendingWrite)
-		if p.result == postponed {
-			failed = true
+		if p.result == postponed && (next != c || p.server.state() == fine) {
+			continue // another client may be able to write it, or c by now
+		}
+		if !remove(b, b.pending, element) { // WriteLater has dropped it meanwhile
 			continue
 		}
-		if remove(b, element) { // WriteLater may have dropped it meanwhile
+		if p.result == postponed {
+			b.waiting.PushBack(p)
+			b.bytes += p.size
+		} else {
 			count(b, p, p.result)
 		}
 	}
-	if failed { // writing goes on when c finds Redis again; another client, or c by now, may be healthy already
-		c = healthyClient(b, c)
-		b.writing = c != nil
-	}
-	return c
+	b.writing = next != nil
+	return next
 }
 
 // reportOutage logs, once after each outage, what became of the records that were pending, if there were any. The caller holds the
@@ -405,6 +446,7 @@ func writeOne(p *pendingWrite, c *Client, batch *sync.WaitGroup) {
 		}
 	case mayTakeLater(cmd, c):
 		p.result = postponed
+		p.server = serverOf(cmd, c)
 	case record != "":
 		log.Printf("level=error msg=\"how a request ended could not be written to Redis and is given up; other Traefiks may run it again\" redis=%q cause=%q", c.opts.Address, cmd.err)
 	}
@@ -430,8 +472,11 @@ func mayTakeLater(cmd *command, c *Client) bool {
 
 // serverOf returns the client of the server that cmd failed at: of a cluster's a node, or its front c.
 func serverOf(cmd *command, c *Client) *Client {
-	if cmd.from == nil {
+	switch {
+	case cmd.from == nil:
 		return c
+	case cmd.from.main != nil: // a side has no health of its own
+		return cmd.from.main
 	}
 	return cmd.from
 }

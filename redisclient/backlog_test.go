@@ -192,7 +192,7 @@ func captureLog(t *testing.T) *logged {
 func isWritten(b *Backlog) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.writing && b.pending.Len() == 0
+	return !b.writing && nothingLeft(b)
 }
 
 // TestARecordThatIsDroppedWhileItIsWritten counts once.

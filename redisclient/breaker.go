@@ -221,6 +221,9 @@ func endProbing(c *Client) {
 // ends, unless it alone can write what is pending. A command that it still sends trips the breaker again if need be.
 func reprobe(c *Client) bool {
 	state, cause := probe(c)
+	if state == down && c.node { // another one may have its slots by now
+		_ = c.cluster.refresh("", c.opts.Address)
+	}
 	c.lock()
 	closed := c.closed
 	c.unlock()
@@ -231,6 +234,10 @@ func reprobe(c *Client) bool {
 	case closed && !c.health.needed():
 		setState(c, fine, nil)
 		b.back = time.Now() // the next probing begins with a pause, if a command fails again
+		successor := c.node && !c.health.closed.Load()
+		if successor {
+			c.health.onBack()
+		}
 		return true
 	case state != b.state.Load():
 		transition(c, state, cause)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -229,4 +230,59 @@ func TestAClusterIsAnotherPlace(t *testing.T) {
 	if alone.Dataset() != cluster.Dataset() {
 		t.Errorf("the same nodes are %q and %q", alone.Dataset(), cluster.Dataset())
 	}
+}
+
+// TestANodeThatRefusesHoldsBackNoOther, and is not asked again and again itself.
+func TestANodeThatRefusesHoldsBackNoOther(t *testing.T) {
+	var well, ill *fakeServer
+	var writes atomic.Int64
+	var cured atomic.Bool
+	halves := func() string {
+		slots := "*2\r\n"
+		for i, node := range []*fakeServer{well, ill} {
+			host, port, _ := net.SplitHostPort(node.address)
+			slots += fmt.Sprintf("*3\r\n:%d\r\n:%d\r\n*2\r\n%s:%s\r\n", i*slotCount/2, (i+1)*slotCount/2-1, bulk(host), port)
+		}
+		return slots
+	}
+	well = startFake(t, func(args []string) string {
+		if args[0] == "CLUSTER" {
+			return halves()
+		}
+		return granted(args)
+	})
+	ill = startFake(t, func(args []string) string {
+		switch {
+		case args[0] == "CLUSTER":
+			return halves()
+		case args[1] == writeBackScript.sha1:
+			writes.Add(1)
+		}
+		if cured.Load() {
+			return granted(args)
+		}
+		return "-OOM command not allowed when used memory > 'maxmemory'.\r\n"
+	})
+	c, k, _ := overCluster(t, well.address, ill.address)
+	b := c.front.backlog
+	left := func() int {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.pending.Len() + b.waiting.Len()
+	}
+	toIll := 0
+	for i := 0; i < 100; i++ {
+		l := leaseOf(fmt.Sprint("k", i))
+		if Slot(wire(k, l)[k.start:k.end]) >= slotCount/2 {
+			toIll++
+		}
+		WriteLater(k, l, answerOf(""), time.Hour)
+	}
+	awaitTrue(t, func() bool { return left() == toIll })
+	time.Sleep(2 * probePause) // for more writes
+	if n := writes.Load(); n != int64(toIll) {
+		t.Errorf("%d writes of %d to a node that refuses them", n, toIll)
+	}
+	cured.Store(true)
+	awaitTrue(t, func() bool { return left() == 0 })
 }

@@ -190,6 +190,89 @@ func TestANodeIsLost(t *testing.T) {
 	})
 }
 
+// answersInAnOutage has a site answer so many requests, each with another key, some of them without Redis.
+func answersInAnOutage(s *rig.Site, n int) map[string]rig.Answer {
+	answers := map[string]rig.Answer{}
+	for range n {
+		key := rig.UnusedKey()
+		answers[key] = s.Do(rig.Post("/", key))
+		if answers[key].Status != 201 {
+			s.T.Fatalf("%d %s", answers[key].Status, answers[key].Body)
+		}
+	}
+	return answers
+}
+
+// TestALostNodeHoldsBackNoOther that is back already: it is told what was answered without it.
+func TestALostNodeHoldsBackNoOther(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		c := redistest.StartMasters(t, 3)
+		for _, node := range c.Masters {
+			node.Do("CONFIG", "SET", "cluster-require-full-coverage", "no")
+		}
+		redis, again := inCluster(c), inCluster(c)
+		again["endpoints"] = append([]string{"127.0.0.1:2"}, c.Endpoints()...) // another Traefik, as it were
+		for _, of := range []map[string]any{redis, again} {
+			of["keyPrefix"], of["readTimeout"], of["dialTimeout"], of["writeTimeout"] = "p", "3s", "3s", "3s"
+		}
+		b := rig.NewBackend(t, rig.Created)
+		on := func(redis map[string]any) *rig.Site {
+			return rig.SiteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "scope": []any{"Authorization"}, "ttl": "1h", "maxTTL": "1h", "redis": redis}), b)
+		}
+		s, other := on(redis), on(again)
+		s.WantRun("warm")
+		for _, node := range c.Masters {
+			node.Pause()
+		}
+		answers := answersInAnOutage(s, 30)
+		lost := c.Masters[2]
+		for _, node := range c.Masters[:2] {
+			node.Resume()
+		}
+		c.AwaitOK(lost)
+		kept := func(node *redistest.Server) int {
+			n := 0
+			for _, name := range strings.Fields(node.Do("KEYS", "p:req:*")) {
+				if strings.HasPrefix(node.Do("GET", name), store.DoneHead) {
+					n++
+				}
+			}
+			return n
+		}
+		for _, node := range c.Masters[:2] { // a node that is never told ends in the test's time-out
+			for kept(node) < 3 {
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+		lost.Resume()
+		s.AwaitLog("answers of the outage were written to Redis")
+		c.AwaitOK()
+		for key, first := range answers {
+			other.WantReplay(first, other.Do(rig.Post("/", key)))
+		}
+		s.NoneTwice()
+	})
+}
+
+// TestTheSuccessorOfALostNodeIsTold what was answered without that, although nobody asks for its keys.
+func TestTheSuccessorOfALostNodeIsTold(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		c := redistest.StartCluster(t, 3)
+		redis := inCluster(c)
+		redis["keyPrefix"] = "p"
+		s := rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "ttl": "1h", "maxTTL": "1h", "redis": redis})
+		s.WantRun("warm")
+		lost := c.Masters[0]
+		lost.Kill()
+		answersInAnOutage(s, 30)
+		c.AwaitMaster(c.Replicas[0])
+		s.AwaitLog("answers of the outage were written to Redis")
+		if rig.KeysIn(c.Replicas[0]) == 0 {
+			t.Error("it was told nothing")
+		}
+	})
+}
+
 func loseANode(t *testing.T, host hosts.Host, c *redistest.Cluster, redis map[string]any, lose func(*redistest.Server)) {
 	t.Helper()
 	s := overRedis(t, host, redis)
