@@ -267,7 +267,7 @@ func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 // script has refused. An error that nobody knows may be of a proxy that has passed the command on.
 func mayBeDone(cmd *command) bool {
 	refused := strings.HasPrefix(cmd.line, "-") && (stateFrom(cmd.err) != fine || isAboutKey(cmd.err))
-	return cmd.resent || !(refused || errors.Is(cmd.err, ErrDown))
+	return cmd.resent || (!refused && !errors.Is(cmd.err, ErrDown))
 }
 
 // prepareRetry reports whether cmd can succeed when it is sent again, and prepares it for that: the server did not know the
