@@ -6,8 +6,8 @@ import (
 )
 
 // mostInFlight bounds what all requests under way hold in this process, in bytes: bodies that were read to be compared, and answers
-// that are being recorded. Bodies with a declared length of at most settings.smallRequest, and whole answers (see recorder), are
-// not counted. There is room for at least one body of mostBody, and the byte that shows that it is longer.
+// that are being recorded. Bodies with a declared length of at most settings.smallRequest, and answers with one of at most
+// wholeBytes, are not counted. There is room for at least one body of mostBody, and the byte that shows that it is longer.
 const (
 	mostInFlight = mostBody + 1
 	mostBody     = 256 << 20

@@ -10,8 +10,8 @@
 //     observes; serveKey makes the run of all others.
 //  3. store.ClaimKey gives it the key in memory, or tells who holds it; claimShared asks Redis if memory does not know.
 //  4. decide is the verdict: wait, run, replay, refuse, or go on without the store. proceed is its short way to run or replay.
-//  5. run calls the next handler with a recorder, which takes the answer whole, streams it, or passes it on unrecorded.
-//  6. A whole answer is kept (store.KeepAnswer; keepShared with Redis; finish if it is not ordinary), and then sent.
+//  5. run calls the next handler with a recorder, which collects the answer, streams it, or passes it on unrecorded.
+//  6. A collected answer is kept (store.KeepAnswer; keepShared with Redis; finish if it is not ordinary), and then sent.
 //  7. end comes also after a panic: conclude does with the key what the outcome asks for, unless that is done.
 //  8. Meanwhile the watchdog of package store renews the lease, and cancels a call whose client has been gone for too long.
 //

@@ -212,7 +212,6 @@ func keepShared(h *handler, l *store.Run, record string) {
 	}
 	kept, err := redisclient.Finish(h.shared, l.Lease, record, h.ttl)
 	switch {
-	case err != nil:
 	case !kept:
 	case h.localCacheBytes == 0:
 	default:

@@ -246,10 +246,6 @@ func remembering(t *testing.T, address string) (*handler, func() string) {
 	}
 }
 
-func unknownRecord(l *store.Run) string {
-	return fmt.Sprintf(store.UnknownFormat, l.Fingerprint, l.Owner)
-}
-
 // TestWhoHasMissedMuchForgetsAll has a process sleep while more keys are settled than Redis tells of, another one while Redis loses its
 // data, and one that hears of all.
 func TestWhoHasMissedMuchForgetsAll(t *testing.T) {

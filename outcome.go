@@ -135,7 +135,20 @@ func conclude(x *recorder) {
 func concludeAnyhow(x *recorder) {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"settling a request failed\" cause=%q", p)
+		defer concludeHere(x)
 		concludeUnknown(x)
+	}
+}
+
+// concludeHere ends a run in memory alone if that panicked as well. In Redis its lease ends.
+func concludeHere(x *recorder) {
+	p := recover()
+	switch {
+	case p == nil:
+	case x.h.holdUnknown:
+		store.Finish(x.h.keys.Memory, x.run.Lease, unknownRecord(x.run), x.h.ttl, true)
+	default:
+		store.Release(x.h.keys.Memory, x.run.Lease)
 	}
 }
 
@@ -143,7 +156,7 @@ func concludeAnyhow(x *recorder) {
 func finalOutcome(x *recorder) outcome {
 	broken := x.run.Broken != nil && x.run.Broken.Load() // by the client: no backend can have got the request whole
 	switch {
-	case broken && x.header["Date"] == nil: // the answer, if there is one, is not the backend's
+	case broken && x.stream == nil && x.header["Date"] == nil: // the answer, if there is one, is not the backend's
 		return neverSent
 	case x.returned && x.outcome != unknown && complete(x):
 		return x.outcome
@@ -155,11 +168,7 @@ func finalOutcome(x *recorder) outcome {
 
 // complete reports whether the body is as long as the header says.
 func complete(x *recorder) bool {
-	length, got := x.declared, x.taken
-	if x.whole { // of an ordinary answer, only the digits of its length were looked at
-		length, got = declaredLength(x), x.body.Len()
-	}
-	return noBody(x) || length < 0 || length == got
+	return noBody(x) || x.declared < 0 || x.declared == x.taken
 }
 
 // noBody reports whether the answer has none, whatever its Content-Length.
@@ -199,8 +208,13 @@ func concludeUnknown(x *recorder) {
 	x.h.log.printLimitedAbout(levelWarn, "nobody knows how a request ended: it was sent, and no whole answer came back; find out at the backend what it did", x.r, x.run.Key)
 	if x.h.holdUnknown {
 		sight(x.h, noteUnknown, x.run.Key, x.r.Host, store.Unknown)
-		finish(x.h, x.run, fmt.Sprintf(store.UnknownFormat, x.run.Fingerprint, x.run.Owner))
+		finish(x.h, x.run, unknownRecord(x.run))
 	} else {
 		release(x.h, x.run)
 	}
+}
+
+// unknownRecord is the record of a run with unknown outcome.
+func unknownRecord(l *store.Run) string {
+	return fmt.Sprintf(store.UnknownFormat, l.Fingerprint, l.Owner)
 }

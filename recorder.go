@@ -13,15 +13,16 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
-// recorder is the ResponseWriter of a run. At the header it takes one of four ways:
+// recorder is the ResponseWriter of a run. At the header it takes one of three ways:
 //
-//   - whole: an answer with one Content-Length of at most wholeBytes is taken whole, kept, and only then sent. A client that
-//     has one byte of it finds it kept.
-//   - collected: what must not be flushed, an error or what Traefik itself answers, is taken like a whole answer, whatever its length,
-//     as far as it can be kept.
+//   - collected: an answer with one Content-Length of at most wholeBytes is kept when it is whole, and only then sent. A client
+//     that has one byte of it finds it kept. So is, whatever its length, as far as it can be kept, what must not be flushed: an
+//     error, or what Traefik itself answers.
 //   - streamed: any other answer of the backend that is no error is sent while it comes, and recording runs ahead of a client
 //     that reads slowly or not at all; see stream.
 //   - passed: what is not kept goes straight to the client.
+//
+// Most answers are ordinary ones: short, and written at once. They are collected in fewer steps.
 //
 // What Traefik itself answers, and an error of the backend, is not flushed: a retry or failover above may have taken its header
 // away, and then the flush would begin a 200.
@@ -38,21 +39,24 @@ type recorder struct {
 
 	// Set once, by the final header.
 	status   int          // 0 until then
-	length   string       // Content-Length of an ordinary answer
-	declared int          // Content-Length of any other; -1 if there is none
-	whole    bool         // the answer goes whole
-	kept     bytes.Buffer // its header as it is to be kept, in HTTP's wire format
+	declared int          // Content-Length of an answer that is not an ordinary one; -1 if there is none
+	written  http.Header  // the header as it was then, if it is sent later, or the body while it comes
+	kept     bytes.Buffer // the header as it is to be kept, in HTTP's wire format
+
+	// Of an ordinary answer.
+	length string // its Content-Length, then inParts or arrived; empty if the answer is any other
+	text   string // its body, as far as it has come
 
 	// Set by the header, and again when recording stops or the run ends.
 	ordinaryStatuses map[int]bool // statuses of answers that may be ordinary ones; nil if none may
 	outcome          outcome
-	collected        bool    // the answer is taken as if it went whole, whatever its length, since it must not be flushed
+	collected        bool    // the answer is sent when it is whole
 	stream           *stream // the way that it goes; nil if it is not streamed
 	flushes          bool    // after each part that is passed on
 
 	// Set by each Write.
-	body        bytes.Buffer // of an answer that goes whole, or is collected
-	taken       int          // bytes of any other
+	body        bytes.Buffer // of a collected answer that is not an ordinary one
+	taken       int          // bytes of any body but an ordinary one's
 	reservation reservation  // for these
 	gone        bool         // the client takes no more
 
@@ -67,28 +71,35 @@ type recorder struct {
 	wrote, answered sync.RWMutex
 }
 
-// wholeBytes is the longest answer that is taken whole before it is sent. An answer whose length has at most ordinaryDigits digits
-// is shorter.
+// wholeBytes is the longest answer that is sent when it is whole although it could be streamed. An answer whose length has at most
+// ordinaryDigits digits is shorter.
 const (
 	wholeBytes     = 64 << 10
 	ordinaryDigits = 4
 )
 
+// What is known of the body of an ordinary answer, where its length was, when part or all of it has come.
+const (
+	inParts = "in parts"
+	arrived = "arrived"
+)
+
 // WriteHeader implements http.ResponseWriter. Of an ordinary answer, as most are, it notes no more than status, length and
 // header.
 func (x *recorder) WriteHeader(status int) {
-	length := x.header["Content-Length"]
+	header := x.header
+	length := header["Content-Length"]
 	switch { // Yaegi takes less for a switch than for ||
 	case !x.ordinaryStatuses[status]:
 	case len(length) != 1:
 	case len(length[0]) > ordinaryDigits:
-	case x.header["Content-Type"] == nil:
+	case header["Content-Type"] == nil:
+	case header["Trailer"] != nil: // what is set later must not be sent with the header
 	default:
 		x.ordinaryStatuses = nil // a second header is ignored: see writeHeaderSlow
 		x.status = status
 		x.length = length[0]
-		x.whole = true
-		_ = x.header.WriteSubset(&x.kept, x.h.omit) // a bytes.Buffer takes every write
+		_ = header.WriteSubset(&x.kept, x.h.omit) // a bytes.Buffer takes every write
 		return
 	}
 	writeHeaderSlow(x, status)
@@ -118,36 +129,57 @@ func writeHeaderSlow(x *recorder, status int) {
 	case x.outcome != answered:
 		x.flushes = x.outcome == tooLarge && flows(x)
 		sendHeader(x)
-	case x.declared >= 0 && x.declared <= wholeBytes:
-		x.whole = true
-	case flows(x):
+	case flows(x) && (x.declared < 0 || x.declared > wholeBytes):
 		sendHeader(x)
 		startStream(x)
 	default:
 		x.collected = true
+		x.written = x.header.Clone()
 	}
 }
 
-// sendHeader writes the header of the answer, with the decision that is known by now. Trailers that the handler below has set
-// already follow the body.
+// sendHeader writes the header of the answer, with the decision that is known by now.
 func sendHeader(x *recorder) {
 	left := time.Duration(0)
 	if x.outcome == answered {
 		left = x.h.ttl
 	}
 	announce(x.h, x.ResponseWriter, x.r, decisions[x.outcome], x.run.Degraded, left)
-	trailers := http.Header{}
-	for _, name := range options(x.header["Trailer"]) {
-		name = http.CanonicalHeaderKey(name)
-		values, set := x.header[name]
-		if set {
-			trailers[name] = values
-			delete(x.header, name)
+	x.ResponseWriter.WriteHeader(x.status)
+}
+
+// sendCollected sends a collected answer with the header as it was when it was written. It returns why the client does not take
+// it.
+func sendCollected(x *recorder) error {
+	since := changed(x.header, x.written)
+	for name := range since {
+		delete(x.header, name)
+	}
+	for name, values := range x.written {
+		x.header[name] = values
+	}
+	sendHeader(x)
+	_, err := x.body.WriteTo(x.ResponseWriter)
+	x.body = bytes.Buffer{}
+	setTrailers(x.Header(), since) // a retry above has changed from its own header to the client's
+	return err
+}
+
+// changed returns what the handler below has set in header since it was as before: trailers.
+func changed(header, before http.Header) http.Header {
+	since := http.Header{}
+	for name, values := range header {
+		if !reflect.DeepEqual(values, before[name]) {
+			since[name] = values
 		}
 	}
-	x.ResponseWriter.WriteHeader(x.status)
+	return since
+}
+
+// setTrailers sets the trailers of an answer whose header was sent with header.
+func setTrailers(header, trailers http.Header) {
 	for name, values := range trailers {
-		x.Header()[name] = values // a retry above has changed from its own to the client's
+		header[name] = values
 	}
 }
 
@@ -193,17 +225,25 @@ func recordHeader(x *recorder) {
 // Write implements http.ResponseWriter. With detach it takes everything, also when the client has gone, so that the answer
 // is recorded whole.
 func (x *recorder) Write(p []byte) (int, error) {
-	if x.whole {
-		return x.body.Write(p)
+	if strconv.Itoa(len(p)) == x.length {
+		x.text = string(p)
+		x.length = arrived
+		return len(p), nil
+	}
+	if x.length != "" {
+		return writeOrdinary(x, p)
 	}
 	return writePart(x, p)
 }
 
-// writePart is Write for an answer that does not go whole.
+// writePart is Write for all but ordinary answers.
 func writePart(x *recorder, p []byte) (int, error) {
-	if x.status == 0 {
+	switch {
+	case x.status == 0:
 		x.WriteHeader(http.StatusOK)
 		return x.Write(p)
+	case x.declared >= 0 && x.taken+len(p) > x.declared:
+		return excess(x, p)
 	}
 	x.taken += len(p)
 	if x.stream == nil && !x.collected {
@@ -230,8 +270,52 @@ func writePart(x *recorder, p []byte) (int, error) {
 	return len(p), nil
 }
 
-// makeRoom reserves what the answer takes, with its header, all at once if it has told its length. It returns false if that is too
-// long to be kept, or requests under way hold too much.
+// writeOrdinary is Write for an ordinary answer that comes in parts.
+func writeOrdinary(x *recorder, p []byte) (int, error) {
+	if x.length != inParts && x.length != arrived { // the first of them
+		x.declared = declaredLength(x)
+		x.length = inParts
+	}
+	total := len(x.text) + len(p)
+	switch {
+	case x.declared < 0: // what stands there is no number
+		collectOrdinary(x)
+		return writePart(x, p)
+	case x.length == arrived:
+		return excess(x, p)
+	case total > x.declared:
+		return excess(x, p)
+	}
+	x.text += string(p)
+	if total == x.declared {
+		x.length = arrived
+	}
+	return len(p), nil
+}
+
+// excess returns what net/http returns for a part of a body that has no room in what the header says.
+func excess(x *recorder, p []byte) (int, error) {
+	switch {
+	case len(p) == 0 || x.r.Method == http.MethodHead:
+		return len(p), nil
+	case bodiless(x.status):
+		return 0, http.ErrBodyNotAllowed
+	}
+	return 0, http.ErrContentLength
+}
+
+// collectOrdinary makes an ordinary answer that was not sent a collected one.
+func collectOrdinary(x *recorder) {
+	x.body.WriteString(x.text)
+	x.length = ""
+	x.collected = true
+	x.written = x.header
+	x.declared = declaredLength(x)
+	x.taken = x.body.Len()
+}
+
+// makeRoom reserves what the answer takes, with its header, all at once if it has told its length, and nothing if that is at most
+// wholeBytes. It returns false if the answer is too long to be kept, or requests under way hold too much.
 func makeRoom(x *recorder, n int) bool {
 	header := x.kept.Len()
 	if header+x.taken > x.h.maxResponseBody {
@@ -239,6 +323,8 @@ func makeRoom(x *recorder, n int) bool {
 	}
 	first := x.reservation.bytes == 0
 	switch {
+	case x.declared >= 0 && x.declared <= wholeBytes:
+		return true
 	case x.declared < 0 && first:
 		return reserve(&x.reservation, header+n)
 	case x.declared < 0:
@@ -259,10 +345,7 @@ func makeRoom(x *recorder, n int) bool {
 func stopRecording(x *recorder) {
 	if x.collected {
 		x.collected = false
-		sendHeader(x)
-		_, err := x.body.WriteTo(x.ResponseWriter)
-		x.body = bytes.Buffer{}
-		x.gone = err != nil && x.h.detach
+		x.gone = sendCollected(x) != nil && x.h.detach
 	} else {
 		x.gone = drainStream(x) != nil && x.h.detach
 		x.flushes = true

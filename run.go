@@ -2,9 +2,10 @@ package idem
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"net/http/httptrace"
-	"strconv"
+	"text/template"
 
 	"github.com/example/traefik-idem/store"
 )
@@ -24,11 +25,11 @@ func run(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run) {
 	r.Body = l.Body
 	r.Header.Add(runHeader, l.Owner)
 	h.next.ServeHTTP(x, r)
-	body := x.body.String()
-	if strconv.Itoa(len(body)) != x.length { // not an ordinary answer, or not all of it: end sees to it
+	if x.length != arrived { // not an ordinary answer, or not all of it: end sees to it
 		x.returned = true
 		return
 	}
+	body := x.text
 	record := store.DoneHead + l.Fingerprint + store.StatusLines[x.status] + x.kept.String() + "\r\n" + body
 	if len(record) > h.longestRecord {
 		x.returned = true
@@ -44,7 +45,7 @@ func run(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run) {
 		announceFirst(h, w, r, l)
 	}
 	w.WriteHeader(x.status)
-	_, _ = x.body.WriteTo(w) // a client that has gone needs no answer
+	_, _ = io.WriteString(w, body) // a client that has gone needs no answer
 }
 
 // announceFirst announces an answer that was kept.
@@ -70,17 +71,41 @@ func end(x *recorder, cancel context.CancelFunc) {
 	}
 }
 
-// endSlow is end for all but ordinary answers.
+// endSlow is end for all but ordinary answers. It defers one call, as do the functions that it calls: under Yaegi, a deferred call
+// that panics keeps any other from being run.
 func endSlow(x *recorder) {
+	defer unreserve(&x.reservation)
+	concludeAndSend(x)
+}
+
+// concludeAndSend concludes the run, and sends what the client has not got, also if concluding panics.
+func concludeAndSend(x *recorder) {
+	defer sendRest(x)
+	if x.length != "" {
+		collectOrdinary(x)
+	}
 	if !x.concluded {
 		conclude(x)
 	}
+}
+
+// sendRest sends what the client has not got yet, also of an answer that broke off: the client is to see the break. So it is if a
+// middleware above does not take all of an answer.
+func sendRest(x *recorder) {
+	failed := x.gone
 	switch {
 	case x.stream != nil:
-		_ = drainStream(x)
-	case x.whole || x.collected: // also if it broke off: the client is to see the break
-		sendHeader(x)
-		_, _ = x.body.WriteTo(x.ResponseWriter) // a client that has gone needs no answer
+		failed = drainStream(x) != nil
+	case x.collected:
+		failed = sendCollected(x) != nil
 	}
-	unreserve(&x.reservation)
+	if failed && x.returned && x.run.Client.Err() == nil {
+		breakOff()
+	}
+}
+
+// breakOff panics with http.ErrAbortHandler, as Traefik's own proxy does, to break off an answer. A panic of interpreted code
+// would reach Traefik as another value, which it logs as a crash; that of a native function passes as it is.
+func breakOff() {
+	template.Must(nil, http.ErrAbortHandler)
 }

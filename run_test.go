@@ -60,6 +60,64 @@ func TestAPanicWhenARunIsConcluded(t *testing.T) {
 	}
 }
 
+// TestAPanicWhenARunIsConcludedAgain has what settles an unknown outcome panic too: the run is looked after no more, the answer is
+// sent to its end, and nothing stays reserved for it.
+func TestAPanicWhenARunIsConcludedAgain(t *testing.T) {
+	for _, onUnknown := range []string{"hold", "release"} {
+		for _, status := range []int{http.StatusCreated, http.StatusInternalServerError} { // streamed, and collected
+			var x *recorder
+			sending := make(chan *stream, 1)
+			next := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				x, _ = w.(*recorder)
+				x.Header().Set("Date", "Thu, 26 Nov 2026 03:14:04 GMT") // the backend's answer
+				x.WriteHeader(status)
+				_, _ = x.Write(make([]byte, 1000))
+				sending <- x.stream
+				x.status = 1 << 20
+			})
+			config := CreateConfig()
+			config.OnUnknown = onUnknown
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			h, err := New(ctx, next, config, t.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			plugin, _ := h.(*handler)
+			counter := plugin.counter
+			plugin.counter = nil // nothing can be counted
+			before := reservedBytes.Load()
+			r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
+			r.Header.Set("X-Request-ID", fmt.Sprint("k", time.Now().UnixNano()))
+			w := httptest.NewRecorder()
+			func() {
+				defer func() { _ = recover() }() // net/http does not know such a status
+				h.ServeHTTP(w, r)
+			}()
+			plugin.counter = counter
+			if s := <-sending; s != nil && (w.Body.Len() != 1000 || !ended(s)) {
+				t.Errorf("%s, %d: the answer is still being sent: %d bytes", onUnknown, status, w.Body.Len())
+			}
+			if got := reservedBytes.Load(); got != before {
+				t.Errorf("%s, %d: %d bytes stay reserved", onUnknown, status, got-before)
+			}
+			held := store.Lookup(plugin.keys.Memory, x.run.Key)
+			if (held == nil) != (onUnknown == "release") || (held != nil && held.State != store.Unknown) {
+				t.Errorf("%s, %d: memory has %+v of the key", onUnknown, status, held)
+			}
+		}
+	}
+}
+
+func ended(s *stream) bool {
+	select {
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 // lateWriter is a middleware above that changes the header when the first part of an answer is sent, as compress does.
 type lateWriter struct {
 	*httptest.ResponseRecorder

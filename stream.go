@@ -38,6 +38,7 @@ func (l *lateHeader) Header() http.Header {
 func startStream(x *recorder) {
 	client := x.ResponseWriter
 	flush(client)
+	x.written = x.header.Clone()
 	x.ResponseWriter = &lateHeader{client, x.header.Clone()}
 	x.stream = &stream{client: client, ended: make(chan struct{})}
 	x.stream.news = sync.NewCond(&x.stream.mu)
@@ -48,12 +49,7 @@ func startStream(x *recorder) {
 // that the handler below has set until now are the client's from here on.
 func drainStream(x *recorder) error {
 	err := x.stream.drain()
-	for name, values := range x.Header() {
-		_, sent := x.header[name]
-		if !sent {
-			x.stream.client.Header()[name] = values // see sendHeader
-		}
-	}
+	setTrailers(x.stream.client.Header(), changed(x.Header(), x.written))
 	x.ResponseWriter = x.stream.client
 	return err
 }

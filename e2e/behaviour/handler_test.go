@@ -23,12 +23,19 @@ import (
 // handlers runs test with the plugin before a handler of the test's own, compiled and interpreted.
 func handlers(t *testing.T, test func(t *testing.T, build func(next http.HandlerFunc) http.Handler)) {
 	t.Helper()
+	handlersWith(t, nil, test)
+}
+
+// handlersWith is handlers with more settings.
+func handlersWith(t *testing.T, more hosts.Settings, test func(t *testing.T, build func(next http.HandlerFunc) http.Handler)) {
+	t.Helper()
+	settings := (&rig.Env{}).Settings(more)
 	for name, builder := range hosts.Builders(t) {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
 			test(t, func(next http.HandlerFunc) http.Handler {
-				handler, err := builder(ctx, next, hosts.Settings{"statusHeader": "Decision"}, fmt.Sprintf("handler%d", rig.PrefixCount.Add(1)))
+				handler, err := builder(ctx, next, settings, fmt.Sprintf("handler%d", rig.PrefixCount.Add(1)))
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -240,6 +240,36 @@ func F(x int) bool {
 	v := <-c
 	return v == x
 }`},
+	{name: "deferred call that panics before another one", want: broken, code: `
+func boom() { panic("boom") }
+func add(c chan int, x int) { c <- x }
+func run(c chan int, x int) { defer add(c, x); defer boom() }
+func F(x int) bool {
+	c := make(chan int, 1)
+	func() { defer func() { recover() }(); run(c, x) }()
+	return len(c) == 1
+}`},
+	{name: "deferred call that panics, and another one in its caller", want: works, code: `
+func boom() { panic("boom") }
+func add(c chan int, x int) { c <- x }
+func run(c chan int, x int) { defer add(c, x); end() }
+func end() { defer boom() }
+func F(x int) bool {
+	c := make(chan int, 1)
+	func() { defer func() { recover() }(); run(c, x) }()
+	return len(c) == 1
+}`},
+	{name: "recover that a deferred function defers", want: works, code: `
+func again(c chan int, x int) { if e := recover(); e != nil { c <- x } }
+func first(c chan int, x int) {
+	if e := recover(); e != nil { defer again(c, x); panic("again") }
+}
+func run(c chan int, x int) { defer first(c, x); panic("first") }
+func F(x int) bool {
+	c := make(chan int, 1)
+	run(c, x)
+	return len(c) == 1
+}`},
 	{name: "defer receiver assigned again", want: broken, code: `
 type T struct { a int }
 func (t *T) send(c chan int) { c <- t.a }
@@ -620,6 +650,11 @@ func F(x int) bool {
 		proxy.ServeHTTP(w, r)
 		done = true
 	}) && <-seen
+}` + aborts},
+	{name: "abort by a native function that panics with an error", want: works, calls: 20, code: `
+func end() { template.Must(nil, http.ErrAbortHandler) }
+func F(x int) bool {
+	return aborts(func(w http.ResponseWriter, r *http.Request) { defer end(); io.WriteString(w, "half") })
 }` + aborts},
 	{name: "results set first", want: works, code: `
 func f(x int) (r int) { r = 0; if x > 0 { r = x }; return }
@@ -1064,7 +1099,7 @@ func aborts(h http.HandlerFunc) bool {
 var probePackages = []string{
 	"bufio", "bytes", "container/list", "context", "crypto/sha256", "encoding/hex", "encoding/json", "errors", "fmt", "io",
 	"log/slog", "net", "net/http", "net/http/httptest", "net/http/httptrace", "net/http/httputil", "net/textproto", "net/url",
-	"os", "reflect", "regexp", "runtime", "sort", "strconv", "strings", "sync", "sync/atomic", "time",
+	"os", "reflect", "regexp", "runtime", "sort", "strconv", "strings", "sync", "sync/atomic", "text/template", "time",
 }
 
 // source is the construct as a file of package p.
