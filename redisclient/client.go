@@ -309,6 +309,7 @@ func sendAll(s *sender) {
 	c := s.client
 	var out []byte
 	var err error
+	hadLong := false
 	for {
 		c.lock()
 		commands := c.queue
@@ -319,6 +320,11 @@ func sendAll(s *sender) {
 				c.spare++
 				c.unlock()
 				c.closeIdle()
+				return
+			}
+			if hadLong { // under Yaegi, the variables of this function would keep the last one in memory
+				c.spare++
+				c.unlock()
 				return
 			}
 			c.idle++
@@ -344,6 +350,8 @@ func sendAll(s *sender) {
 			out = append(out, cmd.wire...)
 		}
 		if long || len(out) > maxBuffered {
+			hadLong = true
+			out = nil
 			commands = splitBatch(c, commands)
 			if len(commands) == 0 {
 				s.commands = nil
@@ -415,9 +423,6 @@ func sendAll(s *sender) {
 		s.commands = nil
 		for _, cmd := range commands {
 			cmd.done <- struct{}{}
-		}
-		if cap(out) > maxBuffered {
-			out = nil
 		}
 	}
 }

@@ -329,6 +329,7 @@ func decode(cmd *command) (*store.Held, error) {
 		return nil, cmd.err
 	}
 	ms, record, _ := strings.Cut(string(cmd.reply), " ")
+	cmd.reply = nil // under Yaegi, a sender keeps its last command in memory while it is idle
 	left, err := strconv.Atoi(ms)
 	if err != nil {
 		return nil, store.ErrForeign

@@ -4,7 +4,6 @@ package behaviour
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -44,39 +43,6 @@ func eachStore(t *testing.T, test func(t *testing.T, serve func(hosts.Settings, 
 	})
 }
 
-// other is s with connections of its own: on one connection a server takes requests in turn.
-func other(s *rig.Site) *rig.Site { return rig.SiteOf(s.T, s.Site, s.Backend) }
-
-// begin sends c and returns when the header of its answer is there, which has to come soon.
-func begin(t *testing.T, s *rig.Site, c rig.Call) *http.Response {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	t.Cleanup(cancel)
-	response, err := s.HTTP.Do(s.Request(c).WithContext(ctx))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = response.Body.Close() })
-	return response
-}
-
-// readBytes reads n bytes of response.
-func readBytes(t *testing.T, response *http.Response, n int) []byte {
-	t.Helper()
-	part := make([]byte, n)
-	_, err := io.ReadFull(response.Body, part)
-	if err != nil {
-		t.Fatalf("a part of %d bytes: %v", n, err)
-	}
-	return part
-}
-
-// writePart sends n bytes of an answer now.
-func writePart(w http.ResponseWriter, n int) {
-	_, _ = w.Write(bytes.Repeat([]byte("x"), n))
-	_ = http.NewResponseController(w).Flush()
-}
-
 // asked is the number that stands last in the path.
 func asked(r *http.Request) int {
 	n, _ := strconv.Atoi(r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:])
@@ -90,14 +56,14 @@ func TestAWholeAnswerIsKeptBeforeItsFirstByte(t *testing.T) {
 			n := asked(r)
 			w.Header().Set("Content-Length", strconv.Itoa(n))
 			w.WriteHeader(201)
-			writePart(w, n-1)
+			rig.WritePart(w, n-1)
 			<-proceed
-			writePart(w, 1)
+			rig.WritePart(w, 1)
 		})
 		for _, n := range []int{1, 2, 9_999, 10_000, wholeBytes - 1, wholeBytes} {
 			c := rig.Post(fmt.Sprintf("/%d", n), "k")
 			begun := make(chan *http.Response)
-			go func() { begun <- begin(t, s, c) }()
+			go func() { begun <- s.Begin(c) }()
 			select {
 			case <-begun:
 				t.Fatalf("%d bytes: the answer begins before its last byte has come", n)
@@ -105,8 +71,8 @@ func TestAWholeAnswerIsKeptBeforeItsFirstByte(t *testing.T) {
 			}
 			proceed <- struct{}{}
 			response := <-begun
-			first := rig.Answer{Status: response.StatusCode, Header: response.Header, Body: readBytes(t, response, 1)}
-			again := other(s).Do(c)
+			first := rig.Answer{Status: response.StatusCode, Header: response.Header, Body: rig.ReadBytes(t, response, 1)}
+			again := s.Other().Do(c)
 			rest, err := io.ReadAll(response.Body)
 			first.Body = append(first.Body, rest...)
 			if err != nil || len(first.Body) != n || first.Header.Get("Content-Length") != strconv.Itoa(n) {
@@ -131,14 +97,14 @@ func TestALongerAnswerIsLive(t *testing.T) {
 			}
 			w.WriteHeader(201)
 			for _, part := range []int{1, 1, n - 4, 1} {
-				writePart(w, part)
+				rig.WritePart(w, part)
 				select {
 				case <-proceed:
 				case <-r.Context().Done():
 					return
 				}
 			}
-			writePart(w, 1)
+			rig.WritePart(w, 1)
 		})
 		for path, decisions := range map[string][2]string{
 			fmt.Sprintf("/declared/%d", wholeBytes+1): {"first", "replayed"},
@@ -148,12 +114,12 @@ func TestALongerAnswerIsLive(t *testing.T) {
 			fmt.Sprintf("/open/%d", limit+4):          {"first", "unkept"},
 		} {
 			n, _ := strconv.Atoi(path[strings.LastIndex(path, "/")+1:])
-			response := begin(t, s, rig.Post(path, "k"))
+			response := s.Begin(rig.Post(path, "k"))
 			for _, part := range []int{1, 1, n - 4, 1} {
-				readBytes(t, response, part)
+				rig.ReadBytes(t, response, part)
 				proceed <- struct{}{}
 			}
-			readBytes(t, response, 1)
+			rig.ReadBytes(t, response, 1)
 			rest, err := io.ReadAll(response.Body)
 			if err != nil || len(rest) != 0 || response.Header.Get("Decision") != decisions[0] {
 				t.Errorf("%s: %q %d more bytes, %v", path, response.Header.Get("Decision"), len(rest), err)
@@ -175,7 +141,7 @@ func TestABackendBreaksOffWithinAnAnswer(t *testing.T) {
 			}
 			w.Header().Set("Content-Type", "text/plain")
 			w.WriteHeader(201)
-			writePart(w, n)
+			rig.WritePart(w, n)
 			panic(http.ErrAbortHandler)
 		})
 		for _, path := range []string{"/declared/0", "/declared/9", "/declared/9998", "/declared/9999", fmt.Sprintf("/declared/%d", wholeBytes-1), "/open/9", fmt.Sprintf("/declared/%d", wholeBytes)} {
@@ -246,24 +212,6 @@ func TestALengthWithLeadingZeros(t *testing.T) {
 	})
 }
 
-// stalls are clients that take little of an answer until its body is read, HTTP/1.1 and HTTP/2.
-func stalls(s *rig.Site) map[string]*rig.Site {
-	one, two := other(s), other(s)
-	transport, _ := one.HTTP.Transport.(*http.Transport)
-	transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-		connection, err := (&net.Dialer{}).DialContext(ctx, "tcp", s.Addr)
-		if tcp, is := connection.(*net.TCPConn); is {
-			_ = tcp.SetReadBuffer(64 << 10)
-		}
-		return connection, err
-	}
-	transport, _ = two.HTTP.Transport.(*http.Transport)
-	transport.Protocols = &http.Protocols{}
-	transport.Protocols.SetUnencryptedHTTP2(true)
-	transport.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: 64 << 10, MaxReceiveBufferPerConnection: 64 << 10}
-	return map[string]*rig.Site{"HTTP1": one, "HTTP2": two}
-}
-
 // TestAClientThatReadsNothingHoldsUpNobody has its duplicates answered meanwhile.
 func TestAClientThatReadsNothingHoldsUpNobody(t *testing.T) {
 	const size = 12 << 20 // more than all buffers of a connection
@@ -273,12 +221,12 @@ func TestAClientThatReadsNothingHoldsUpNobody(t *testing.T) {
 				w.Header().Set("Content-Length", strconv.Itoa(size))
 			}
 			for range size / (256 << 10) {
-				writePart(w, 256<<10)
+				rig.WritePart(w, 256<<10)
 			}
 		})
-		for name, stalled := range stalls(s) {
+		for name, stalled := range s.Stalls() {
 			for _, path := range []string{"/declared", "/open"} {
-				response := begin(t, stalled, rig.Post(path, name))
+				response := stalled.Begin(rig.Post(path, name))
 				again := s.Do(rig.Post(path, name))
 				s.Want(again, 200, "replayed")
 				if len(again.Body) != size {
@@ -303,14 +251,14 @@ func TestAnAnswerThatIsTooLargeGoesAtThePaceOfItsClient(t *testing.T) {
 				w.Header().Set("Content-Length", strconv.Itoa(size))
 			}
 			for range size / (256 << 10) {
-				writePart(w, 256<<10)
+				rig.WritePart(w, 256<<10)
 				written.Add(256 << 10)
 			}
 		}, hosts.Settings{"statusHeader": "Decision", "inFlight": "reject"})
-		for name, stalled := range stalls(s) {
+		for name, stalled := range s.Stalls() {
 			for _, path := range []string{"/declared", "/open"} {
 				written.Store(0)
-				response := begin(t, stalled, rig.Post(path, name))
+				response := stalled.Begin(rig.Post(path, name))
 				for last := int64(0); written.Load() == 0 || written.Load() != last; time.Sleep(200 * time.Millisecond) {
 					last = written.Load()
 				}
@@ -354,7 +302,7 @@ func TestAClientGoesWithinAStream(t *testing.T) {
 					if path == "/declared" {
 						w.Header().Set("Content-Length", strconv.Itoa(n))
 					}
-					writePart(w, n/2)
+					rig.WritePart(w, n/2)
 					if !detach {
 						<-r.Context().Done()
 						close(cancelled)
@@ -362,11 +310,11 @@ func TestAClientGoesWithinAStream(t *testing.T) {
 					}
 					<-proceed
 					for range 100 {
-						writePart(w, n/200)
+						rig.WritePart(w, n/200)
 					}
 				})
-				response := begin(t, s, rig.Post(path, "k"))
-				readBytes(t, response, n/4)
+				response := s.Begin(rig.Post(path, "k"))
+				rig.ReadBytes(t, response, n/4)
 				_ = response.Body.Close()
 				s.HTTP.CloseIdleConnections()
 				if !detach {
@@ -511,6 +459,34 @@ func TestStreamsEnd(t *testing.T) {
 	})
 }
 
+// broken is a middleware above that cannot take an answer.
+type broken struct{ http.ResponseWriter }
+
+func (broken) Write([]byte) (int, error) { panic("broken") }
+
+// TestAPanicAboveLeavesRoom has more errors whose sending panics than there is room for together.
+func TestAPanicAboveLeavesRoom(t *testing.T) {
+	handlers(t, func(t *testing.T, build func(http.HandlerFunc) http.Handler) {
+		h := build(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "1000000")
+			w.WriteHeader(404)
+			_, _ = w.Write(make([]byte, 1_000_000))
+		})
+		for i := range 270 {
+			func() {
+				defer func() { _ = recover() }()
+				h.ServeHTTP(broken{httptest.NewRecorder()}, rig.Keyed("POST", fmt.Sprintf("k%d", i)))
+			}()
+		}
+		h.ServeHTTP(httptest.NewRecorder(), rig.Keyed("POST", "k"))
+		again := httptest.NewRecorder()
+		h.ServeHTTP(again, rig.Keyed("POST", "k"))
+		if again.Code != 404 || again.Header().Get("Decision") != "replayed" {
+			t.Errorf("there is no room afterwards: %d %v", again.Code, again.Header())
+		}
+	})
+}
+
 // TestAnErrorIsNotFlushed: a retry or failover above takes the header of an error away, and a flush would make it a 200.
 func TestAnErrorIsNotFlushed(t *testing.T) {
 	handlers(t, func(t *testing.T, build func(http.HandlerFunc) http.Handler) {
@@ -547,11 +523,11 @@ func halves(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", strconv.Itoa(100_000))
 	}
 	w.WriteHeader(asked(r))
-	writePart(w, 50_000)
+	rig.WritePart(w, 50_000)
 	if strings.HasSuffix(path.Dir(r.URL.Path), "/broken") {
 		panic(http.ErrAbortHandler)
 	}
-	writePart(w, 50_000)
+	rig.WritePart(w, 50_000)
 }
 
 func TestAnErrorGoesWhole(t *testing.T) {

@@ -28,7 +28,7 @@ func TestTrailersAreWhatTheBackendSends(t *testing.T) {
 			header.Set("Server-Timing", "queue;dur=1") // a header, and later a trailer
 			header.Set("X-Same", "1")
 			w.WriteHeader(status)
-			writePart(w, n)
+			rig.WritePart(w, n)
 			header.Set("Server-Timing", "db;dur=2")
 			header.Set("X-Sum", "5")
 			if r.URL.RawQuery == "late" {
@@ -38,7 +38,7 @@ func TestTrailersAreWhatTheBackendSends(t *testing.T) {
 		for _, scheme := range []string{"http", "h2c"} {
 			s := rig.SiteOf(t, e.Host.Serve(t, strings.Replace(backend.URL, "http:", scheme+":", 1), e.Settings(nil)), backend)
 			for _, major := range []int{1, 2} {
-				client := other(s)
+				client := s.Other()
 				if major == 2 {
 					transport, _ := client.HTTP.Transport.(*http.Transport)
 					transport.Protocols = &http.Protocols{}

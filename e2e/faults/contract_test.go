@@ -211,7 +211,7 @@ func TestAHeaderAddedBelowHidesNoUnknownOutcome(t *testing.T) {
 			fmt.Fprint(conn, "this is not HTTP\r\n\r\n")
 			return false
 		})
-		proxy := rig.ProxyTo(b.URL)
+		proxy := hosts.Proxy(t, b.URL)
 		s := build(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("X-Frame-Options", "DENY")
 			proxy.ServeHTTP(w, r)
@@ -287,7 +287,7 @@ func TestPartOfATokenIsNoUpgrade(t *testing.T) {
 }
 
 // "A reload forgets no key." The connections and the memory of a handler whose context has ended are
-// closed after some seconds, also under a request that still runs.
+// closed after some seconds, also under a request whose answer is still streamed.
 func TestARequestThatOutlivesAReloadKeepsItsAnswer(t *testing.T) {
 	server := redistest.Start(t)
 	for name, builder := range hosts.Builders(t) {
@@ -297,6 +297,8 @@ func TestARequestThatOutlivesAReloadKeepsItsAnswer(t *testing.T) {
 			arrived, proceed := make(chan struct{}, 5), make(chan struct{})
 			next := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if calls.Add(1) == 1 {
+					w.Header().Set("Date", "Thu, 01 Jan 2026 00:00:00 GMT") // a backend's answer
+					_, _ = io.WriteString(w, "this is ")
 					arrived <- struct{}{}
 					<-proceed
 				}
@@ -335,7 +337,7 @@ func TestARequestThatOutlivesAReloadKeepsItsAnswer(t *testing.T) {
 			}
 			select {
 			case <-waiter:
-				t.Errorf("the waiting duplicate was let go while the first request ran: %d calls of the backend", calls.Load())
+				t.Fatalf("the waiting duplicate was let go while the first request ran: %d calls of the backend", calls.Load())
 			case <-time.After(13 * time.Second):
 			}
 			again := make(chan *httptest.ResponseRecorder, 1)
@@ -346,13 +348,19 @@ func TestARequestThatOutlivesAReloadKeepsItsAnswer(t *testing.T) {
 			}()
 			select {
 			case w := <-again:
-				t.Errorf("a duplicate after the reload got %d %q while the first request ran", w.Code, w.Header().Get("Decision"))
+				t.Fatalf("a duplicate after the reload got %d %q while the first request ran", w.Code, w.Header().Get("Decision"))
 			case <-time.After(2 * time.Second):
 			}
 			close(proceed)
-			<-first
-			if n := calls.Load(); n != 1 {
-				t.Errorf("the backend was called %d times, want 1", n)
+			whole := (<-first).Body.String()
+			if !strings.HasPrefix(whole, "this is payment ") || calls.Load() != 1 {
+				t.Errorf("%q after %d calls of the backend, want 1", whole, calls.Load())
+			}
+			for _, duplicate := range []chan *httptest.ResponseRecorder{waiter, again} {
+				w := <-duplicate
+				if w.Body.String() != whole || w.Header().Get("Decision") != "replayed" {
+					t.Errorf("a duplicate got %d %q %q, want %q", w.Code, w.Header().Get("Decision"), w.Body, whole)
+				}
 			}
 		})
 	}

@@ -3,10 +3,6 @@ package outages
 // What a middleware knows when it comes back after a while, or after its settings have changed.
 
 import (
-	"context"
-	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -19,88 +15,14 @@ import (
 // absence is longer than what is shared outlives its last user.
 const absence = 12 * time.Second
 
-// changeable is a site whose middleware comes and goes.
-type changeable struct {
-	*rig.Site
-	remove func()
-	put    func(settings hosts.Settings) // in place of the one that is there, as at a reload
-}
-
 // onEveryHostThatReloads runs test in parallel on every host, with a site before a backend that is slowFirst.
-func onEveryHostThatReloads(t *testing.T, test func(t *testing.T, s *changeable, arrived chan struct{}, proceed chan struct{})) {
+func onEveryHostThatReloads(t *testing.T, test func(t *testing.T, s *rig.Changeable, arrived chan struct{}, proceed chan struct{})) {
 	t.Helper()
-	builders := hosts.Builders(t)
-	for _, host := range []hosts.Host{hosts.Compiled, hosts.Yaegi} {
-		t.Run(host.String(), func(t *testing.T) {
-			t.Parallel()
-			arrived, proceed := make(chan struct{}, 1), make(chan struct{})
-			b := rig.NewBackend(t, slowFirst(arrived, proceed))
-			logs := host.Serve(t, b.URL).Logs
-			test(t, inThisProcess(t, builders[host.String()], b, logs), arrived, proceed)
-		})
-	}
-	t.Run("traefik", func(t *testing.T) {
+	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
 		t.Parallel()
 		arrived, proceed := make(chan struct{}, 1), make(chan struct{})
-		b := rig.NewBackend(t, slowFirst(arrived, proceed))
-		p, name := hosts.StartTraefik(t), "absence.test"
-		s := &changeable{}
-		length := 100
-		s.put = func(settings hosts.Settings) {
-			length++ // by which the new configuration is known
-			settings["maxKeyLength"] = length
-			p.Write(t, name, hosts.Dynamic(name, b.URL, settings))
-			if s.Site == nil {
-				s.Site = rig.SiteOf(t, p.Site(t, name), b)
-			}
-			for !s.Served() || rig.KeyLength(t, p, "absence") != length {
-				time.Sleep(10 * time.Millisecond)
-			}
-		}
-		s.remove = func() {
-			p.Write(t, name, map[string]any{})
-			for s.Served() {
-				time.Sleep(10 * time.Millisecond)
-			}
-		}
-		test(t, s, arrived, proceed)
+		test(t, rig.NewChangeable(t, host, slowFirst(arrived, proceed)), arrived, proceed)
 	})
-}
-
-// inThisProcess serves with handlers of this process that take turns.
-func inThisProcess(t *testing.T, builder hosts.Builder, b *rig.Backend, logs func() string) *changeable {
-	t.Helper()
-	current := make(chan http.Handler, 1)
-	current <- nil
-	swap := func(next http.Handler) {
-		<-current
-		current <- next
-	}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h := <-current
-		current <- h
-		h.ServeHTTP(w, r)
-	}))
-	t.Cleanup(server.Close)
-	end := func() {}
-	t.Cleanup(func() { end() })
-	s := &changeable{Site: rig.SiteOf(t, hosts.At(server.Listener.Addr().String(), "absence.test", logs), b)}
-	name := fmt.Sprintf("%s-%d@file", t.Name(), rig.PrefixCount.Add(1))
-	s.remove = func() {
-		end()
-		swap(http.NotFoundHandler())
-	}
-	s.put = func(settings hosts.Settings) {
-		end() // as Traefik does before it builds the new one
-		var ctx context.Context
-		ctx, end = context.WithCancel(context.Background())
-		h, err := builder(ctx, rig.ProxyTo(b.URL), settings, name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		swap(h)
-	}
-	return s
 }
 
 // TestAMiddlewareComesBack finds a finished key and one that runs, with keys in memory and with a Redis that is away.
@@ -108,7 +30,7 @@ func TestAMiddlewareComesBack(t *testing.T) {
 	for _, kind := range []string{"memory", "a Redis that is away"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			onEveryHostThatReloads(t, func(t *testing.T, s *changeable, arrived, proceed chan struct{}) {
+			onEveryHostThatReloads(t, func(t *testing.T, s *rig.Changeable, arrived, proceed chan struct{}) {
 				degraded := ""
 				settings := hosts.Settings{"statusHeader": "Decision", "inFlight": "reject"}
 				if kind != "memory" {
@@ -117,15 +39,15 @@ func TestAMiddlewareComesBack(t *testing.T) {
 					server.Kill()
 					settings["redis"] = map[string]any{"endpoints": server.Addr}
 				}
-				s.put(settings)
+				s.Put(settings)
 				finished := s.Do(rig.Post("/", "finished"))
 				s.Want(finished, 201, "first"+degraded)
 				first := make(chan rig.Answer, 1)
 				go func() { first <- s.Send(rig.Post("/", "k")) }()
 				<-arrived
-				s.remove()
+				s.Remove()
 				time.Sleep(absence)
-				s.put(settings)
+				s.Put(settings)
 				s.Want(s.Do(rig.Post("/", "notice")), 201, "first"+degraded)
 				s.WantReplayAs(finished, s.Do(rig.Post("/", "finished")), "replayed"+degraded)
 				s.WantProblem(s.Do(rig.Post("/", "k")), 409, "in-flight", "conflict"+degraded)
@@ -170,12 +92,12 @@ func TestAReloadDuringAnOutage(t *testing.T) {
 	for _, change := range changes {
 		t.Run(change.key, func(t *testing.T) {
 			t.Parallel()
-			onEveryHostThatReloads(t, func(t *testing.T, s *changeable, arrived, proceed chan struct{}) {
+			onEveryHostThatReloads(t, func(t *testing.T, s *rig.Changeable, arrived, proceed chan struct{}) {
 				server := redistest.Start(t, "--requirepass", "right")
 				server.Password = "right"
 				settings := with(hosts.Settings{"statusHeader": "Decision", "inFlight": "reject",
 					"redis": map[string]any{"endpoints": server.Addr, "password": "right", "readTimeout": "1s"}}, change.key, change.wrong)
-				s.put(settings)
+				s.Put(settings)
 				replays := func(key string, first rig.Answer) {
 					t.Helper()
 					again := s.Do(rig.Post("/", key))
@@ -192,7 +114,7 @@ func TestAReloadDuringAnOutage(t *testing.T) {
 				first := make(chan rig.Answer, 1)
 				go func() { first <- s.Send(rig.Post("/", "k")) }()
 				<-arrived
-				s.put(with(settings, change.key, change.then))
+				s.Put(with(settings, change.key, change.then))
 				replays("before", before)
 				replays("during", during)
 				if a := s.Do(rig.Post("/", "k")); a.Status != 409 {

@@ -127,7 +127,7 @@ func (h *inProcess) Serve(t testing.TB, backend string, chain ...Settings) *Site
 	build := h.load(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	next := proxy(t, backend)
+	next := Proxy(t, backend)
 	for i := len(chain) - 1; i >= 0; i-- {
 		var err error
 		next, err = build(ctx, next, chain[i], fmt.Sprintf("%s-%d@file", name, i))
@@ -136,7 +136,7 @@ func (h *inProcess) Serve(t testing.TB, backend string, chain ...Settings) *Site
 		}
 	}
 	server := httptest.NewUnstartedServer(next)
-	server.Config.Protocols = protocols()
+	server.Config.Protocols = Protocols()
 	server.Config.ErrorLog = log.New(io.Discard, "", 0) // net/http reports each answer that was broken off
 	server.Start()
 	t.Cleanup(server.Close)
@@ -155,7 +155,8 @@ func (h *inProcess) Refusal(t testing.TB, settings Settings) string {
 	return err.Error()
 }
 
-func protocols() *http.Protocols {
+// Protocols are those that servers of tests speak.
+func Protocols() *http.Protocols {
 	var p http.Protocols
 	p.SetHTTP1(true)
 	p.SetUnencryptedHTTP2(true)
@@ -165,8 +166,8 @@ func protocols() *http.Protocols {
 // upstreamTimeout is how long all hosts wait for a backend's header before they answer 504.
 const upstreamTimeout = 6 * time.Second
 
-// proxy answers for a backend that fails as Traefik does: pkg/proxy/httputil.
-func proxy(t testing.TB, backend string) http.Handler {
+// Proxy answers for a backend that fails as Traefik does: pkg/proxy/httputil.
+func Proxy(t testing.TB, backend string) http.Handler {
 	target, err := url.Parse(backend)
 	if err != nil {
 		t.Fatal(err)

@@ -148,6 +148,11 @@ func startTraefik(t testing.TB) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What Traefik reads at its start may count after what is written meanwhile. When it knows this middleware, it has read it.
+	err = os.WriteFile(filepath.Join(dir, "dynamic", "read.yml"), []byte(`http: {middlewares: {read: {stripPrefix: {prefixes: [/]}}}}`), 0o600)
+	if err != nil {
+		return nil, err
+	}
 	err = LinkPlugin(filepath.Join(dir, "plugins-local", "src"))
 	if err != nil {
 		return nil, err
@@ -176,11 +181,14 @@ func startTraefik(t testing.TB) (*Process, error) {
 			return nil, fmt.Errorf("traefik ended at its start:\n%s", p.logs.String())
 		case <-time.After(20 * time.Millisecond):
 		}
-		response, err := http.Get(p.API + "/api/version")
+		response, err := http.Get(p.API + "/api/http/middlewares/read@file")
 		if err != nil {
 			continue
 		}
 		_ = response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			continue
+		}
 		if strings.Contains(p.Logs(), "Plugins are disabled") {
 			t.Fatalf("the plugin does not load in Traefik:\n%s", p.Logs())
 		}

@@ -8,8 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httputil"
-	"net/url"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -69,24 +67,6 @@ func NewFront(t *testing.T, target string) *Front {
 		}
 	})
 	return f
-}
-
-// ProxyTo answers for a backend that fails as Traefik does.
-func ProxyTo(target string) http.Handler {
-	u, _ := url.Parse(target)
-	return &httputil.ReverseProxy{
-		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(u) },
-		Transport: &http.Transport{},
-		ErrorLog:  Quiet,
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-			status := 500
-			if _, isNet := err.(net.Error); isNet || err == io.EOF { //nolint:errorlint // as Traefik
-				status = 502
-			}
-			w.WriteHeader(status)
-			_, _ = io.WriteString(w, http.StatusText(status))
-		},
-	}
 }
 
 // RawBackend is a server that is free to break HTTP: serve gets each connection after a whole request was read from it.

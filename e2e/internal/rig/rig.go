@@ -128,10 +128,7 @@ func NewBackend(t *testing.T, handler http.HandlerFunc) *Backend {
 		b.Mu.Unlock()
 		handler(w, r)
 	}))
-	var protocols http.Protocols
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true)
-	b.Config.Protocols = &protocols
+	b.Config.Protocols = hosts.Protocols()
 	b.Config.ErrorLog = Quiet
 	b.Start()
 	t.Cleanup(b.Close)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -88,34 +89,51 @@ func (l *Ledger) End() {
 	l.site.T.Logf("%d keys, %d calls of the backend, %d tries refused", l.Runs.Load(), l.site.Backend.Calls.Load(), l.refused.Load())
 }
 
-// Usage is what a Traefik process holds.
+// Usage is what a process with the plugin holds.
 type Usage struct {
 	Goroutines, Connections, Files int // connections: to Redis; files: open descriptors
 	Heap, Rss                      int64
 }
 
-// Measure returns what a Traefik uses now, and its connections to server.
+// Measure returns what a Traefik uses now, or this process if p is nil, and the connections to server, if there is one.
 func Measure(t *testing.T, p *hosts.Process, server *redistest.Server) Usage {
 	t.Helper()
 	var u Usage
-	text := get(t, p.API+"/debug/pprof/heap?gc=1&debug=1")
-	found := regexp.MustCompile(`# HeapAlloc = (\d+)`).FindStringSubmatch(text)
-	if found == nil {
-		t.Fatal("no heap profile")
+	pid := os.Getpid()
+	if p == nil {
+		runtime.GC()
+		var memory runtime.MemStats
+		runtime.ReadMemStats(&memory)
+		u.Heap = int64(memory.HeapAlloc)
+		u.Goroutines = runtime.NumGoroutine()
+	} else {
+		pid = p.Cmd.Process.Pid
+		u.Heap = int64(figure(t, p.API+"/debug/pprof/heap?gc=1&debug=1", `# HeapAlloc = (\d+)`))
+		u.Goroutines = figure(t, p.API+"/debug/pprof/goroutine?debug=1", `goroutine profile: total (\d+)`)
 	}
-	u.Heap, _ = strconv.ParseInt(found[1], 10, 64)
-	found = regexp.MustCompile(`goroutine profile: total (\d+)`).FindStringSubmatch(get(t, p.API+"/debug/pprof/goroutine?debug=1"))
-	u.Goroutines, _ = strconv.Atoi(found[1])
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Cmd.Process.Pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err == nil {
-		found = regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindStringSubmatch(string(status))
+		found := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindStringSubmatch(string(status))
 		u.Rss, _ = strconv.ParseInt(found[1], 10, 64)
 		u.Rss <<= 10
 	}
-	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Cmd.Process.Pid))
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err == nil {
 		u.Files = len(files)
 	}
-	u.Connections = Connections(t, server)
+	if server != nil {
+		u.Connections = Connections(t, server)
+	}
 	return u
+}
+
+// figure is the number that pattern finds in what url serves.
+func figure(t *testing.T, url, pattern string) int {
+	t.Helper()
+	found := regexp.MustCompile(pattern).FindStringSubmatch(get(t, url))
+	if found == nil {
+		t.Fatalf("%s has no %s", url, pattern)
+	}
+	n, _ := strconv.Atoi(found[1])
+	return n
 }
