@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -332,6 +333,9 @@ func FreePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
+// used are the ports of all servers of this process. A port gets no second one: who has spoken to the first may go on to for minutes.
+var used sync.Map
+
 // freeAddr returns a free address whose port is low enough for a cluster bus, which listens 10000 above it.
 func freeAddr(t T) string {
 	t.Helper()
@@ -340,7 +344,11 @@ func freeAddr(t T) string {
 		if err != nil {
 			t.Fatalf("find a free port for redis-server: %v", err)
 		}
-		if port <= 55535 {
+		if port > 55535 {
+			continue
+		}
+		_, again := used.LoadOrStore(port, true)
+		if !again {
 			return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 		}
 	}
