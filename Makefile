@@ -9,7 +9,7 @@ NEW_VALKEY := $(CURDIR)/.build/valkey-of-debian/valkey-server
 EVERYWHERE := ./outages ./behaviour ./redis ./faults ./clients ./store
 # What Traefik 3.0 lacks, or does in its own way (docs/guarantees.md, limits): the fast proxy, answers that break off, clients that upgrade to
 # HTTP/2, and a retry above the plugin.
-NOT_IN_OLDEST := ^TestFastProxyHoldsWhatBroke$$|^TestEntryPointsAndClients$$/^fastProxy$$|^TestABackendBreaksOffWithinAnAnswer$$|^TestAnErrorThatBreaksOff$$|^TestClientsThatOfferHTTP2$$|^TestHTTP3$$/^the_client_sees_the_break$$|^TestPagesForErrorsBelow$$/retry,_idem|^TestRetryInBothOrders$$/retry,_idem|^TestABodyThatIsSentAgain$$/retry,_idem|^TestABodyThatWasReadBelow$$
+NOT_IN_OLDEST := ^TestFastProxyHoldsWhatBroke$$|^TestABodyCutOffBelowTheFastProxy$$|^TestEntryPointsAndClients$$/^fastProxy$$|^TestABackendBreaksOffWithinAnAnswer$$|^TestAnErrorThatBreaksOff$$|^TestClientsThatOfferHTTP2$$|^TestHTTP3$$/^the_client_sees_the_break$$|^TestPagesForErrorsBelow$$/retry,_idem|^TestRetryInBothOrders$$/retry,_idem|^TestABodyThatIsSentAgain$$/retry,_idem|^TestABodyThatWasReadBelow$$
 # What measures time or memory.
 ALONE := ./bench ./load
 # All else that is tested, but for the soak.
