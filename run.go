@@ -31,13 +31,13 @@ func run(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run) {
 	}
 	body := x.text
 	record := store.DoneHead + l.Fingerprint + store.StatusLines[x.status] + x.kept.String() + "\r\n" + body
-	if len(record) > h.longestRecord {
+	switch {
+	case len(record) > h.longestRecord:
 		x.returned = true
 		return
-	}
-	if h.remote {
+	case h.remote:
 		keepShared(h, l, record)
-	} else {
+	default:
 		store.KeepAnswer(h.keys, l.Lease, record)
 	}
 	x.done = true
