@@ -15,8 +15,12 @@ const FingerprintSize = 32
 // magic starts every record. It changes with the layout.
 const magic = "idem1"
 
-// headLen is the length of the head of every record: magic, state, fingerprint.
-const headLen = len(magic) + 1 + FingerprintSize
+// Where the parts of a record end. Every record has a state and a fingerprint; the status comes with its CRLF.
+const (
+	stateEnd  = len(magic) + 1
+	headEnd   = stateEnd + FingerprintSize
+	statusEnd = headEnd + 5
+)
 
 // Records are strings, laid out so that the standard library writes and reads an answer in few calls:
 //
@@ -42,7 +46,7 @@ const observedMark = "observed "
 
 // WasObserved reports whether a record is that of a request that was only observed.
 func WasObserved(held *Held) bool {
-	return held.State == Unknown && strings.HasPrefix(held.Record[headLen:], observedMark)
+	return held.State == Unknown && strings.HasPrefix(held.Record[headEnd:], observedMark)
 }
 
 // StatusLines has each status from 100 to 999 with its CRLF, indexed by the status.
@@ -56,15 +60,25 @@ func newStatusLines() []string {
 	return lines
 }
 
+// statuses has the status of each of StatusLines.
+var statuses = newStatuses()
+
+func newStatuses() map[string]int {
+	of := map[string]int{}
+	for status, line := range StatusLines {
+		if line != "" {
+			of[line] = status
+		}
+	}
+	return of
+}
+
 // ErrForeign is the error for a stored value that is not a record: another program writes to the same keys.
 var ErrForeign = errors.New("the stored value is not a record of this plugin")
 
-// statusLen is the length of a status with its CRLF.
-const statusLen = 5
-
 // KeyOnly returns the Unkept record that is left of the record of an answer: without its header and its body.
 func KeyOnly(record string) string {
-	return magic + string(Unkept) + record[len(magic)+1:headLen+statusLen]
+	return magic + string(Unkept) + record[stateEnd:statusEnd]
 }
 
 // Decode reads a record. It returns ErrForeign for anything else.
@@ -73,55 +87,62 @@ func Decode(record string) (*Held, error) {
 	return held, Read(held)
 }
 
-// Read sets the fields of held from held.Record. It returns ErrForeign if that is not a record.
+// Read sets the fields of held from held.Record. It returns ErrForeign if that is not a record. Answers are read here, since most
+// duplicates get one.
 func Read(held *Held) error {
 	record := held.Record
-	if len(record) < headLen || record[:len(magic)] != magic {
+	if len(record) < statusEnd || record[:stateEnd] != DoneHead {
+		return readOther(held)
+	}
+	status := statuses[record[headEnd:statusEnd]]
+	rest := record[headEnd:]
+	end := strings.Index(rest, "\r\n\r\n")
+	if status == 0 || end < 0 {
+		return ErrForeign
+	}
+	header, err := textproto.NewReader(bufio.NewReaderSize(strings.NewReader(record[statusEnd:]), end)).ReadMIMEHeader()
+	if err != nil {
+		return readUnreadable(held, status, rest[:end])
+	}
+	held.State = Done
+	held.Fingerprint = record[stateEnd:headEnd]
+	held.Answer = &Answer{Status: status, Header: http.Header(header), Body: rest[end+4:]}
+	return nil
+}
+
+// readUnreadable is Read for an answer whose header cannot be read. It counts as Unkept if that is because a middleware below has put
+// control characters into the header.
+func readUnreadable(held *Held, status int, header string) error {
+	if !strings.ContainsAny(header, Unreadable) {
+		return ErrForeign
+	}
+	held.State = Unkept
+	held.Fingerprint = held.Record[stateEnd:headEnd]
+	held.Answer = &Answer{Status: status}
+	return nil
+}
+
+// readOther is Read for all but answers.
+func readOther(held *Held) error {
+	record := held.Record
+	if len(record) < headEnd || !strings.HasPrefix(record, magic) {
 		return ErrForeign
 	}
 	held.State = State(record[len(magic)])
-	held.Fingerprint = record[len(magic)+1 : headLen]
-	var err error
+	held.Fingerprint = record[stateEnd:headEnd]
 	switch held.State {
-	case Done, Unkept:
-		held.Answer, err = readAnswer(held, record[headLen:])
 	case Running:
-		held.Owner = record[headLen:]
+		held.Owner = record[headEnd:]
 	case Unknown:
+	case Unkept:
+		if len(record) < statusEnd || statuses[record[headEnd:statusEnd]] == 0 {
+			return ErrForeign
+		}
+		held.Answer = &Answer{Status: statuses[record[headEnd:statusEnd]]}
 	default:
-		err = ErrForeign
+		return ErrForeign
 	}
-	return err
-}
-
-// readAnswer reads rest, which follows the head of a record: the status and, if it is Done, the header and the body. An answer
-// whose header cannot be read, because a middleware below has put control characters into it, counts as Unkept.
-func readAnswer(held *Held, rest string) (*Answer, error) {
-	if len(rest) < statusLen || rest[3:statusLen] != "\r\n" {
-		return nil, ErrForeign
-	}
-	status, err := strconv.Atoi(rest[:3])
-	if err != nil || status < 100 {
-		return nil, ErrForeign
-	}
-	if held.State == Unkept {
-		return &Answer{Status: status}, nil
-	}
-	end := strings.Index(rest, "\r\n\r\n")
-	if end < 0 {
-		return nil, ErrForeign
-	}
-	block := rest[statusLen : end+4]
-	header, err := textproto.NewReader(bufio.NewReaderSize(strings.NewReader(block), len(block))).ReadMIMEHeader()
-	switch {
-	case err == nil:
-	case !strings.ContainsAny(block, Unreadable):
-		return nil, ErrForeign
-	default:
-		held.State = Unkept
-		return &Answer{Status: status}, nil
-	}
-	return &Answer{Status: status, Header: http.Header(header), Body: rest[end+4:]}, nil
+	return nil
 }
 
 // Unreadable are the characters that make a header impossible to read back.
