@@ -311,6 +311,7 @@ func sendAll(s *sender) {
 	var err error
 	hadLong := false
 	for {
+		runtime.Gosched() // commands of goroutines that are about to send go along
 		c.lock()
 		commands := c.queue
 		c.queue = nil
@@ -331,7 +332,6 @@ func sendAll(s *sender) {
 			c.spare++
 			c.unlock()
 			<-c.wake
-			runtime.Gosched() // commands of goroutines that are about to send go along
 			continue
 		}
 		c.unlock()
@@ -639,18 +639,24 @@ func receiveBulk(pc *pooledConn, cmd *command) error {
 	line := cmd.line
 	n, err := strconv.Atoi(strings.TrimSuffix(line[1:], "\r\n"))
 	switch {
-	case err != nil || n < 0 || n > maxReply:
-		return errProtocol
+	case err != nil:
+	case n < 0:
+	case n > maxReply:
 	case n > shortReply:
 		return receiveLong(pc, cmd, n)
+	default:
+		reply := make([]byte, n+2)
+		_, err = io.ReadFull(pc.reader, reply)
+		switch {
+		case err != nil:
+			return err
+		case string(reply[n:]) != "\r\n":
+			return errProtocol
+		}
+		cmd.reply = reply[:n]
+		return nil
 	}
-	reply := make([]byte, n+2)
-	_, err = io.ReadFull(pc.reader, reply)
-	cmd.reply = reply[:n]
-	if err == nil && (reply[n] != '\r' || reply[n+1] != '\n') {
-		return errProtocol
-	}
-	return err
+	return errProtocol
 }
 
 // receiveLong is receiveBulk for a string that takes time, and that may be longer than there is memory for.
