@@ -205,8 +205,9 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 		if err != nil { // the client broke off, or a retry above sends again what was read before
 			break
 		}
-		identity := fmt.Sprintf(h.identityFormat, r.Method, r.URL.Path, r.URL.RawPath, keys[0], strings.ToLower(r.Host), header[h.scopeFirst], header["X-Forwarded-Prefix"], header["X-Replaced-Path"])
-		sum := sha256.Sum256(fmt.Appendf(nil, sameFormat, identity, r.URL.RawQuery, types, header["If-Match"], header["If-None-Match"], header["If-Modified-Since"], header["If-Unmodified-Since"], header["If-Range"], header["Range"], body))
+		target := r.URL
+		identity := fmt.Sprintf(h.identityFormat, r.Method, target.Path, target.RawPath, keys[0], strings.ToLower(r.Host), header[h.scopeFirst], header["X-Forwarded-Prefix"], header["X-Replaced-Path"])
+		sum := sha256.Sum256(fmt.Appendf(nil, sameFormat, identity, target.RawQuery, types, header["If-Match"], header["If-None-Match"], header["If-Modified-Since"], header["If-Unmodified-Since"], header["If-Range"], header["Range"], body))
 		taken := bytes.NewReader(body)
 		l := &store.Run{Lease: &store.Lease{Key: identity, Fingerprint: string(sum[:])}, Client: r.Context(), Taken: taken, Body: io.NopCloser(taken)}
 		held := store.ClaimKey(h.keys, l)

@@ -143,11 +143,12 @@ func appendRunning(m *Memory, running, all []*Run, first int) []*Run {
 	if end > len(all) {
 		end = len(all)
 	}
-	var kept []*Lease // finished ones that expire together with the first of them
+	var kept []*Lease // finished ones with the time to live of the first
 	now := m.since(m.epoch)
-	expires := time.Duration(0)
 	m.lock()
 	defer m.unlock()
+	k, _ := all[first].keys.(*Keys)
+	expires := now - k.pendingTTL
 	for _, r := range all[first:end] {
 		l := r.Lease
 		switch {
@@ -155,17 +156,11 @@ func appendRunning(m *Memory, running, all []*Run, first int) []*Run {
 			if m.entries[l.Key] == l {
 				running = append(running, r)
 			}
-		case l.expires > 0:
-		default:
-			l.expires = now - l.expires
-			if expires == 0 {
-				expires = l.expires
-			}
-			if l.expires != expires {
-				addToBucket(m, m.answers, l)
-				continue
-			}
+		case l.expires == k.pendingTTL:
+			l.expires = expires
 			kept = append(kept, l)
+		default:
+			bucketOne(m, r)
 		}
 	}
 	if len(kept) > 0 {
