@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log"
-	"net"
 	"regexp"
 	"strings"
 	"sync"
@@ -19,16 +18,14 @@ import (
 	"github.com/example/traefik-idem/store"
 )
 
+// nobody is an address that nobody listens on. A port that was free a moment ago may be another test's by now.
+const nobody = "127.0.0.1:1"
+
 // TestAnotherClientWritesWhatIsPending closes a client of a server that does not come back, while there is something to tell it.
 func TestAnotherClientWritesWhatIsPending(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = listener.Close()
 	fingerprint := strings.Repeat("f", store.FingerprintSize)
 	b := NewBacklog()
-	c := New(Options{Address: listener.Addr().String(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
+	c := New(Options{Address: nobody, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, b)
 	k := NewKeys(c, "idem")
 	record := fmt.Sprintf(store.UnknownFormat, fingerprint, "o-1")
 	WriteLater(k, &store.Lease{Key: "k", Fingerprint: fingerprint, Owner: "o-1"}, record, time.Hour)
@@ -91,12 +88,7 @@ func TestAServerThatIsGoneForGoodIsLeft(t *testing.T) {
 // TestAClosedClientTellsNobodyThatRedisIsBack has a hook that sends something by a closed client, as the renewal of leases
 // does: that must not go round without a pause while the server is out of reach.
 func TestAClosedClientTellsNobodyThatRedisIsBack(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = listener.Close()
-	c := New(Options{Address: listener.Addr().String(), DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, NewBacklog())
+	c := New(Options{Address: nobody, DialTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute}, NewBacklog())
 	k := NewKeys(c, "idem")
 	renew := func() {
 		_, _ = Renew(k, &store.Lease{Key: "k", Fingerprint: strings.Repeat("f", store.FingerprintSize), Owner: "o-1"}, time.Hour)

@@ -543,11 +543,6 @@ func TestMiddlewaresOfTraefikBelow(t *testing.T) {
 	})
 	auth := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer auth.Close()
-	dead, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = dead.Close()
 	for name, c := range map[string]struct {
 		backend  string
 		below    map[string]any
@@ -556,7 +551,7 @@ func TestMiddlewaresOfTraefikBelow(t *testing.T) {
 	}{
 		"headers": {garbage.URL, map[string]any{"headers": map[string]any{"customResponseHeaders": map[string]any{"X-Frame": "DENY"}}}, 500, "unknown"},
 		"frame":   {garbage.URL, map[string]any{"headers": map[string]any{"frameDeny": true}}, 500, "unknown"},
-		"noauth":  {auth.URL, map[string]any{"forwardAuth": map[string]any{"address": "http://" + dead.Addr().String()}}, 500, "released"},
+		"noauth":  {auth.URL, map[string]any{"forwardAuth": map[string]any{"address": "http://127.0.0.1:1"}}, 500, "released"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			host := name + ".test"

@@ -18,17 +18,12 @@ import (
 func TestARequestThatWasNeverSentFreesTheKey(t *testing.T) {
 	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
 		b := rig.NewBackend(t, rig.Created)
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		addr := listener.Addr().String()
-		_ = listener.Close()
+		addr := rig.FreeAddress(t)
 		s := rig.SiteOf(t, e.Host.Serve(t, "http://"+addr, e.Settings(nil)), b)
 		s.Want(s.Do(rig.Post("/", "k")), 502, "released")
 		s.Want(s.Do(rig.Post("/", "k")), 502, "released")
 		// The backend comes up where it was looked for.
-		listener, err = net.Listen("tcp", addr)
+		listener, err := net.Listen("tcp", addr)
 		if err != nil {
 			t.Fatal(err)
 		}

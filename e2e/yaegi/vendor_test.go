@@ -5,11 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sort"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -69,12 +69,9 @@ func TestRedigoUpstreamTests(t *testing.T) {
 	server := redistest.Path(t)
 	dir := patchedRedigo(t)
 	for attempt := 1; ; attempt++ {
-		port, err := redistest.FreePort()
-		if err != nil {
-			t.Fatal(err)
-		}
+		_, port, _ := net.SplitHostPort(rig.FreeAddress(t))
 		out, err := rig.Command(t, dir, "go", "test", "-count=1", "-timeout=5m", "-tags=redigo_whole", "./redis/...",
-			"-args", "-redis-server="+server, "-redis-port="+strconv.Itoa(port)).CombinedOutput()
+			"-args", "-redis-server="+server, "-redis-port="+port).CombinedOutput()
 		if err == nil {
 			return
 		}

@@ -122,7 +122,7 @@ func (s *stand) start(ctx context.Context, dir string) error {
 		}
 		endpoints = s.redis.addresses()
 	}
-	address, err := launch.FreeAddress("127.0.0.1:0")
+	address, err := launch.FreeAddress("")
 	if err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func (s *stand) startTraefik(ctx context.Context, dir string, redis []string) er
 	if err != nil {
 		return err
 	}
-	address, err := launch.FreeAddress("127.0.0.1:0")
+	address, err := launch.FreeAddress("")
 	if err != nil {
 		return err
 	}

@@ -102,7 +102,7 @@ func startRedis(ctx context.Context, dir string) (*redisServer, error) {
 	if binary == "" {
 		return nil, nil
 	}
-	address, err := launch.FreeAddress("127.0.0.1:0")
+	address, err := launch.FreeAddress("")
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -123,7 +122,7 @@ func StartTraefik(t testing.TB) *Process {
 
 func startTraefik(t testing.TB) (*Process, error) {
 	dir := t.TempDir()
-	web, api := freePort(t), freePort(t)
+	web, api := FreeAddress(t), FreeAddress(t)
 	static := map[string]any{
 		"global":      map[string]any{"checkNewVersion": false, "sendAnonymousUsage": false},
 		"log":         map[string]any{"level": "DEBUG", "noColor": true},
@@ -341,12 +340,12 @@ func RunIn(t testing.TB, dir, addr, name string, flags ...string) *Site {
 	return site
 }
 
-func freePort(t testing.TB) string {
+// FreeAddress returns an address where nobody listens.
+func FreeAddress(t testing.TB) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := launch.FreeAddress("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
-	return listener.Addr().String()
+	return addr
 }

@@ -10,13 +10,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"github.com/gomodule/redigo/redis"
+
+	"github.com/example/traefik-idem/e2e/internal/launch"
 )
 
 const (
@@ -323,33 +323,11 @@ func (s *Server) answers() bool {
 
 func (s *Server) signal(sig os.Signal) { _ = s.Cmd.Process.Signal(sig) } // one that has ended needs no signal
 
-// FreePort returns a port of the loopback interface that nobody listens on now.
-func FreePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
-}
-
-// used are the ports of all servers of this process. A port gets no second one: who has spoken to the first may go on to for minutes.
-var used sync.Map
-
-// freeAddr returns a free address whose port is low enough for a cluster bus, which listens 10000 above it.
 func freeAddr(t T) string {
 	t.Helper()
-	for {
-		port, err := FreePort()
-		if err != nil {
-			t.Fatalf("find a free port for redis-server: %v", err)
-		}
-		if port > 55535 {
-			continue
-		}
-		_, again := used.LoadOrStore(port, true)
-		if !again {
-			return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-		}
+	addr, err := launch.FreeAddress("")
+	if err != nil {
+		t.Fatalf("find a free port for redis-server: %v", err)
 	}
+	return addr
 }

@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
-	"github.com/example/traefik-idem/e2e/internal/launch"
 )
 
 // Tool returns where one of the programs called names is. Without one the test is skipped, except in CI.
@@ -61,14 +60,7 @@ func ReadFile(t *testing.T, path string) string {
 }
 
 // FreeAddress returns an address where nobody listens.
-func FreeAddress(t *testing.T) string {
-	t.Helper()
-	addr, err := launch.FreeAddress("127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return addr
-}
+func FreeAddress(t *testing.T) string { return hosts.FreeAddress(t) }
 
 // WriteFile writes text to a new file.
 func WriteFile(t testing.TB, path, text string) {
