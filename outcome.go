@@ -134,7 +134,7 @@ func conclude(x *recorder) {
 // concludeAnyhow takes the outcome for unknown if concluding it ended with a panic. Nobody may renew such a lease for ever.
 func concludeAnyhow(x *recorder) {
 	if p := recover(); p != nil {
-		log.Printf("level=error msg=\"settling a request failed\" cause=%q", p)
+		log.Printf("level=error msg=\"concluding a request failed\" cause=%q", p)
 		defer concludeHere(x)
 		concludeUnknown(x)
 	}

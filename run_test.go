@@ -60,8 +60,8 @@ func TestAPanicWhenARunIsConcluded(t *testing.T) {
 	}
 }
 
-// TestAPanicWhenARunIsConcludedAgain has what settles an unknown outcome panic too: the run is looked after no more, the answer is
-// sent to its end, and nothing stays reserved for it.
+// TestAPanicWhenARunIsConcludedAgain has what concludes a run with an unknown outcome panic too: the run is looked after no more,
+// the answer is sent to its end, and nothing stays reserved for it.
 func TestAPanicWhenARunIsConcludedAgain(t *testing.T) {
 	for _, onUnknown := range []string{"hold", "release"} {
 		for _, status := range []int{http.StatusCreated, http.StatusInternalServerError} { // streamed, and collected
