@@ -7,9 +7,6 @@ NEW_REDIS := $(CURDIR)/.build/redis-of-debian/redis-server
 NEW_VALKEY := $(CURDIR)/.build/valkey-of-debian/valkey-server
 # What the plugin does wherever it runs, and with every Redis: also tested under the race detector, and in the oldest Traefik.
 EVERYWHERE := ./outages ./behaviour ./redis ./faults ./clients ./store
-# What Traefik 3.0 lacks, or does in its own way (docs/guarantees.md, limits): the fast proxy, answers that break off, clients that upgrade to
-# HTTP/2, and a retry above the plugin.
-NOT_IN_OLDEST := ^TestFastProxyHoldsWhatBroke$$|^TestABodyCutOffBelowTheFastProxy$$|^TestEntryPointsAndClients$$/^fastProxy$$|^TestABackendBreaksOffWithinAnAnswer$$|^TestAnErrorThatBreaksOff$$|^TestClientsThatOfferHTTP2$$|^TestHTTP3$$/^the_client_sees_the_break$$|^TestPagesForErrorsBelow$$/retry,_idem|^TestRetryInBothOrders$$/retry,_idem|^TestABodyThatIsSentAgain$$/retry,_idem|^TestABodyThatWasReadBelow$$
 # What measures time or memory.
 ALONE := ./bench ./load
 # All else that is tested, but for the soak.
@@ -40,7 +37,7 @@ test: tools traefik $(OLDEST) $(if $(CI),$(NEW_REDIS) $(NEW_VALKEY)) lint elsewh
 	cd e2e && HOSTS=yaegi,traefik TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -p 2 -timeout 30m $(EVERYWHERE)
 	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -p 2 -timeout 30m $(REST)
 	cd e2e && TRAEFIK_BIN=$(CURDIR)/$(BUILT) go test -p 1 -timeout 30m $(ALONE)
-	cd e2e && REDIS_SERVER=$(if $(CI),$(NEW_REDIS)) TRAEFIK_BIN=$(CURDIR)/$(OLDEST) HOSTS=traefik go test -p 2 -timeout 20m -skip '$(NOT_IN_OLDEST)' $(EVERYWHERE)
+	cd e2e && REDIS_SERVER=$(if $(CI),$(NEW_REDIS)) TRAEFIK_BIN=$(CURDIR)/$(OLDEST) HOSTS=traefik go test -p 2 -timeout 20m $(EVERYWHERE)
 
 fuzz: ## every fuzz target for FUZZTIME
 	@for module in . e2e; do \

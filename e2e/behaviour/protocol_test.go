@@ -265,6 +265,7 @@ func TestTrailers(t *testing.T) {
 // connections and answers with a status that frees keys. Each backend sends a byte before it breaks off: without one, the
 // fast proxy of Traefik 3.7.12 may wait for ever (docs/guarantees.md, limits).
 func TestFastProxyHoldsWhatBroke(t *testing.T) {
+	hosts.NotIn30(t)
 	for name, broken := range map[string]string{"cut": "HTTP/1.1 201 Created\r\n", "garbage": "this is not HTTP\r\n\r\n", "hints": "HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n"} {
 		t.Run(name, func(t *testing.T) {
 			b := rig.NewRawBackend(t, func(conn net.Conn, _ int64, _ *http.Request) bool {

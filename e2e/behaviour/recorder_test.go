@@ -133,6 +133,7 @@ func TestALongerAnswerIsLive(t *testing.T) {
 }
 
 func TestABackendBreaksOffWithinAnAnswer(t *testing.T) {
+	hosts.NotIn30(t)
 	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
 		s := e.Serve(t, nil, func(w http.ResponseWriter, r *http.Request) {
 			n := asked(r)
@@ -546,6 +547,7 @@ func TestAnErrorGoesWhole(t *testing.T) {
 
 // TestAnErrorThatBreaksOff says so in its header, since it is sent when it has ended.
 func TestAnErrorThatBreaksOff(t *testing.T) {
+	hosts.NotIn30(t)
 	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
 		s := e.Serve(t, nil, halves)
 		for _, where := range []string{"/declared/broken/400", "/declared/broken/500", "/open/broken/400", "/open/broken/500"} {

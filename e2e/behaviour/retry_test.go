@@ -97,6 +97,9 @@ func TestRetryInBothOrders(t *testing.T) {
 	for _, chain := range []string{"[idem, retry]", "[retry, idem]", "[retry]", "[headers, retry, idem]", "[retry, idem, headers]"} {
 		for _, settings := range []string{"maxRequestBodyBytes: 100000", "mode: observe", "onUnknown: release, detach: false"} {
 			t.Run(chain+" "+settings, func(t *testing.T) {
+				if strings.Contains(chain, "retry, idem") {
+					hosts.NotIn30(t)
+				}
 				b := rig.NewBackend(t, digest)
 				half := among(t, b, chain, settings, []string{dead(t), b.URL}, b.URL)
 				none := among(t, b, chain, settings, []string{dead(t), dead(t)}, b.URL)
@@ -156,6 +159,9 @@ func TestRetryInBothOrders(t *testing.T) {
 func TestABodyThatIsSentAgain(t *testing.T) {
 	for _, chain := range []string{"[again, idem]", "[buffering, retry, idem]", "[again, retry, idem]"} {
 		t.Run(chain, func(t *testing.T) {
+			if strings.Contains(chain, "retry, idem") {
+				hosts.NotIn30(t)
+			}
 			b := rig.NewBackend(t, digest)
 			s := among(t, b, chain, "maxRequestBodyBytes: 100000", []string{dead(t), b.URL}, b.URL)
 			for _, n := range []int{10, 60000, 100000, 100001, 150000, 250000} {
@@ -177,6 +183,7 @@ func TestABodyThatIsSentAgain(t *testing.T) {
 // TestABodyThatWasReadBelow has mirroring read all of a body, and then not reach its server: no backend gets less of it than
 // the client has sent.
 func TestABodyThatWasReadBelow(t *testing.T) {
+	hosts.NotIn30(t)
 	mirror := rig.NewBackend(t, digest)
 	b := rig.NewBackend(t, digest)
 	s := rig.SiteOf(t, hosts.ServeAs(t, strings.ReplaceAll(fmt.Sprintf(`

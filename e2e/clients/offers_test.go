@@ -173,6 +173,7 @@ func needTool(t *testing.T, name string) {
 
 // TestClientsThatOfferHTTP2 has real ones.
 func TestClientsThatOfferHTTP2(t *testing.T) {
+	hosts.NotIn30(t)
 	source := filepath.Join(t.TempDir(), "Pay.java")
 	err := os.WriteFile(source, []byte(javaClient), 0o600)
 	if err != nil {

@@ -28,6 +28,9 @@ func TestHTTP2Clients(t *testing.T) {
 func TestEntryPointsAndClients(t *testing.T) {
 	for name, experimental := range map[string]string{"proxy": "", "fastProxy": "fastProxy: {}, "} {
 		t.Run(name, func(t *testing.T) {
+			if name == "fastProxy" {
+				hosts.NotIn30(t)
+			}
 			secure, b := rig.FreeAddress(t), rig.NewBackend(t, rig.Created)
 			plain := rig.StartExperimental(t, experimental, secure, b.URL, "statusHeader: Decision")
 			web := plain.Addr

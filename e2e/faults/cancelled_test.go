@@ -179,6 +179,7 @@ func cutOff(t *testing.T, s *rig.Site) rig.Call {
 
 // TestABodyCutOffBelowTheFastProxy: it answers for the backend, and reports nothing of its connections.
 func TestABodyCutOffBelowTheFastProxy(t *testing.T) {
+	hosts.NotIn30(t)
 	b := rig.NewBackend(t, rig.Created)
 	s := rig.SiteOf(t, rig.StartExperimental(t, "fastProxy: {}, ", rig.FreeAddress(t), b.URL, "statusHeader: Decision, maxRequestBodyBytes: 1000"), b)
 	c := cutOff(t, s)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -104,6 +105,23 @@ func Binary(t testing.TB) string {
 	}
 	return path
 }
+
+// NotIn30 skips a test of what Traefik 3.0 lacks, or does in its own way (docs/guarantees.md, limits), if that is to be tested on.
+func NotIn30(t testing.TB) {
+	t.Helper()
+	if !chosen(Traefik.String()) {
+		return
+	}
+	version, err := exec.Command(Binary(t), "version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if oldest.Match(version) {
+		t.Skip("Traefik 3.0 cannot do this: docs/guarantees.md, limits")
+	}
+}
+
+var oldest = regexp.MustCompile(`(?m)^Version:\s+3\.0\.`)
 
 // StartTraefik starts a Traefik with the plugin from this repository and stops it when the test ends.
 func StartTraefik(t testing.TB) *Process {
