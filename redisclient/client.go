@@ -473,33 +473,48 @@ const (
 // splitBatch returns the part of commands, which are long or many, that c sends now. It gives long ones to c.bulk, and puts
 // the rest back into the queue.
 func splitBatch(c *Client, commands []*command) []*command {
-	var first, rest, long []*command
+	var first, long []*command
 	size := 0
-	for _, cmd := range commands {
-		size += len(cmd.wire)
-		switch {
-		case c.bulk != nil && len(cmd.wire) > longBytes:
+	n := 0
+	for ; n < len(commands); n++ {
+		cmd := commands[n]
+		if c.bulk != nil && len(cmd.wire) > longBytes {
 			long = append(long, cmd)
-			size -= len(cmd.wire)
-		case len(first) > 0 && size > maxBuffered:
-			rest = append(rest, cmd)
-		default:
+		} else {
+			size += len(cmd.wire)
+			if len(first) > 0 && size > maxBuffered {
+				break
+			}
 			first = append(first, cmd)
 		}
 	}
-	enqueue(c, rest)
+	putBack(c, commands[n:])
 	if len(long) > 0 {
 		enqueue(c.bulk, long)
 	}
 	return first
 }
 
-// enqueue puts commands at the front of c's queue.
+// putBack puts commands, which were in c's queue, at its front. It copies them, so that those before them are not kept in memory.
+func putBack(c *Client, commands []*command) {
+	if len(commands) == 0 {
+		return
+	}
+	c.lock()
+	defer c.unlock()
+	rest := append([]*command{}, commands...)
+	c.queue = append(rest, c.queue...)
+	if c.spare > 0 {
+		wakeSender(c)
+	}
+}
+
+// enqueue puts commands at the end of c's queue: they are younger than what is in it.
 func enqueue(c *Client, commands []*command) {
 	c.lock()
 	defer c.unlock()
-	c.queue = append(commands, c.queue...)
-	if len(commands) > 0 && c.spare > 0 {
+	c.queue = append(c.queue, commands...)
+	if c.spare > 0 {
 		wakeSender(c)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -185,6 +186,33 @@ func TestRedisDiesUnderALongAnswer(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestLongCommandsAreSentInTheirOrder has long commands among short ones: none may overtake an older one of its kind.
+func TestLongCommandsAreSentInTheirOrder(t *testing.T) {
+	long := func() *command { return &command{wire: strings.Repeat("x", longBytes+1)} }
+	short := func() *command { return &command{wire: strings.Repeat("x", longBytes)} }
+	same := func(got []*command, want ...*command) bool { return slices.Equal(got, want) }
+	c := New(Options{Address: nobody}, NewBacklog())
+	defer c.Close()
+	c.spare, c.bulk.spare = 0, 0 // nobody sends
+	a, b, d, e, f, g := long(), short(), long(), short(), short(), long()
+	c.queue = []*command{g}
+	first := splitBatch(c, []*command{a, b, d, e, f})
+	if !same(first, b, e) || !same(c.queue, f, g) || !same(c.bulk.queue, a, d) {
+		t.Errorf("%d are sent, %d stay, %d are long ones", len(first), len(c.queue), len(c.bulk.queue))
+	}
+	first = splitBatch(c, c.queue)
+	if !same(first, f) || !same(c.bulk.queue, a, d, g) {
+		t.Errorf("%d are sent, %d are long ones: the youngest is not the last", len(first), len(c.bulk.queue))
+	}
+	c.queue = nil
+	taken := c.bulk.queue
+	c.bulk.queue = nil
+	first = splitBatch(c.bulk, taken)
+	if !same(first, a) || !same(c.bulk.queue, d, g) {
+		t.Errorf("%d long ones are sent, %d stay", len(first), len(c.bulk.queue))
 	}
 }
 
