@@ -37,15 +37,19 @@ const statusClientClosed = 499
 // What a trace reports need not be about this request: a middleware below may have called another service, errors for a page
 // to show instead of Traefik's own answer, or forwardAuth whether the client may pass.
 func classify(x *recorder) {
-	status := x.status
-	if status > 999 { // HTTP has no such status, and no record has room for it
+	if x.status > 999 { // HTTP has no such status, and no record has room for it
 		x.outcome = unknown
 	}
 	cancelled := x.run.Gone.Load() || (!x.h.detach && x.run.Client.Err() != nil)
 	cutShort := cancelled && x.header["Date"] == nil
-	if !cutShort && !x.h.classified[status] {
-		return
+	if cutShort || x.h.classified[x.status] {
+		classifyByTrace(x, cutShort)
 	}
+}
+
+// classifyByTrace is classify for an answer that may not be the backend's, or was cut short.
+func classifyByTrace(x *recorder, cutShort bool) {
+	status := x.status
 	sought, wrote, got := x.sought.Value() != "", times(&x.wrote), times(&x.answered)
 	soughtAgain := x.run.Sought != nil && x.run.Sought.Load() > 1
 	gateway := status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout

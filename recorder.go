@@ -45,7 +45,7 @@ type recorder struct {
 
 	// Of an ordinary answer.
 	length string // its Content-Length, then inParts or arrived; empty if the answer is any other
-	text   string // its body, as far as it has come
+	text   string // its body, when all of it has come
 
 	// Set by the header, and again when recording stops or the run ends.
 	ordinaryStatuses map[int]bool // statuses of answers that may be ordinary ones; nil if none may
@@ -55,7 +55,7 @@ type recorder struct {
 	flushes          bool    // after each part that is passed on
 
 	// Set by each Write.
-	body        bytes.Buffer // of a collected answer that is not an ordinary one
+	body        bytes.Buffer // of a collected answer; of an ordinary one, the parts that have come
 	taken       int          // bytes of any body but an ordinary one's
 	reservation reservation  // for these
 	gone        bool         // the client takes no more
@@ -72,9 +72,10 @@ type recorder struct {
 }
 
 // wholeBytes is the longest answer that is sent when it is whole although it could be streamed. An answer whose length has at most
-// ordinaryDigits digits is shorter.
+// ordinaryDigits digits is shorter; of those with one more, those up to longestWhole.
 const (
 	wholeBytes     = 64 << 10
+	longestWhole   = "65536"
 	ordinaryDigits = 4
 )
 
@@ -114,6 +115,10 @@ func writeHeaderSlow(x *recorder, status int) {
 		}
 		return
 	}
+	if isOrdinary(x, status) {
+		noteOrdinary(x, status)
+		return
+	}
 	x.status = status
 	_, typed := x.header["Content-Type"]
 	if !typed {
@@ -136,6 +141,23 @@ func writeHeaderSlow(x *recorder, status int) {
 		x.collected = true
 		x.written = x.header.Clone()
 	}
+}
+
+// isOrdinary reports whether WriteHeader would take the answer for an ordinary one if its length had fewer digits.
+func isOrdinary(x *recorder, status int) bool {
+	length := x.header["Content-Length"]
+	if !x.ordinaryStatuses[status] || len(length) != 1 || x.header["Content-Type"] == nil || x.header["Trailer"] != nil {
+		return false
+	}
+	return len(length[0]) == ordinaryDigits+1 && length[0] <= longestWhole
+}
+
+// noteOrdinary notes what WriteHeader does of an ordinary answer.
+func noteOrdinary(x *recorder, status int) {
+	x.ordinaryStatuses = nil
+	x.status = status
+	x.length = x.header["Content-Length"][0]
+	_ = x.header.WriteSubset(&x.kept, x.h.omit)
 }
 
 // sendHeader writes the header of the answer, with the decision that is known by now.
@@ -207,6 +229,10 @@ func bodiless(status int) bool {
 // recordHeader keeps the header, but for what middlewares above have set, which they set again when it is replayed, and
 // what Connection names, which belongs to this connection.
 func recordHeader(x *recorder) {
+	if x.above == nil && x.header["Connection"] == nil {
+		_ = x.header.WriteSubset(&x.kept, x.h.omit)
+		return
+	}
 	omit := map[string]bool{}
 	for name := range x.h.omit {
 		omit[name] = true
@@ -275,8 +301,11 @@ func writeOrdinary(x *recorder, p []byte) (int, error) {
 	if x.length != inParts && x.length != arrived { // the first of them
 		x.declared = declaredLength(x)
 		x.length = inParts
+		if x.declared > 0 {
+			x.body.Grow(x.declared)
+		}
 	}
-	total := len(x.text) + len(p)
+	total := len(x.text) + x.body.Len() + len(p)
 	switch {
 	case x.declared < 0: // what stands there is no number
 		collectOrdinary(x)
@@ -286,8 +315,10 @@ func writeOrdinary(x *recorder, p []byte) (int, error) {
 	case total > x.declared:
 		return excess(x, p)
 	}
-	x.text += string(p)
+	x.body.Write(p)
 	if total == x.declared {
+		x.text = x.body.String()
+		x.body = bytes.Buffer{}
 		x.length = arrived
 	}
 	return len(p), nil

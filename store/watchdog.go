@@ -176,11 +176,12 @@ func appendRunning(m *Memory, running, all []*Run, first int) []*Run {
 
 // bucketFinished puts all finished entries that have no bucket yet into theirs. The caller holds the lock.
 func bucketFinished(m *Memory) {
-	for _, r := range m.watched {
-		bucketOne(m, r)
-	}
-	for _, r := range m.fresh {
-		bucketOne(m, r)
+	for _, runs := range [][]*Run{m.watched, m.fresh} {
+		for _, r := range runs {
+			if r.expires <= 0 {
+				bucketOne(m, r)
+			}
+		}
 	}
 }
 
