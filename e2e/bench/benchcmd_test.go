@@ -37,7 +37,7 @@ func TestBenchCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	bench := exec.Command(rig.Build(t, "../cmd/bench"), "-rounds", "1", "-duration", "1s", "-markdown", report, "-traefik", hosts.Binary(t), "-against", "HEAD",
-		"-only", "^duplicate, local cache$|^first, Redis Cluster$|^first, Redis, 500/s$|^Redis, distinct keys: 1000$")
+		"-only", "^duplicate, local cache(, 1 MB)?$|^first, Redis Cluster$|^first, Redis, 500/s$|^Redis, distinct keys: 1000$")
 	bench.Env = append(os.Environ(), "TMPDIR="+temporary)
 	output, err := bench.CombinedOutput()
 	if err != nil {
@@ -50,6 +50,7 @@ func TestBenchCommand(t *testing.T) {
 	for _, row := range []string{
 		`(?m)^\| no middleware \| \d+ \|  \|`,
 		`(?m)^\| duplicate, local cache \| \d+ \| \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) \|  \| \d+\.\d ms \| \d+\.\d ms \|`,
+		`(?m)^\| duplicate, local cache, 1 MB \| \d+ \| \d+\.\d\d`,
 		`(?m)^\| first, Redis Cluster \| \d+ \| \d+\.\d\d`,
 		`(?m)^\| duplicate, local cache \| \d+ \| \d+ \| \d+\.\d\d \(\d+\.\d\d–\d+\.\d\d\) \| \d+\.\d ms \| \d+\.\d ms \| \d+ µs \| \d+ µs \|$`,
 		`(?m)^\| no middleware, 500/s \| \d+\.\d\d ms \| \d+\.\d\d ms \| \d+\.\d\d ms \|  \|  \|  \| \d+ µs \| 0 µs \|$`,

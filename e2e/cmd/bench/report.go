@@ -39,7 +39,7 @@ const notes = `
 - CPU is user and system time per request. RSS is at the end of the run, the two Traefiks' together.
 - Every variant sends the header ` + "`X-Request-ID`" + `, so that all send the same bytes. *no key* looks for the key elsewhere.
 - *first*: every request has another key. ` + "`ttl`" + ` is 10s, ` + "`localCacheBytes`" + ` 256 MiB, so that nothing is evicted before it expires;
-  with a size named, ` + "`ttl`" + ` is 2s and ` + "`localCacheBytes`" + ` the default.
+  with a size named, ` + "`localCacheBytes`" + ` is the default, and with 1 MB ` + "`ttl`" + ` is 2s.
 - *duplicate*: every request has the same key, which ran before. *Redis*: ` + "`localCacheBytes`" + ` is 0.
 - *Redis Cluster* is three masters, all on this machine, without replicas. Its CPU is that of all three.
 - *two Traefiks* share the 32 connections, the two cores and one Redis. Commands of concurrent requests are sent to Redis together,
