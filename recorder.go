@@ -75,9 +75,11 @@ type recorder struct {
 // ordinaryDigits digits is shorter; of those with one more, those up to longestWhole.
 const (
 	wholeBytes     = 64 << 10
-	longestWhole   = "65536"
 	ordinaryDigits = 4
 )
+
+// longestWhole is wholeBytes as a Content-Length.
+var longestWhole = strconv.Itoa(wholeBytes)
 
 // What is known of the body of an ordinary answer, where its length was, when part or all of it has come.
 const (
@@ -115,11 +117,13 @@ func writeHeaderSlow(x *recorder, status int) {
 		}
 		return
 	}
-	if isOrdinary(x, status) {
-		noteOrdinary(x, status)
+	x.status = status
+	if isOrdinary(x) {
+		x.ordinaryStatuses = nil
+		x.length = x.header["Content-Length"][0]
+		recordHeader(x)
 		return
 	}
-	x.status = status
 	_, typed := x.header["Content-Type"]
 	if !typed {
 		x.header["Content-Type"] = nil // net/http guesses none then, as in Traefik
@@ -144,20 +148,12 @@ func writeHeaderSlow(x *recorder, status int) {
 }
 
 // isOrdinary reports whether WriteHeader would take the answer for an ordinary one if its length had fewer digits.
-func isOrdinary(x *recorder, status int) bool {
+func isOrdinary(x *recorder) bool {
 	length := x.header["Content-Length"]
-	if !x.ordinaryStatuses[status] || len(length) != 1 || x.header["Content-Type"] == nil || x.header["Trailer"] != nil {
+	if !x.ordinaryStatuses[x.status] || len(length) != 1 || x.header["Content-Type"] == nil || x.header["Trailer"] != nil {
 		return false
 	}
 	return len(length[0]) == ordinaryDigits+1 && length[0] <= longestWhole
-}
-
-// noteOrdinary notes what WriteHeader does of an ordinary answer.
-func noteOrdinary(x *recorder, status int) {
-	x.ordinaryStatuses = nil
-	x.status = status
-	x.length = x.header["Content-Length"][0]
-	_ = x.header.WriteSubset(&x.kept, x.h.omit)
 }
 
 // sendHeader writes the header of the answer, with the decision that is known by now.

@@ -135,10 +135,14 @@ func readOther(held *Held) error {
 		held.Owner = record[headEnd:]
 	case Unknown:
 	case Unkept:
-		if len(record) < statusEnd || statuses[record[headEnd:statusEnd]] == 0 {
+		if len(record) < statusEnd {
 			return ErrForeign
 		}
-		held.Answer = &Answer{Status: statuses[record[headEnd:statusEnd]]}
+		status := statuses[record[headEnd:statusEnd]]
+		if status == 0 {
+			return ErrForeign
+		}
+		held.Answer = &Answer{Status: status}
 	default:
 		return ErrForeign
 	}
