@@ -108,21 +108,26 @@ func (k *Counter) take(counted []map[string]int64) {
 func (k *Counter) endpointOf(raw string) string {
 	method, host, escaped := splitName(raw)
 	escaped = trimEscape(escaped)
+	decoded, err := url.PathUnescape(escaped)
+	if err != nil {
+		decoded = escaped
+	}
 	longest := ""
 	for _, p := range k.patterns {
-		if len(p.Path) > len(longest) && (p.Methods["*"] || p.Methods[method]) && p.Matches.MatchString(decoded(escaped)) {
+		if len(p.Path) > len(longest) && (p.Methods["*"] || p.Methods[method]) && p.Matches.MatchString(decoded) {
 			longest = p.Path
 		}
 	}
 	if longest == "" {
-		longest = withoutIDs(decoded(keepEscapes.Replace(escaped)))
+		longest = withoutIDs(readable(escaped))
 	}
 	return endpointName(method, host, longest)
 }
 
-// decoded returns a path without its escapes, or as it is if some are none.
-func decoded(escaped string) string {
-	path, err := url.PathUnescape(escaped)
+// readable returns an encoded path without its escapes, but for those of what would mean something else. A path with a percent
+// sign that begins no escape stays as it is.
+func readable(escaped string) string {
+	path, err := url.PathUnescape(keepEscapes.Replace(escaped))
 	if err != nil {
 		return escaped
 	}
@@ -182,9 +187,13 @@ func clip(s string, limit int) string {
 	return strings.ToValidUTF8(s[:limit], "") + ellipsis
 }
 
-// splitName splits an endpoint's name into method, host and path.
-func splitName(name string) (string, string, string) {
+// splitName splits a name into method, host and encoded path. Over HTTP/2 a method and a host may come with spaces in them; a path
+// has none.
+func splitName(name string) (method, host, path string) {
 	method, rest, _ := strings.Cut(name, " ")
-	host, path, _ := strings.Cut(rest, " ")
-	return method, host, path
+	space := strings.LastIndexByte(rest, ' ')
+	if space < 0 {
+		return method, rest, ""
+	}
+	return method, rest[:space], rest[space+1:]
 }

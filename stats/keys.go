@@ -17,7 +17,7 @@ type Key struct {
 
 // Where names the target of a request as an endpoint is named, but with its ids.
 func Where(method, host, escaped string) string {
-	return endpointName(method, host, decoded(keepEscapes.Replace(escaped)))
+	return endpointName(method, host, readable(escaped))
 }
 
 // SetWhere sets where the request of k went to.

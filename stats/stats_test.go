@@ -187,6 +187,8 @@ func FuzzEndpoint(f *testing.F) {
 	f.Add("", "\x80"+strings.Repeat("x", 300), "/")
 	f.Add("GET", "a.test", "/1/2/з %/a/x/b?"+strings.Repeat("\u202e", 300))
 	f.Add("GET", "a.test", "/1/"+strings.Repeat("x", 505)+" 1/")
+	f.Add("  % %23", "", "/")
+	f.Add("GET", "a % %23", "/%2523")
 	k := &Counter{patterns: []Pattern{{Path: "/a/*/b", Methods: map[string]bool{"*": true}, Matches: regexp.MustCompile("^(?s:/a/.*/b)")}}}
 	f.Fuzz(func(t *testing.T, method, host, path string) {
 		path = (&url.URL{Path: path}).EscapedPath()
