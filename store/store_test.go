@@ -241,6 +241,29 @@ func TestManyRecords(t *testing.T) {
 	}
 }
 
+// TestMostLargeAnswersFindRoom in a full store: evicting looks at all that was finished lately.
+func TestMostLargeAnswersFindRoom(t *testing.T) {
+	for _, onlyCopy := range []bool{false, true} {
+		const limit = 8 << 20
+		m, _ := newMemory(t, limit)
+		made := 0
+		for i := 0; i < 2000; i++ {
+			_, _, before := m.Usage()
+			finished(m, fmt.Sprint(i), limit/200, time.Minute, onlyCopy)
+			_, used, after := m.Usage()
+			if after > before {
+				made++
+			}
+			if used > limit || (i > 1000 && used < limit*9/10) {
+				t.Fatalf("onlyCopy %t: %d bytes after %d answers, limit %d", onlyCopy, used, i+1, limit)
+			}
+		}
+		if made > 1000 {
+			t.Errorf("onlyCopy %t: room was made %d times for 2000 answers", onlyCopy, made)
+		}
+	}
+}
+
 // TestAnExpiredRecordIsNotTheKeysNextOne has a key claimed anew while its last record is still to be swept.
 func TestAnExpiredRecordIsNotTheKeysNextOne(t *testing.T) {
 	for _, onlyCopy := range []bool{false, true} {

@@ -178,7 +178,7 @@ func appendRunning(m *Memory, running, all []*Run, first int) []*Run {
 func bucketFinished(m *Memory) {
 	for _, runs := range [][]*Run{m.watched, m.fresh} {
 		for _, r := range runs {
-			if r.expires <= 0 { // most have one, and bucketOne is a call
+			if r.expires < 0 { // most run, or have one, and bucketOne is a call
 				bucketOne(m, r)
 			}
 		}
