@@ -309,7 +309,7 @@ func sendAll(s *sender) {
 	c := s.client
 	var out []byte
 	var err error
-	hadLong := false
+	full := false
 	for {
 		runtime.Gosched() // commands of goroutines that are about to send go along
 		c.lock()
@@ -323,7 +323,7 @@ func sendAll(s *sender) {
 				c.closeIdle()
 				return
 			}
-			if hadLong { // under Yaegi, the variables of this function would keep the last one in memory
+			if full { // under Yaegi, the variables of this function would keep the last commands in memory
 				c.spare++
 				c.unlock()
 				return
@@ -350,7 +350,7 @@ func sendAll(s *sender) {
 			out = append(out, cmd.wire...)
 		}
 		if long || len(out) > maxBuffered {
-			hadLong = true
+			full = full || totalSize(commands) > maxKept
 			out = nil
 			commands = splitBatch(c, commands)
 			if len(commands) == 0 {
@@ -452,21 +452,19 @@ func rewrite(c *Client, commands []*command) []*command {
 		}
 	}
 	if c.appendsWAIT {
-		size := 0
-		for _, cmd := range commands {
-			size += len(cmd.wire)
-		}
-		timeout := strconv.FormatInt((c.opts.ReadTimeout/2+transferTime(size)).Milliseconds()+1, 10)
+		timeout := strconv.FormatInt((c.opts.ReadTimeout/2+transferTime(totalSize(commands))).Milliseconds()+1, 10)
 		all = append(all, &command{wire: "*3\r\n" + bulk("WAIT") + bulk(strconv.Itoa(c.opts.WaitReplicas)) + bulk(timeout), isWAIT: true})
 	}
 	return all
 }
 
 // Commands of more than longBytes go through Client.bulk, one after the other, so that nothing small waits behind them. The
-// others are sent together, up to maxBuffered bytes, which is also the size of the buffer that a sender keeps.
+// others are sent together, up to maxBuffered bytes, which is also the size of the buffer that a sender keeps. A sender that had
+// more than maxKept bytes of commands at once does not wait for more.
 const (
 	longBytes   = 32 << 10
 	maxBuffered = 64 << 10
+	maxKept     = 256 << 10
 	bulkConns   = 2 // connections for long commands
 )
 
@@ -488,7 +486,9 @@ func splitBatch(c *Client, commands []*command) []*command {
 			first = append(first, cmd)
 		}
 	}
-	putBack(c, commands[n:])
+	if n < len(commands) {
+		putBack(c, commands[n:])
+	}
 	if len(long) > 0 {
 		enqueue(c.bulk, long)
 	}
@@ -497,9 +497,6 @@ func splitBatch(c *Client, commands []*command) []*command {
 
 // putBack puts commands, which were in c's queue, at its front. It copies them, so that those before them are not kept in memory.
 func putBack(c *Client, commands []*command) {
-	if len(commands) == 0 {
-		return
-	}
 	c.lock()
 	defer c.unlock()
 	rest := append([]*command{}, commands...)
@@ -519,6 +516,15 @@ func enqueue(c *Client, commands []*command) {
 	}
 }
 
+// totalSize is how many bytes commands have.
+func totalSize(commands []*command) int {
+	size := 0
+	for _, cmd := range commands {
+		size += len(cmd.wire)
+	}
+	return size
+}
+
 // minBytesPerSecond is the lowest speed that a connection to Redis must have. Long commands and replies get more time by it.
 const minBytesPerSecond = 1 << 20
 
@@ -530,12 +536,9 @@ func transferTime(n int) time.Duration {
 // writeLong writes commands that are long or many, piece by piece, because no buffer has room for all of them. The deadlines
 // for writing and for the replies are those given plus the time for the transfer.
 func writeLong(conn net.Conn, commands []*command, written, replied time.Time) error {
-	size := 0
-	for _, cmd := range commands {
-		size += len(cmd.wire)
-	}
-	_ = conn.SetWriteDeadline(written.Add(transferTime(size)))
-	_ = conn.SetReadDeadline(replied.Add(transferTime(size)))
+	transfer := transferTime(totalSize(commands))
+	_ = conn.SetWriteDeadline(written.Add(transfer))
+	_ = conn.SetReadDeadline(replied.Add(transfer))
 	pieces := bufio.NewWriterSize(conn, maxBuffered)
 	for _, cmd := range commands {
 		_, _ = pieces.WriteString(cmd.wire) // Flush returns its error
