@@ -103,6 +103,22 @@ func readSome(r *http.Request, body io.Reader, most, small int64, reserved *rese
 	return data.Bytes(), nil
 }
 
+// readReserved reads a body of at most most bytes whose length is declared, into memory that it reserves. It returns nil, and
+// reserves nothing, if that body is longer, it would leave less than half of mostInFlight free, or it does not come whole.
+func readReserved(r *http.Request, most int64, reserved *reservation) []byte {
+	size := r.ContentLength
+	if size > most || reservedBytes.Load()+size >= mostInFlight/2 || !reserve(reserved, int(size)) {
+		return nil
+	}
+	body := make([]byte, size)
+	_, err := io.ReadFull(r.Body, body)
+	if err != nil {
+		unreserve(reserved)
+		return nil
+	}
+	return body
+}
+
 // untouchedBody is a request body that remembers whether anything was read of it.
 type untouchedBody struct {
 	io.ReadCloser

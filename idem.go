@@ -6,8 +6,8 @@
 //
 //  1. ServeHTTP answers for the statistics, and passes on what the configuration does not protect. searching.ServeHTTP does so
 //     where a key is required, or may be elsewhere than in one header.
-//  2. serve reads an ordinary request's body and makes its store.Run: identity and fingerprint. serveSlow passes on, refuses and
-//     observes; serveKey makes the run of all others.
+//  2. serve reads an ordinary request's body and makes its store.Run: identity and fingerprint. serveLarge does so for longer
+//     bodies. serveSlow passes on, refuses and observes; serveKey makes the run of all others.
 //  3. store.ClaimKey gives it the key in memory, or tells who holds it; claimShared asks Redis if memory does not know.
 //  4. decide is the verdict: wait, run, replay, refuse, or go on without the store. proceed is its short way to run or replay.
 //  5. run calls the next handler with a recorder, which collects the answer, streams it, or passes it on unrecorded.
@@ -195,10 +195,12 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 	case len(types) != 1:
 	case !ordinaryTypes[types[0]]:
 	case size <= 0:
-	case size > h.smallRequest:
 	case header["Connection"] != nil:
 	case header["Expect"] != nil:
 	case r.ProtoMajor > 2:
+	case size > h.smallRequest:
+		serveLarge(h, w, r, keys[0])
+		return
 	default:
 		body := make([]byte, size)
 		_, err := io.ReadFull(r.Body, body)
@@ -219,6 +221,23 @@ func serve(h *handler, w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	serveSlow(h, w, r)
+}
+
+// serveLarge is serve for a request that is ordinary but for the length of its body.
+func serveLarge(h *handler, w http.ResponseWriter, r *http.Request, key string) {
+	h.stats.Coming.Add(1) // its body may take long to arrive
+	defer h.stats.Coming.Add(-1)
+	reserved := &reservation{}
+	defer unreserve(reserved)
+	body := readReserved(r, h.maxRequestBody, reserved)
+	if body == nil {
+		serveSlow(h, w, r)
+		return
+	}
+	identity := identityOf(h, r, key, "")
+	taken := bytes.NewReader(body)
+	l := &store.Run{Lease: &store.Lease{Key: identity, Fingerprint: fingerprint(h, r, identity, body)}, Client: r.Context(), Taken: taken, Body: io.NopCloser(taken)}
+	proceed(h, w, r, l, store.ClaimKey(h.keys, l))
 }
 
 // serveSlow is the way of all other requests that are protected.

@@ -2,6 +2,7 @@ package idem
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -219,6 +220,60 @@ func TestLargeBodies(t *testing.T) {
 				}
 				unreserve(c)
 			}
+		}
+	}
+	reservedBytes.Store(0)
+}
+
+// TestALargeBodyThatDoesNotComeWhole is broken off, or comes while half of the room is taken, with a length that is declared.
+func TestALargeBodyThatDoesNotComeWhole(t *testing.T) {
+	calls := 0
+	next := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		calls++
+		_, _ = io.Copy(w, r.Body)
+	})
+	config := CreateConfig()
+	config.MaxRequestBodyBytes = 5 * smallBody
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	h, err := New(ctx, next, config, t.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	plugin, _ := h.(*handler)
+	for i, c := range []struct {
+		sent, declared int
+		taken          int64
+		status         int
+	}{
+		{2 * smallBody, 2 * smallBody, 0, http.StatusOK},
+		{2 * smallBody, 2 * smallBody, mostInFlight / 2, http.StatusOK},
+		{2*smallBody - 1, 2 * smallBody, 0, http.StatusBadRequest},
+		{0, 2 * smallBody, mostInFlight / 2, http.StatusBadRequest},
+		{2 * smallBody, 2 * smallBody, mostInFlight - smallBody, http.StatusServiceUnavailable},
+		{5 * smallBody, 5 * smallBody, 0, http.StatusOK},
+		{5*smallBody + 1, 5*smallBody + 1, 0, http.StatusOK},
+	} {
+		reservedBytes.Store(c.taken)
+		body := strings.Repeat("0123456789", c.sent/10+1)[:c.sent]
+		calls = 0
+		for try := range 2 {
+			r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
+			r.ContentLength = int64(c.declared)
+			r.Header.Set("Content-Type", "application/json")
+			r.Header.Set("X-Request-ID", fmt.Sprint(t.Name(), i))
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			switch {
+			case w.Code != c.status:
+				t.Errorf("%+v: %d %s", c, w.Code, w.Body)
+			case c.status != http.StatusOK:
+			case calls != 1 || w.Body.String() != body:
+				t.Errorf("%+v: try %d got %d bytes after %d calls", c, try, w.Body.Len(), calls)
+			}
+		}
+		if held, coming := reservedBytes.Load(), plugin.stats.Coming.Load(); held != c.taken || coming != 0 {
+			t.Errorf("%+v: %d bytes are held and %d requests come afterwards", c, held, coming)
 		}
 	}
 	reservedBytes.Store(0)

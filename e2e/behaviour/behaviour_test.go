@@ -586,6 +586,12 @@ func TestLargeBodiesAtTheSameTime(t *testing.T) {
 						t.Errorf("%d bytes, streamed %q: %d bytes came back", size, streamed, len(first.Body))
 					}
 					s.WantReplay(first, s.Do(request(body)))
+					other := request(body) // sent the other way
+					other.Reader = nil
+					if streamed == "" {
+						other.Reader = struct{ io.Reader }{strings.NewReader(body)}
+					}
+					s.WantReplay(first, s.Do(other))
 					s.WantProblem(s.Do(request("y"+body[1:])), 422, "key-reused", "mismatch")
 					s.WantProblem(s.Do(request(body[:size-1]+"y")), 422, "key-reused", "mismatch")
 				})
