@@ -186,7 +186,7 @@ func keepRecorded(x *recorder) {
 	switch {
 	case noBody(x):
 	case x.stream != nil:
-		body = string(x.stream.taken)
+		body = x.stream.taken.String()
 	default:
 		body = x.body.String()
 	}

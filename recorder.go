@@ -3,6 +3,7 @@ package idem
 import (
 	"bytes"
 	"expvar"
+	"io"
 	"net/http"
 	"reflect"
 	"strconv"
@@ -55,10 +56,11 @@ type recorder struct {
 	flushes          bool    // after each part that is passed on
 
 	// Set by each Write.
-	body        bytes.Buffer // of a collected answer; of an ordinary one, the parts that have come
-	taken       int          // bytes of any body but an ordinary one's
-	reservation reservation  // for these
-	gone        bool         // the client takes no more
+	body        strings.Builder // of a collected answer; of an ordinary one, the parts that have come
+	taken       int             // bytes of any body but an ordinary one's
+	room        int             // bytes of it that need no further look
+	reservation reservation     // for these
+	gone        bool            // the client takes no more
 
 	returned  bool // the handler below has returned, without a panic
 	concluded bool // the run was concluded when the last byte came
@@ -177,8 +179,11 @@ func sendCollected(x *recorder) error {
 		x.header[name] = values
 	}
 	sendHeader(x)
-	_, err := x.body.WriteTo(x.ResponseWriter)
-	x.body = bytes.Buffer{}
+	var err error
+	if x.body.Len() > 0 { // HTTP/2 has an error for writing nothing where no body is allowed
+		_, err = io.WriteString(x.ResponseWriter, x.body.String())
+	}
+	x.body.Reset()
 	setTrailers(x.Header(), since) // a retry above has changed from its own header to the client's
 	return err
 }
@@ -271,7 +276,7 @@ func writePart(x *recorder, p []byte) (int, error) {
 	if x.stream == nil && !x.collected {
 		return pass(x, p)
 	}
-	if !makeRoom(x, len(p)) {
+	if x.taken > x.room && !makeRoom(x, len(p)) {
 		x.outcome = tooLarge
 		stopRecording(x)
 		return pass(x, p)
@@ -280,7 +285,7 @@ func writePart(x *recorder, p []byte) (int, error) {
 		return x.body.Write(p)
 	}
 	last := x.taken == x.declared
-	err := x.stream.take(p, last)
+	err := takePiece(x.stream, p, last)
 	if last { // the client gets the last byte when the answer is kept
 		keepRecorded(x)
 		x.concluded = true
@@ -314,7 +319,7 @@ func writeOrdinary(x *recorder, p []byte) (int, error) {
 	x.body.Write(p)
 	if total == x.declared {
 		x.text = x.body.String()
-		x.body = bytes.Buffer{}
+		x.body.Reset()
 		x.length = arrived
 	}
 	return len(p), nil
@@ -345,26 +350,22 @@ func collectOrdinary(x *recorder) {
 // wholeBytes. It returns false if the answer is too long to be kept, or requests under way hold too much.
 func makeRoom(x *recorder, n int) bool {
 	header := x.kept.Len()
-	if header+x.taken > x.h.maxResponseBody {
-		return false
-	}
-	first := x.reservation.bytes == 0
 	switch {
-	case x.declared >= 0 && x.declared <= wholeBytes:
-		return true
-	case x.declared < 0 && first:
+	case header+x.taken > x.h.maxResponseBody:
+		return false
+	case x.declared < 0 && x.reservation.bytes == 0:
 		return reserve(&x.reservation, header+n)
 	case x.declared < 0:
 		return reserve(&x.reservation, n)
-	case !first:
-		return true
+	case x.declared <= wholeBytes:
 	case !reserve(&x.reservation, header+x.declared):
 		return false
 	case x.collected:
 		x.body.Grow(x.declared)
-		return true
+	default:
+		x.stream.grow(x.declared)
 	}
-	x.stream.grow(x.declared)
+	x.room = x.declared
 	return true
 }
 

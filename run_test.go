@@ -132,6 +132,8 @@ func (w *lateWriter) Write(p []byte) (int, error) {
 	return w.ResponseRecorder.Write(p)
 }
 
+func (w *lateWriter) WriteString(s string) (int, error) { return w.Write([]byte(s)) }
+
 // TestTrailersWhileThePartsAreSent has a backend set its trailers while a middleware above changes the header: each has a
 // separate header, since Go ends a program that writes to one map in two goroutines.
 func TestTrailersWhileThePartsAreSent(t *testing.T) {

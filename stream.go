@@ -2,8 +2,10 @@ package idem
 
 import (
 	"errors"
+	"io"
 	"log"
 	"net/http"
+	"strings"
 	"sync"
 )
 
@@ -13,13 +15,13 @@ type stream struct {
 	client http.ResponseWriter
 	ended  chan struct{} // closed when client is not used any more
 
-	mu    sync.Mutex // guards everything below
-	news  *sync.Cond // of mu: something was taken, or the last of it
-	taken []byte     // of the answer so far: written by the handler's goroutine alone, which reads it without the lock
-	sent  int        // bytes of that
-	ready int        // bytes of that which may be sent
-	last  bool       // no more is to come
-	err   error      // why the client takes no more; read without the lock when ended is closed
+	mu    sync.Mutex      // guards everything below
+	news  *sync.Cond      // of mu: something was taken, or the last of it
+	taken strings.Builder // of the answer so far: written by the handler's goroutine alone, which reads it without the lock
+	sent  int             // bytes of that
+	ready int             // bytes of that which may be sent
+	last  bool            // no more is to come
+	err   error           // why the client takes no more; read without the lock when ended is closed
 }
 
 // lateHeader is the client's ResponseWriter for the handler below while its answer is streamed: a middleware above may change
@@ -58,27 +60,28 @@ func drainStream(x *recorder) error {
 func (s *stream) grow(bytes int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.taken = make([]byte, 0, bytes)
+	s.taken.Grow(bytes)
 }
 
-// take takes a piece of the answer, which is held back if it is the last one, until close is called. It returns why the
+// takePiece takes a piece of the answer, which is held back if it is the last one, until close is called. It returns why the
 // client takes no more.
-func (s *stream) take(piece []byte, last bool) error {
+func takePiece(s *stream, piece []byte, last bool) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.taken = append(s.taken, piece...)
+	s.taken.Write(piece)
 	if !last {
-		s.ready = len(s.taken)
+		s.ready = s.taken.Len()
 		s.news.Signal()
 	}
-	return s.err
+	err := s.err
+	s.mu.Unlock()
+	return err
 }
 
 // close says that no more is to come.
 func (s *stream) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ready = len(s.taken)
+	s.ready = s.taken.Len()
 	s.last = true
 	s.news.Signal()
 }
@@ -95,10 +98,10 @@ func sendStream(s *stream) {
 	defer afterSending(s)
 	for {
 		piece := nextPiece(s)
-		if piece == nil {
+		if piece == "" {
 			return
 		}
-		_, err := s.client.Write(piece)
+		_, err := io.WriteString(s.client, piece)
 		if err != nil {
 			s.fail(err)
 			return
@@ -107,17 +110,17 @@ func sendStream(s *stream) {
 	}
 }
 
-// nextPiece waits for something to send; nil if no more is to come.
-func nextPiece(s *stream) []byte {
+// nextPiece waits for something to send; nothing if no more is to come.
+func nextPiece(s *stream) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for s.sent == s.ready && !s.last {
 		s.news.Wait()
 	}
 	if s.sent == s.ready {
-		return nil
+		return ""
 	}
-	piece := s.taken[s.sent:s.ready]
+	piece := s.taken.String()[s.sent:s.ready]
 	s.sent = s.ready
 	return piece
 }
