@@ -348,8 +348,7 @@ func (c *Config) settings() (*settings, string, error) {
 	}
 	s.ordinaryStatuses = map[int]bool{}
 	for status := 200; status < 600; status++ {
-		// An ordinary answer is so short that its header fits as well. Its ttl begins at the watchdog's next tick, which matters
-		// only for a short one.
+		// The ttl of an ordinary answer begins at the watchdog's next tick, which matters only for a short one.
 		s.ordinaryStatuses[status] = !s.classified[status] && !bodiless(status) && s.maxResponseBody >= wholeBytes && s.ttl >= leastOrdinaryTTL
 	}
 	s.methods = k.methods("methods", list(c.Methods, "POST", "PUT", "PATCH", "DELETE"))

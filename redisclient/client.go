@@ -506,7 +506,7 @@ func putBack(c *Client, commands []*command) {
 	}
 }
 
-// enqueue puts commands at the end of c's queue: they are younger than what is in it.
+// enqueue puts commands at the end of c's queue: they are younger than what is in it, unless another sender was faster.
 func enqueue(c *Client, commands []*command) {
 	c.lock()
 	defer c.unlock()

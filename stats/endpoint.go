@@ -187,8 +187,8 @@ func clip(s string, limit int) string {
 	return strings.ToValidUTF8(s[:limit], "") + ellipsis
 }
 
-// splitName splits a name into method, host and encoded path. Over HTTP/2 a method and a host may come with spaces in them; a path
-// has none.
+// splitName splits a name into method, host and encoded path. Over HTTP/2 a method and a host may come with spaces in them, which
+// are the host's then; a path has none.
 func splitName(name string) (method, host, path string) {
 	method, rest, _ := strings.Cut(name, " ")
 	space := strings.LastIndexByte(rest, ' ')

@@ -29,8 +29,9 @@ const sweepPause = time.Second
 // sweepChunk is how many entries are freed while the lock is held once.
 const sweepChunk = 128
 
-// roomShare says how much room is made at a time where there are more records than that: this share of the limit.
-const roomShare = 64
+// roomShares is the number of equal shares of the limit of which one is made free at a time, if there are more records than
+// shares.
+const roomShares = 64
 
 // Memory is a store in this process's memory. Finished records take at most limit bytes, and are freed within about two
 // seconds after they expired, traffic or not. Running records are never dropped: there are as many as requests under way,
@@ -489,8 +490,8 @@ func evict(m *Memory) {
 	}
 	bucketFinished(m)
 	goal := m.limit
-	if len(m.entries) > roomShare {
-		goal -= m.limit / roomShare
+	if len(m.entries) > roomShares {
+		goal -= m.limit / roomShares
 	}
 	for m.bytes > m.limit {
 		from := m.answers

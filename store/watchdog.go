@@ -188,7 +188,7 @@ func bucketFinished(m *Memory) {
 // bucketOne puts the entry of r into its bucket, if it is finished and has none yet. The caller holds the lock.
 func bucketOne(m *Memory, r *Run) {
 	l := r.Lease
-	if l.record != "" && l.expires <= 0 {
+	if l.expires < 0 {
 		l.expires = m.since(m.epoch) - l.expires
 		addToBucket(m, m.answers, l)
 	}

@@ -97,7 +97,7 @@ func LinkPlugin(dir, root string) error {
 }
 
 // FreeAddress returns wanted if it is not empty and nobody listens there, and else a free address of the loopback interface. Its
-// port is lower than those that systems give to whoever asks for any port, so that nobody else gets it meanwhile, and leaves room
+// port is lower than those that systems give to whoever asks for any port, so that it is given to nobody meanwhile, and leaves room
 // for the bus of a Redis Cluster, which is 10000 above. No call in a process gets the port of another: who has spoken to a server may
 // go on to for minutes.
 func FreeAddress(wanted string) (string, error) {
