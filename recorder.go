@@ -3,7 +3,6 @@ package idem
 import (
 	"bytes"
 	"expvar"
-	"io"
 	"net/http"
 	"reflect"
 	"strconv"
@@ -23,7 +22,8 @@ import (
 //     that reads slowly or not at all; see stream.
 //   - passed: what is not kept goes straight to the client.
 //
-// Most answers are ordinary ones: short, and written at once. They are collected in fewer steps.
+// Most answers are ordinary ones: no error of the server, and with one Content-Length of at most wholeBytes. They are collected in
+// fewer steps.
 //
 // What Traefik itself answers, and an error of the backend, is not flushed: a retry or failover above may have taken its header
 // away, and then the flush would begin a 200.
@@ -149,7 +149,7 @@ func writeHeaderSlow(x *recorder, status int) {
 	}
 }
 
-// isOrdinary reports whether WriteHeader would take the answer for an ordinary one if its length had fewer digits.
+// isOrdinary reports whether the answer is an ordinary one that WriteHeader leaves to writeHeaderSlow, for the digits of its length.
 func isOrdinary(x *recorder) bool {
 	length := x.header["Content-Length"]
 	if !x.ordinaryStatuses[x.status] || len(length) != 1 || x.header["Content-Type"] == nil || x.header["Trailer"] != nil {
@@ -179,10 +179,7 @@ func sendCollected(x *recorder) error {
 		x.header[name] = values
 	}
 	sendHeader(x)
-	var err error
-	if x.body.Len() > 0 { // HTTP/2 has an error for writing nothing where no body is allowed
-		_, err = io.WriteString(x.ResponseWriter, x.body.String())
-	}
+	err := writeInPieces(x.ResponseWriter, x.body.String())
 	x.body.Reset()
 	setTrailers(x.Header(), since) // a retry above has changed from its own header to the client's
 	return err

@@ -38,10 +38,10 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held
 	}
 	w.WriteHeader(answer.Status)
 	if len(answer.Body) > pieceBytes {
-		writeInPieces(w, answer.Body)
+		_ = writeInPieces(w, answer.Body) // a client that has gone needs no answer
 		return
 	}
-	_, _ = io.WriteString(w, answer.Body) // a client that has gone needs no answer
+	_, _ = io.WriteString(w, answer.Body)
 }
 
 // announceReplay announces that the answer in held is replayed.
@@ -66,16 +66,17 @@ func declareLength(r *http.Request, header http.Header, answer *store.Answer) {
 // pieceBytes is how much of a long answer is written at once.
 const pieceBytes = 32 << 10
 
-// pieces are writers of such pieces. Traefik's ResponseWriter has no WriteString, and without them each replay would copy the
-// whole answer.
+// pieces are writers of such pieces. Traefik's ResponseWriter has no WriteString: without them, what a client has not taken yet
+// would be in memory twice.
 var pieces = sync.Pool{New: func() interface{} { return bufio.NewWriterSize(io.Discard, pieceBytes) }}
 
 // writeInPieces writes body to w.
-func writeInPieces(w io.Writer, body string) {
+func writeInPieces(w io.Writer, body string) error {
 	p, _ := pieces.Get().(*bufio.Writer)
 	p.Reset(w)
-	_, _ = p.WriteString(body)
-	_ = p.Flush() // a client that has gone needs no answer
+	_, _ = p.WriteString(body) // Flush returns its error
+	err := p.Flush()
 	p.Reset(io.Discard)
 	pieces.Put(p)
+	return err
 }

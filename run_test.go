@@ -118,6 +118,56 @@ func ended(s *stream) bool {
 	}
 }
 
+// stalledWriter is the writer of a client that takes nothing until the backend is done. As Traefik's, it has no WriteString.
+type stalledWriter struct {
+	header  http.Header
+	sent    chan struct{} // closed when the backend has sent all but the last byte
+	longest int           // bytes written at once
+	total   int
+}
+
+func (w *stalledWriter) Header() http.Header { return w.header }
+
+func (w *stalledWriter) WriteHeader(int) {}
+
+func (w *stalledWriter) Write(p []byte) (int, error) {
+	<-w.sent
+	w.longest = max(w.longest, len(p))
+	w.total += len(p)
+	return len(p), nil
+}
+
+// TestWhatAClientHasNotTakenIsInMemoryOnce, however long it is: written in small pieces, it is not copied whole.
+func TestWhatAClientHasNotTakenIsInMemoryOnce(t *testing.T) {
+	const size = 1 << 20
+	for _, status := range []int{http.StatusCreated, http.StatusNotFound} { // streamed, and collected
+		outer := &stalledWriter{header: http.Header{}, sent: make(chan struct{})}
+		next := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Date", "Thu, 26 Nov 2026 03:14:04 GMT") // the backend's answer
+			w.Header().Set("Content-Length", fmt.Sprint(size))
+			w.WriteHeader(status)
+			_, _ = w.Write(make([]byte, 1))
+			_, _ = w.Write(make([]byte, size-2))
+			close(outer.sent)
+			_, _ = w.Write(make([]byte, 1))
+		})
+		config := CreateConfig()
+		config.MaxResponseBodyBytes = 2 * size
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		h, err := New(ctx, next, config, t.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
+		r.Header.Set("X-Request-ID", fmt.Sprint("k", time.Now().UnixNano()))
+		h.ServeHTTP(outer, r)
+		if outer.longest > pieceBytes || outer.total != size {
+			t.Errorf("%d: %d bytes were written at once, and %d in all", status, outer.longest, outer.total)
+		}
+	}
+}
+
 // lateWriter is a middleware above that changes the header when the first part of an answer is sent, as compress does.
 type lateWriter struct {
 	*httptest.ResponseRecorder
@@ -131,8 +181,6 @@ func (w *lateWriter) Write(p []byte) (int, error) {
 	w.Header().Set("Content-Encoding", "identity")
 	return w.ResponseRecorder.Write(p)
 }
-
-func (w *lateWriter) WriteString(s string) (int, error) { return w.Write([]byte(s)) }
 
 // TestTrailersWhileThePartsAreSent has a backend set its trailers while a middleware above changes the header: each has a
 // separate header, since Go ends a program that writes to one map in two goroutines.

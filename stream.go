@@ -2,7 +2,6 @@ package idem
 
 import (
 	"errors"
-	"io"
 	"log"
 	"net/http"
 	"strings"
@@ -101,7 +100,7 @@ func sendStream(s *stream) {
 		if piece == "" {
 			return
 		}
-		_, err := io.WriteString(s.client, piece)
+		err := writeInPieces(s.client, piece)
 		if err != nil {
 			s.fail(err)
 			return
