@@ -189,7 +189,7 @@ func clip(s string, limit int) string {
 
 // splitName splits a name into method, host and encoded path. Over HTTP/2 a method and a host may come with spaces in them, which
 // are the host's then; a path has none.
-func splitName(name string) (method, host, path string) {
+func splitName(name string) (string, string, string) {
 	method, rest, _ := strings.Cut(name, " ")
 	space := strings.LastIndexByte(rest, ' ')
 	if space < 0 {
