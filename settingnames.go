@@ -3,12 +3,14 @@ package idem
 import (
 	"fmt"
 	"reflect"
+	"regexp"
 	"sort"
 	"strings"
 )
 
 // refuseUnknown refuses settings that do not exist. Traefik leaves them over when it decodes, and says nothing: after a typing
-// error in redis.endpoints, every Traefik would keep its keys in its own memory. The error names no values, which may be secrets.
+// error in redis.endpoints, every Traefik would keep its keys in its own memory. The error names no values, which may be secrets, nor
+// what has got where a name should be and looks like none.
 func (k *check) refuseUnknown(c *Config) {
 	names := settingNames("", reflect.TypeOf(*c))
 	k.leftover("", c.Rest, names)
@@ -17,6 +19,9 @@ func (k *check) refuseUnknown(c *Config) {
 	k.leftover("redis.sentinel.", c.Redis.Sentinel.Rest, names)
 	k.leftover("stats.", c.Stats.Rest, names)
 }
+
+// namesSetting matches what may be a setting's name with a typing error.
+var namesSetting = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 
 // leftover refuses the first setting left over in a section. section is its name with a dot at the end, or empty.
 func (k *check) leftover(section string, rest map[string]interface{}, names []string) {
@@ -28,9 +33,13 @@ func (k *check) leftover(section string, rest map[string]interface{}, names []st
 		return
 	}
 	sort.Strings(extra)
-	near := nearest(extra[0], names)
+	unknown := extra[0]
+	if !namesSetting.MatchString(unknown) {
+		unknown = section + "…"
+	}
+	near := nearest(unknown, names)
 	if near != "" {
-		k.err = fmt.Errorf("%w: %s: there is no such setting; the nearest that is allowed is %s", ErrConfig, extra[0], near)
+		k.err = fmt.Errorf("%w: %s: there is no such setting; the nearest that is allowed is %s", ErrConfig, unknown, near)
 		return
 	}
 	var allowed []string
@@ -40,7 +49,7 @@ func (k *check) leftover(section string, rest map[string]interface{}, names []st
 			allowed = append(allowed, name)
 		}
 	}
-	k.err = fmt.Errorf("%w: %s: there is no such setting; allowed: %s", ErrConfig, extra[0], strings.Join(allowed, ", "))
+	k.err = fmt.Errorf("%w: %s: there is no such setting; allowed: %s", ErrConfig, unknown, strings.Join(allowed, ", "))
 }
 
 // settingNames returns the names of all settings in a struct of them, and of the sections that it has.

@@ -34,7 +34,7 @@ func FuzzConfiguration(f *testing.F) {
 		"retryableStatuses=429,500-503\nonUnknown=release\nreplayHeader=\nstatusHeader=X-Decision\nomitHeaders=Date", "retryableStatuses=503-500",
 		"maxRequestBodyBytes=0\nmaxResponseBodyBytes=1073741825", "onStoreError=reject\nlocalCacheBytes=0\nlogLevel=debug", "maxKeyLength=many", "required=perhaps",
 		"redis.endpoints=127.0.0.1:6379\nredis.username=a\nredis.password=b\nredis.db=3\nredis.keyPrefix=shop\nredis.dialTimeout=2", "redis.endpoints=redis", "redis.endpoints=a:1,b:2", "redis.endpoints=1,1,", "redis.endpoints=,", "scope= ,", "scope=none,none",
-		"redis.passwordFile=none\nredis.password=b", "redis.poolSize=3\nredis.minIdleConns=2\nredis.maxActiveConns=10001", "redis=x", "redis.endpoint=a:1", "redis.pasword=" + secret, "Rest=x", "redis.tls.ca.x=1", "redis.endpoints.0=a:1",
+		"redis.passwordFile=none\nredis.password=b", "redis.poolSize=3\nredis.minIdleConns=2\nredis.maxActiveConns=10001", "redis=x", "redis.endpoint=a:1", "redis.pasword=" + secret, "Rest=x", secret, "redis." + secret + "=x", "redis.tls.ca.x=1", "redis.endpoints.0=a:1",
 		"redis.endpoints=redis://shop:p%40w@redis/2", "redis.endpoints=rediss://:pw@[::1]:7000", "redis.endpoints=unix:///run/redis.sock", "redis.endpoints=redis://a:b@c\nredis.password=d", "redis.endpoints=redis://a@b/c?d#e",
 		"stats.path=\nstats.insecure=true", "stats.path=/a/../b", "stats.users=ops:{SHA}x", "stats.users=ops:pass\nstats.insecure=true", "stats.admins=ops:pass\nstats.insecure=true", "stats.usersFile=users\nstats.ttl=1m\nstats.maxEndpoints=10",
 	} {
