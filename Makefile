@@ -28,7 +28,7 @@ demo: ## a real Traefik with the plugin and a sample backend; REDIS=host:port ke
 
 quick: ## for whoever edits: what needs neither Traefik nor Docker, in some two minutes
 	go test ./...
-	cd e2e && HOSTS=compiled,yaegi go test -p 1 ./internal/... ./behaviour ./faults ./bench
+	cd e2e && HOSTS=compiled,yaegi go test -p 2 ./internal/... ./behaviour ./faults ./bench
 
 # In CI the tests of all hosts run with Valkey, the system's Redis, and the newest one.
 # What waits more than it computes runs two test binaries at a time. What measures has the machine to itself.
