@@ -58,6 +58,18 @@ func newTestHandler(t *testing.T, change func(c *Config)) *handler {
 	return &handler{settings: *set}
 }
 
+// build builds the middleware, which is given up when the test ends.
+func build(t *testing.T, next http.Handler, config *Config) http.Handler {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	h, err := New(ctx, next, config, t.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
 // TestStoreKeysCannotBeShifted has requests whose parts, put one after the other, are the same text.
 func TestStoreKeysCannotBeShifted(t *testing.T) {
 	h := newTestHandler(t, func(c *Config) { c.Scope = []string{"Host", "A", "B"} })
@@ -235,12 +247,7 @@ func TestALargeBodyThatDoesNotComeWhole(t *testing.T) {
 	})
 	config := CreateConfig()
 	config.MaxRequestBodyBytes = 5 * smallBody
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	h, err := New(ctx, next, config, t.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := build(t, next, config)
 	plugin, _ := h.(*handler)
 	started := time.Now().UnixNano() // what was known before is still
 	for i, c := range []struct {

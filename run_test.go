@@ -1,7 +1,6 @@
 package idem
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -33,12 +32,7 @@ func TestAPanicWhenARunIsConcluded(t *testing.T) {
 		})
 		config := CreateConfig()
 		config.Redis.Endpoints = endpoints
-		ctx, cancel := context.WithCancel(context.Background())
-		defer cancel()
-		h, err := New(ctx, next, config, t.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
+		h := build(t, next, config)
 		name := fmt.Sprint("k", time.Now().UnixNano()) // what was known before is still
 		send := func() (w *httptest.ResponseRecorder) {
 			w = httptest.NewRecorder()
@@ -77,12 +71,7 @@ func TestAPanicWhenARunIsConcludedAgain(t *testing.T) {
 			})
 			config := CreateConfig()
 			config.OnUnknown = onUnknown
-			ctx, cancel := context.WithCancel(context.Background())
-			defer cancel()
-			h, err := New(ctx, next, config, t.Name())
-			if err != nil {
-				t.Fatal(err)
-			}
+			h := build(t, next, config)
 			plugin, _ := h.(*handler)
 			counter := plugin.counter
 			plugin.counter = nil // nothing can be counted
@@ -153,12 +142,7 @@ func TestWhatAClientHasNotTakenIsInMemoryOnce(t *testing.T) {
 		})
 		config := CreateConfig()
 		config.MaxResponseBodyBytes = 2 * size
-		ctx, cancel := context.WithCancel(context.Background())
-		defer cancel()
-		h, err := New(ctx, next, config, t.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
+		h := build(t, next, config)
 		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
 		r.Header.Set("X-Request-ID", fmt.Sprint("k", time.Now().UnixNano()))
 		h.ServeHTTP(outer, r)
@@ -194,12 +178,7 @@ func TestTrailersWhileThePartsAreSent(t *testing.T) {
 		w.Header().Set("X-Sum", "5")
 		close(outer.trailersSet)
 	})
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	h, err := New(ctx, next, CreateConfig(), t.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
+	h := build(t, next, CreateConfig())
 	r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
 	r.Header.Set("X-Request-ID", fmt.Sprint("k", time.Now().UnixNano()))
 	h.ServeHTTP(outer, r)
