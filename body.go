@@ -76,7 +76,7 @@ func readSome(r *http.Request, body io.Reader, most, small int64, reserved *rese
 		if r.ContentLength < most {
 			most = r.ContentLength
 		}
-		if reservedBytes.Load()+most < mostInFlight/2 {
+		if leavesHalf(most) {
 			room = most
 		}
 	}
@@ -104,10 +104,10 @@ func readSome(r *http.Request, body io.Reader, most, small int64, reserved *rese
 }
 
 // readReserved reads a body of at most most bytes whose length is declared, into memory that it reserves. It returns nil, and
-// reserves nothing, if the body is longer, if half of mostInFlight would be taken then, or if it does not come whole.
+// reserves nothing, if the body is longer, if it does not leave half of mostInFlight free, or if it does not come whole.
 func readReserved(r *http.Request, most int64, reserved *reservation) []byte {
 	size := r.ContentLength
-	if size > most || reservedBytes.Load()+size >= mostInFlight/2 || !reserve(reserved, int(size)) {
+	if size > most || !leavesHalf(size) || !reserve(reserved, int(size)) {
 		return nil
 	}
 	body := make([]byte, size)

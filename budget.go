@@ -38,6 +38,11 @@ func reserve(r *reservation, n int) bool {
 	return true
 }
 
+// leavesHalf reports whether half of mostInFlight is free after n more bytes have been reserved.
+func leavesHalf(n int64) bool {
+	return reservedBytes.Load()+n < mostInFlight/2
+}
+
 // unreserve gives back the whole reservation.
 func unreserve(r *reservation) {
 	reservedBytes.Add(-r.bytes)
