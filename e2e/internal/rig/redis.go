@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,6 +48,26 @@ func InfoField(server *redistest.Server, section, name string) string {
 		}
 	}
 	return ""
+}
+
+// LogCommands has server log the commands that it is sent from now on, and forget those before.
+func LogCommands(server *redistest.Server) {
+	server.Do("CONFIG", "SET", "slowlog-max-len", "10000")
+	server.Do("CONFIG", "SET", "slowlog-log-slower-than", "0")
+	server.Do("SLOWLOG", "RESET")
+}
+
+// LoggedCommands returns what server has logged since LogCommands, an argument in each line.
+func LoggedCommands(server *redistest.Server) string {
+	return server.Do("SLOWLOG", "GET", "10000")
+}
+
+var scriptForKey = regexp.MustCompile(`\nEVALSHA\n[0-9a-f]+\n1\n\S+:req:`)
+
+// ScriptsForKeys counts the scripts for keys of requests that server has been sent since LogCommands. What stores send in the
+// background is not among them, such as the probe after their first connection.
+func ScriptsForKeys(server *redistest.Server) int {
+	return len(scriptForKey.FindAllString(LoggedCommands(server), -1))
 }
 
 // Connections counts the clients of server, without the one that asks.
