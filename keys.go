@@ -271,7 +271,7 @@ func release(h *handler, l *store.Run) bool {
 	case h.shared == nil:
 		return free
 	case l.Degraded:
-		if l.Doubtful || h.shared.Failing.Load() == 0 { // Redis may have it: only its reply was lost, or it was renewed there
+		if l.Doubtful || store.RenewalTried(l) || h.shared.Failing.Load() == 0 { // Redis may have it: only its reply was lost, or it was renewed there
 			releaseLater(h, l.Lease)
 		}
 		return free

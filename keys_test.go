@@ -191,6 +191,33 @@ func TestAReleaseThatIsLateEndsNoOtherClaim(t *testing.T) {
 	}
 }
 
+// TestAKeyIsReleasedInASecondOutage: its request began in the first one, and its lease was claimed in Redis between the two.
+func TestAKeyIsReleasedInASecondOutage(t *testing.T) {
+	h, server := startDoor(t)
+	h.keys.Terms.Renew = h.renewLease
+	run := func(key string) *store.Run {
+		return &store.Run{Lease: &store.Lease{Key: key, Fingerprint: strings.Repeat("f", store.FingerprintSize)}, Client: context.Background()}
+	}
+	l := run("k")
+	server.SetError("LOADING by and by")
+	held := claimDegraded(h, l, claim(h, l).Err)
+	if held != nil {
+		t.Fatalf("the request does not run: %+v", held)
+	}
+	server.SetError("")
+	inRedis := func() bool { return server.Exists("idem:req:" + storetest.Hash("k")) }
+	for !inRedis() || h.shared.Failing.Load() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	server.SetError("LOADING once more")
+	claim(h, run("another"))
+	release(h, l)
+	server.SetError("")
+	for inRedis() { // a claim that is never released ends in the test's time-out
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // TestAGiveBackOutlastsTheLease: a claim may lie in Redis' socket for longer than its lease, and be granted then.
 func TestAGiveBackOutlastsTheLease(t *testing.T) {
 	h, server := startDoor(t)

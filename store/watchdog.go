@@ -243,6 +243,11 @@ func mustRenew(r *Run) bool {
 	return state == renewalFailed || (state == notRenewed && r.Degraded)
 }
 
+// RenewalTried reports whether a renewal of r has been tried: Redis may have its claim then, also if it was granted without Redis.
+func RenewalTried(r *Run) bool {
+	return r.renewal.Load() != notRenewed
+}
+
 // RenewAll renews all leases now. It is called when Redis is back, because Redis may have lost them.
 func (m *Memory) RenewAll() {
 	m.lock()
