@@ -61,7 +61,7 @@ func arm(m *Memory) {
 
 // watch is one tick of the watchdog.
 func (m *Memory) watch() {
-	defer m.watchAgain()
+	defer m.rescheduleWatch()
 	now := time.Now()
 	since := m.since(m.epoch)
 	var long []LongRun
@@ -79,8 +79,8 @@ func (m *Memory) watch() {
 	m.long = long
 }
 
-// watchAgain ends a panic of watch, and makes the watchdog tick again while anything runs.
-func (m *Memory) watchAgain() {
+// rescheduleWatch ends a panic of watch, and makes the watchdog tick again while anything runs.
+func (m *Memory) rescheduleWatch() {
 	p := recover()
 	if p != nil {
 		log.Printf("level=error msg=\"looking after running requests failed\" cause=%q", p)
@@ -148,17 +148,18 @@ func appendRunning(m *Memory, running, all []*Run, first int) []*Run {
 	m.lock()
 	defer m.unlock()
 	k, _ := all[first].keys.(*Keys)
-	expires := now - k.pendingTTL
+	pending := k.pendingTTL
+	expires := now - pending
 	for _, r := range all[first:end] {
 		l := r.Lease
 		switch {
+		case l.expires == pending: // as most
+			l.expires = expires
+			kept = append(kept, l)
 		case l.record == "":
 			if m.entries[l.Key] == l {
 				running = append(running, r)
 			}
-		case l.expires == k.pendingTTL:
-			l.expires = expires
-			kept = append(kept, l)
 		default:
 			bucketOne(m, r)
 		}
