@@ -60,11 +60,11 @@ func identify(r *http.Request, users, admins logins) *visitor {
 	}
 	asUser, asAdmin := users.find(name, password), admins.find(name, password)
 	if asAdmin != nil {
-		wrongLogins.giveBack(address, second)
+		wrongLogins.untry(address, second)
 		return &visitor{name: name, admin: true, digest: asAdmin.digest}
 	}
 	if asUser != nil {
-		wrongLogins.giveBack(address, second)
+		wrongLogins.untry(address, second)
 		return &visitor{name: name, digest: asUser.digest}
 	}
 	return &visitor{}
@@ -80,12 +80,11 @@ func mayChange(h *handler, w http.ResponseWriter, r *http.Request, who *visitor)
 	if !mayAct(h, w, r, who) {
 		return false
 	}
-	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-	kind = strings.ToLower(strings.TrimSpace(kind))
+	kind := mediaName(r)
 	switch {
 	case kind == "application/json":
 		return true
-	case kind != "application/x-www-form-urlencoded" || r.PostFormValue("token") == "": // curl sends that type on its own
+	case kind != formType || r.PostFormValue("token") == "": // curl sends that type on its own
 		h.respond(w, http.StatusUnsupportedMediaType, "Requests that change something need Content-Type: application/json, even without a body.\n")
 	case !validToken(who, r.PostFormValue("token"), time.Now()):
 		h.respond(w, http.StatusForbidden, "The page was loaded too long ago, or with another login. Load it again. Nothing was done.\n")
@@ -205,8 +204,8 @@ func (t *throttle) take(address string) int64 {
 	return now
 }
 
-// giveBack tells that a login that has taken its place in second was right.
-func (t *throttle) giveBack(address string, second int64) {
+// untry takes back the try in second of a login that was right.
+func (t *throttle) untry(address string, second int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if second == t.second {
@@ -223,7 +222,7 @@ func (t *throttle) counted(address string) string {
 	return address
 }
 
-// addressOf returns from where r comes, as the connection has it, since a client can write what it likes into a header. For
+// addressOf returns where r comes from, by its connection, since a client can write what it likes into a header. For
 // an IPv6 address it returns the network, because everybody has 2^64 addresses.
 func addressOf(r *http.Request) string {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)

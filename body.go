@@ -20,8 +20,8 @@ var errGone = errors.New("the request body was read before")
 type takenBody struct {
 	compared []byte        // what the fingerprint covers of it
 	taken    *bytes.Reader // the part that was read
-	whole    io.ReadCloser // the body as the backend gets it
-	rest     *streamedBody // the same as whole, if more is to come than was taken
+	onward   io.ReadCloser // the body as the backend gets it
+	streamed *streamedBody // onward, if more of it is still to be read; else nil
 }
 
 // readBody reads the part of r's body that is compared. It reserves the memory for that, unless the declared length is at most
@@ -29,7 +29,7 @@ type takenBody struct {
 // streams. If the error is errBusy, r.Body still delivers the whole body, unless an earlier try could not keep its part of it.
 func readBody(h *handler, r *http.Request, reserved *reservation) (*takenBody, error) {
 	if r.ContentLength == 0 {
-		return &takenBody{whole: r.Body}, nil
+		return &takenBody{onward: r.Body}, nil
 	}
 	body, err := readAgain(r.Body)
 	if err != nil {
@@ -37,7 +37,7 @@ func readBody(h *handler, r *http.Request, reserved *reservation) (*takenBody, e
 	}
 	data, err := readSome(r, body, h.maxRequestBody+1, h.smallRequest, reserved)
 	taken := bytes.NewReader(data)
-	t := &takenBody{compared: data, taken: taken, whole: io.NopCloser(taken)}
+	t := &takenBody{compared: data, taken: taken, onward: io.NopCloser(taken)}
 	switch {
 	case errors.Is(err, errBusy):
 		r.Body = &streamedBody{reader: io.MultiReader(taken, body), body: r.Body}
@@ -45,8 +45,8 @@ func readBody(h *handler, r *http.Request, reserved *reservation) (*takenBody, e
 	case err != nil:
 		return nil, errIncompleteBody
 	case int64(len(data)) > h.maxRequestBody:
-		t.rest = &streamedBody{reader: io.MultiReader(taken, body), body: r.Body}
-		t.whole = t.rest
+		t.streamed = &streamedBody{reader: io.MultiReader(taken, body), body: r.Body}
+		t.onward = t.streamed
 		t.compared = comparedPart(h, data, r.ContentLength)
 	}
 	return t, nil

@@ -135,7 +135,7 @@ func (r request) lease(t *testing.T, h *handler, length int) *store.Run {
 	if err != nil {
 		t.Fatal(err)
 	}
-	after, err := io.ReadAll(taken.whole)
+	after, err := io.ReadAll(taken.onward)
 	if err != nil || string(after) != r[body] {
 		t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, r[body])
 	}

@@ -4,14 +4,14 @@
 //
 // The walk of a request:
 //
-//  1. ServeHTTP answers for the statistics, and passes on what the configuration does not protect. searching.ServeHTTP does so
-//     where a key is required, or may be elsewhere than in one header.
+//  1. ServeHTTP answers for the statistics, and passes on what has no key or is not protected. searching.ServeHTTP does so where
+//     a key is required, or may be elsewhere than in one header.
 //  2. serve reads an ordinary request's body and makes its store.Run: identity and fingerprint. serveLarge does so for longer
 //     bodies. serveSlow passes on, refuses and observes; serveKey makes the run of all others.
 //  3. store.ClaimKey gives it the key in memory, or tells who holds it; claimShared asks Redis if memory does not know.
 //  4. decide is the verdict: wait, run, replay, refuse, or go on without the store. proceed is its short way to run or replay.
 //  5. run calls the next handler with a recorder, which collects the answer, streams it, or passes it on unrecorded.
-//  6. A collected answer is kept (store.KeepAnswer; keepShared with Redis; finish if it is not ordinary), and then sent.
+//  6. The answer is kept (store.KeepAnswer, keepShared or finish): a collected one before it is sent, a streamed one before its end.
 //  7. end comes also after a panic: conclude does with the key what the outcome asks for, unless that is done.
 //  8. Meanwhile the watchdog of package store renews the lease, and cancels a call whose client has been gone for too long.
 //
@@ -56,7 +56,7 @@ type handler struct {
 	counter        *stats.Counter // counts by endpoint
 	notebook       *notebook
 	log            *logger
-	backendContext func(context.Context) context.Context // what the call of the backend outlives of its request
+	backendContext func(context.Context) context.Context // context of the backend call, made from that of its request
 
 	contentHandler interface{} // *handler for keys from content; with that type handler would be recursive
 	remote         bool        // shared is not nil; asked in fewer steps
@@ -323,10 +323,10 @@ func serveKey(h *handler, w http.ResponseWriter, r *http.Request, k *keyed) {
 	if k.from.content {
 		h, _ = h.contentHandler.(*handler)
 	}
-	l.Body = body.whole
+	l.Body = body.onward
 	l.Taken = body.taken
-	if body.rest != nil {
-		l.Broken = &body.rest.broken
+	if body.streamed != nil {
+		l.Broken = &body.streamed.broken
 	}
 	r = recordable(r, l)
 	held := store.ClaimKey(h.keys, l)
@@ -347,7 +347,7 @@ func passRead(h *handler, w http.ResponseWriter, r *http.Request, body *takenBod
 		return
 	}
 	passed := r.WithContext(r.Context()) // a copy: the middlewares above keep their body
-	passedBody := &untouchedBody{ReadCloser: body.whole}
+	passedBody := &untouchedBody{ReadCloser: body.onward}
 	passed.Body = passedBody
 	h.next.ServeHTTP(w, passed)
 	if !passedBody.touched.Load() {
@@ -440,8 +440,8 @@ func mismatch(h *handler, l *store.Run, held *store.Held) bool {
 	return h.rejectMismatch && held.Fingerprint != l.Fingerprint
 }
 
-// runHeader tells the next hop the owner tokens of the runs that a request belongs to. A Traefik behind this one, on the same Redis
-// and prefix, or this one again finds the key held by the very run that it serves, and lets the request through. A client that has
+// runHeader tells the next hop the owner tokens of the runs that a request belongs to. If that is a Traefik on the same Redis and
+// prefix, or this one again, it finds the key held by the very run that it serves, and lets the request through. A client that has
 // seen no token cannot guess one, and a token means nothing once its run has ended.
 const runHeader = "X-Idem-Run"
 

@@ -18,7 +18,7 @@ const keyCharacters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234
 // keyed is a request's key, as far as it is known.
 type keyed struct {
 	key   string  // empty for content, whose key comes from the fingerprint
-	from  *source // it was found there
+	from  *source // source that has it; nil if none has
 	state int
 }
 

@@ -130,10 +130,10 @@ func TestFingerprints(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if (taken.rest != nil) != (len(body) > 10) {
-			t.Errorf("a body of %d bytes streams: %t", len(body), taken.rest != nil)
+		if (taken.streamed != nil) != (len(body) > 10) {
+			t.Errorf("a body of %d bytes streams: %t", len(body), taken.streamed != nil)
 		}
-		after, err := io.ReadAll(taken.whole)
+		after, err := io.ReadAll(taken.onward)
 		if err != nil || string(after) != body {
 			t.Errorf("the body is %q after the fingerprint, %v; it was %q", after, err, body)
 		}
@@ -227,7 +227,7 @@ func TestLargeBodies(t *testing.T) {
 				if got := l.Fingerprint; got != string(sum[:]) {
 					t.Errorf("%s: fingerprint %x, want %x", name, got, sum)
 				}
-				rest, err := io.ReadAll(whole.whole)
+				rest, err := io.ReadAll(whole.onward)
 				if err != nil || string(rest) != body {
 					t.Errorf("%s: %d bytes go on, %v", name, len(rest), err)
 				}

@@ -13,8 +13,9 @@ import (
 
 // This file is the door to the stores: this process's memory, and Redis behind it if there is one. Memory is asked first. It
 // answers for requests that this process runs and, with a local cache, for those whose end it knows; waiting duplicates of a
-// request that runs here are woken at once. The two most frequent steps are taken without this door, since a call costs: serve and
-// serveKey call store.ClaimKey, and run calls store.KeepAnswer. What operators do is in operate.go and notebook.go.
+// request that runs here are woken at once. Functions that claim return what holds the key; nil if the run has it. The two most
+// frequent steps are taken without this door, since a call costs: serve, serveLarge and serveKey call store.ClaimKey, and run calls
+// store.KeepAnswer. What operators do is in operate.go and notebook.go.
 
 // claimShared claims in Redis a key that memory does not know.
 func claimShared(h *handler, l *store.Run) *store.Held {
@@ -36,14 +37,14 @@ func claimShared(h *handler, l *store.Run) *store.Held {
 	return notGranted(h, l, held, err)
 }
 
-// giveBack frees, as soon as Redis can be told, a claim of l that Redis has or may have. l goes on with another token: the
-// release must not end a claim that it makes later.
+// giveBack frees a claim of l that Redis has, or may have, as soon as Redis can be told. l goes on with another token: the release
+// must not end a claim that it makes later.
 func giveBack(h *handler, l *store.Run) {
 	releaseLater(h, l.Lease)
 	store.Reissue(h.keys.Memory, l)
 }
 
-// releaseLater frees in Redis, as soon as it can be told, a claim that it has or may have.
+// releaseLater frees a claim that Redis has, or may have, as soon as Redis can be told.
 func releaseLater(h *handler, l *store.Lease) {
 	redisclient.WriteLater(h.shared, l, "", longestLease) // a claim may reach Redis long after it was sent
 }
@@ -112,7 +113,7 @@ func claimRenewing(h *handler, l *store.Run) *store.Held {
 	}
 }
 
-// claimDegraded claims in memory, if onStoreError is degrade, a key about which Redis could not be asked. A claim that Redis has,
+// claimDegraded claims a key in memory, if onStoreError is degrade, when Redis could not be asked about it. A claim that Redis has,
 // but too few replicas, stays there as well.
 func claimDegraded(h *handler, l *store.Run, err error) *store.Held {
 	h.storeFailed("the store failed, onStoreError: "+h.onStoreError, err)
@@ -181,7 +182,7 @@ func claim(h *handler, l *store.Run) *store.Held {
 }
 
 // renewLease is store.Terms.Renew: it renews a lease in Redis. A lease that began without Redis may find an earlier claim there
-// that is still to be given back: then it is tried again.
+// that is still to be given back. It reports whether the renewal need not be tried again.
 func (h *handler) renewLease(l *store.Lease, failed bool) bool {
 	kept, err := renewShared(h, l)
 	said := failed || (l.Degraded && errors.Is(err, redisclient.ErrDown))
@@ -285,6 +286,24 @@ func release(h *handler, l *store.Run) bool {
 		leaseLost(h, l)
 	}
 	return free
+}
+
+// endHere ends a run in memory alone, where finish or release has panicked. In Redis its lease ends by itself.
+func endHere(h *handler, l *store.Run) {
+	if h.holdUnknown {
+		store.Finish(h.keys.Memory, l.Lease, unknownRecord(l), h.ttl, true)
+	} else {
+		store.Release(h.keys.Memory, l.Lease)
+	}
+}
+
+// timeLeft is how long memory still has the record of a key; 0 if it has none.
+func timeLeft(h *handler, key string) time.Duration {
+	held := store.Lookup(h.keys.Memory, key)
+	if held == nil {
+		return 0
+	}
+	return held.Left
 }
 
 // leaseLost logs that another owner has taken a key whose request ran.

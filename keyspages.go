@@ -56,7 +56,7 @@ func serveKeys(h *handler, w http.ResponseWriter, r *http.Request, page, user st
 	case idPattern.MatchString(id):
 		allowed = "GET, HEAD, DELETE, PUT"
 	case id != "":
-		respondKeys(h, w, refused(http.StatusNotFound, "key-unknown", "an id has 16 hexadecimal digits; there are also /keys?state=unknown, /keys?state=running and POST /keys/find"))
+		respondKeys(h, w, keysRefusal(http.StatusNotFound, "key-unknown", "an id has 16 hexadecimal digits; there are also /keys?state=unknown, /keys?state=running and POST /keys/find"))
 		return
 	}
 	possible := false
@@ -66,7 +66,7 @@ func serveKeys(h *handler, w http.ResponseWriter, r *http.Request, page, user st
 	switch {
 	case !possible:
 		w.Header().Set("Allow", allowed)
-		respondKeys(h, w, refused(http.StatusMethodNotAllowed, "method-not-allowed", "allowed methods: "+allowed))
+		respondKeys(h, w, keysRefusal(http.StatusMethodNotAllowed, "method-not-allowed", "allowed methods: "+allowed))
 	case readsOnly(r) && id == "":
 		serveList(h, w, r)
 	case readsOnly(r):

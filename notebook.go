@@ -34,9 +34,9 @@ const (
 const (
 	noteInterval = time.Second      // between two exchanges
 	longRun      = time.Minute      // a request that runs for longer is shown
-	runAgain     = 30 * time.Second // after so long, that it still runs is noted again
-	forgetAgain  = 5                // how often what was settled is forgotten once more, each time after noteInterval
-	newsLife     = 2 * time.Second  // after so long without an exchange, what was settled is asked for before an answer is replayed
+	renoteAfter  = 30 * time.Second // between two notes about one long run
+	forgetTimes  = 5                // further times that a settled key is forgotten, one each noteInterval
+	newsLife     = 2 * time.Second  // age of the last exchange from which on another one comes before a replay
 	processLife  = 24 * time.Hour   // of the note that a process lives
 
 	askPause = 10 * time.Millisecond // between two tries to ask what was settled
@@ -63,8 +63,8 @@ type notebook struct {
 	notes    *notes                // to be sent to Redis, or all there are
 	settled  []redisclient.Settled // still to be told to Redis
 	known    *redisclient.News     // of the last exchange
-	toForget []settlement          // once more
-	forgot   time.Time             // when toForget was last forgotten once more
+	toForget []pendingForget       // settled keys to forget again
+	forgot   time.Time             // last time that toForget was forgotten
 	running  map[string]notedRun   // long runs that are noted, by their keys
 	beats    int                   // heartbeats sent
 	err      error                 // of the last exchange
@@ -84,10 +84,10 @@ type notedRun struct {
 	ttl time.Duration
 }
 
-// settlement is what was settled, and how often it is still to be forgotten.
-type settlement struct {
-	what []redisclient.Settled
-	left int
+// pendingForget is what was settled, and how many more times it is to be forgotten.
+type pendingForget struct {
+	settled []redisclient.Settled
+	left    int
 }
 
 func newNotebook(memory *store.Memory) *notebook {
@@ -147,12 +147,12 @@ func sight(h *handler, kind, identity, host string, state store.State) {
 }
 
 func (n *notebook) tick() {
-	defer n.next()
+	defer n.reschedule()
 	_ = exchange(n) // it is tried again
 }
 
-// next ends a panic of tick, and starts the next interval.
-func (n *notebook) next() {
+// reschedule ends a panic of tick, and starts the next interval.
+func (n *notebook) reschedule() {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"exchanging notes about keys failed\" cause=%q", p)
 	}
@@ -278,8 +278,8 @@ func (n *notebook) tell(what redisclient.Settled, note *keyNote) error {
 	return exchange(n)
 }
 
-// sayOnce logs an error that was not there at the last exchange. Outages, and what is forbidden, are logged elsewhere. The caller
-// holds the lock io.
+// sayOnce logs an error that was not there at the last exchange. Outages, and what is forbidden, are logged elsewhere.
+// The caller holds the lock io.
 func sayOnce(n *notebook, err error) {
 	if err != nil && n.err == nil && !redisclient.IsUnreachable(err) && !errors.Is(err, stats.ErrForbidden) {
 		log.Printf("level=warn msg=\"notes about keys could not be exchanged with Redis; that is tried again\" cause=%q", err)
@@ -289,6 +289,7 @@ func sayOnce(n *notebook, err error) {
 
 // forget drops what memory has of keys that were settled. It does so again at exchanges of the next seconds, since a request may have
 // read an old record before it was settled, and remember it after. What memory alone has is dropped once: the same may happen again.
+// The caller holds the lock io.
 func forget(n *notebook, news *redisclient.News, now time.Time) {
 	n.mu.Lock()
 	hashOffset := n.hashOffset
@@ -306,17 +307,17 @@ func forget(n *notebook, news *redisclient.News, now time.Time) {
 	fresh := map[string]store.Settlement{}
 	addSettled(fresh, news.Settled)
 	store.Forget(n.memory, fresh, hashOffset, true)
-	n.toForget = append(n.toForget, settlement{news.Settled, forgetAgain})
+	n.toForget = append(n.toForget, pendingForget{news.Settled, forgetTimes})
 }
 
 // forgetOnceMore is forget for what was settled before. The caller holds the lock io.
 func forgetOnceMore(n *notebook, hashOffset int) {
 	again := map[string]store.Settlement{}
-	var left []settlement
+	var left []pendingForget
 	for _, s := range n.toForget {
-		addSettled(again, s.what)
+		addSettled(again, s.settled)
 		if s.left > 1 {
-			left = append(left, settlement{s.what, s.left - 1})
+			left = append(left, pendingForget{s.settled, s.left - 1})
 		}
 	}
 	if len(again) > 0 {
@@ -365,7 +366,7 @@ func takeRuns(n *notebook, now time.Time) {
 			continue
 		}
 		at := n.running[run.Key].at
-		if now.Sub(at) >= runAgain {
+		if now.Sub(at) >= renoteAfter {
 			at = now
 			note := newNote(noteRunning, run.Key, "")
 			note.state = store.Running

@@ -32,10 +32,10 @@ type keysAnswer struct {
 // mostListed is how many keys are listed of each kind, and together.
 const mostListed = 200
 
-// settleTime is within what time all Traefiks that reach Redis know what was settled.
+// settleTime is the longest time until all Traefiks that reach Redis know what was settled.
 const settleTime = 2 * time.Second
 
-// silence is how long a Traefik must not be heard of before a lease is taken from it. It is heard of once a second.
+// silence is how long a Traefik must have been silent before a lease is taken from it. One that lives is heard of once a second.
 const silence = 3 * time.Second
 
 var stateNames = map[store.State]string{store.Free: "free", store.Running: "running", store.Done: "done", store.Unknown: "unknown", store.Unkept: "unkept"}
@@ -48,14 +48,14 @@ func stateOf(seen *redisclient.Seen) string {
 	return stateNames[seen.State]
 }
 
-// refused is the answer to what cannot be done. problem is the end of its type.
-func refused(status int, problem, detail string) *keysAnswer {
+// keysRefusal is the answer to what cannot be done. problem is the end of its type.
+func keysRefusal(status int, problem, detail string) *keysAnswer {
 	return &keysAnswer{Status: status, Problem: problem, Detail: detail}
 }
 
 // unreachable is the answer when Redis could not be asked, for err.
 func unreachable(detail string, err error) *keysAnswer {
-	return refused(http.StatusServiceUnavailable, "store-unavailable", fmt.Sprintf("%s: %v", detail, err))
+	return keysRefusal(http.StatusServiceUnavailable, "store-unavailable", fmt.Sprintf("%s: %v", detail, err))
 }
 
 // noNotes is the answer when Redis did not give the notes about keys, for err.
@@ -68,12 +68,12 @@ func noNotes(err error) *keysAnswer {
 
 // badQuery is the answer to a request that is not as it must be.
 func badQuery(detail string) *keysAnswer {
-	return refused(http.StatusBadRequest, "invalid-query", detail)
+	return keysRefusal(http.StatusBadRequest, "invalid-query", detail)
 }
 
-// conflict is the answer when what the key has now does not allow a step.
-func conflict(h *handler, problem, detail string, note *keyNote, seen *redisclient.Seen) *keysAnswer {
-	answer := refused(http.StatusConflict, problem, detail)
+// stateConflict is the answer when what the key has now does not allow a step.
+func stateConflict(h *handler, problem, detail string, note *keyNote, seen *redisclient.Seen) *keysAnswer {
+	answer := keysRefusal(http.StatusConflict, problem, detail)
 	answer.Key = describeKey(h, note, seen, map[string]string{})
 	return answer
 }
@@ -102,7 +102,7 @@ func findNote(h *handler, id string) (*keyNote, *keysAnswer) {
 	case err != nil:
 		return nil, noNotes(err)
 	case note == nil:
-		return nil, refused(http.StatusNotFound, "key-unknown", "no key of this id was noted lately; find it by its request")
+		return nil, keysRefusal(http.StatusNotFound, "key-unknown", "no key of this id was noted lately; find it by its request")
 	}
 	return note, nil
 }
@@ -354,7 +354,7 @@ func freeKey(h *handler, user, id, version string, force bool) *keysAnswer {
 		return failed
 	}
 	if seen == nil {
-		return conflict(h, "key-changed", "the key is free already; nothing was changed", note, nil)
+		return stateConflict(h, "key-changed", "the key is free already; nothing was changed", note, nil)
 	}
 	if seen.State == store.Running {
 		failed = takeable(h, note, seen, force)
@@ -382,7 +382,7 @@ func answerKey(h *handler, user, id, version string, a *handAnswer) *keysAnswer 
 	case wrong != nil:
 		return wrong
 	case seen == nil || stateOf(seen) != stateNames[store.Unknown]:
-		return conflict(h, "key-changed", "only a key whose outcome is unknown can be answered by hand; nothing was changed", note, seen)
+		return stateConflict(h, "key-changed", "only a key whose outcome is unknown can be answered by hand; nothing was changed", note, seen)
 	}
 	header := ""
 	if a.ContentType != "" {
@@ -421,7 +421,7 @@ func toSettle(h *handler, id, version string) (*keyNote, *redisclient.Seen, *key
 		return nil, nil, unreachable("what holds this key is not known, and nothing was changed", err)
 	}
 	if version != "" && (seen == nil || seen.Version != version) {
-		return nil, nil, conflict(h, "key-changed", "the key has changed since you looked; nothing was changed", note, seen)
+		return nil, nil, stateConflict(h, "key-changed", "the key has changed since you looked; nothing was changed", note, seen)
 	}
 	return note, seen, nil
 }
@@ -432,9 +432,9 @@ func takeable(h *handler, note *keyNote, seen *redisclient.Seen, force bool) *ke
 	token, _, _ := strings.Cut(seen.Owner, "-")
 	switch {
 	case !force:
-		return conflict(h, "key-running", "its request runs; nothing was changed", note, seen)
+		return stateConflict(h, "key-running", "its request runs; nothing was changed", note, seen)
 	case h.shared == nil || token == store.Token(h.keys.Memory):
-		return conflict(h, "key-running", "its request runs in this Traefik; nothing was changed", note, seen)
+		return stateConflict(h, "key-running", "its request runs in this Traefik; nothing was changed", note, seen)
 	}
 	before, err := h.notebook.signOfLife(token)
 	after := before
@@ -446,9 +446,9 @@ func takeable(h *handler, note *keyNote, seen *redisclient.Seen, force bool) *ke
 	case err != nil:
 		return unreachable("whether its Traefik lives is not known, and nothing was changed", err)
 	case before == "":
-		return conflict(h, "key-running", "its request runs in a Traefik that was never heard of; if it is dead, the key is free when the lease ends; nothing was changed", note, seen)
+		return stateConflict(h, "key-running", "its request runs in a Traefik that was never heard of; if it is dead, the key is free when the lease ends; nothing was changed", note, seen)
 	case before != after:
-		return conflict(h, "key-running", "its request runs in a Traefik that lives; nothing was changed", note, seen)
+		return stateConflict(h, "key-running", "its request runs in a Traefik that lives; nothing was changed", note, seen)
 	}
 	seen.Left -= silence / 2 // a lease that was renewed has more left
 	return nil
@@ -458,7 +458,7 @@ func takeable(h *handler, note *keyNote, seen *redisclient.Seen, force bool) *ke
 // before and after: a Traefik that remembers the old record between the two forgets it.
 func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, record, msg string) *keysAnswer {
 	if h.shared != nil && seen.OnlyCopy {
-		return refused(http.StatusServiceUnavailable, "store-unavailable", "Redis has not taken the record of this key yet, which is in the memory of this Traefik; nothing was changed")
+		return keysRefusal(http.StatusServiceUnavailable, "store-unavailable", "Redis has not taken the record of this key yet, which is in the memory of this Traefik; nothing was changed")
 	}
 	what := redisclient.Settled{Hash: note.hash, Version: seen.Version, At: time.Now().UnixMilli()}
 	err := h.notebook.tell(what, nil)
@@ -498,14 +498,14 @@ func settleKey(h *handler, user string, note *keyNote, seen *redisclient.Seen, r
 	case !done && failed != nil:
 		return unreachable("the key was changed meanwhile, and what it has now is not known; nothing was changed", failed)
 	case !done:
-		return conflict(h, "key-changed", "the key was changed meanwhile; nothing was changed by this", note, now)
+		return stateConflict(h, "key-changed", "the key was changed meanwhile; nothing was changed by this", note, now)
 	case err != nil || failed != nil:
 		if failed != nil && record != "" { // it has what was just written
 			held, _ := store.Decode(record) // it is a record, so there is no error
 			held.Left = longer(h.ttl, seen.Left)
 			now = inMemory(held)
 		}
-		answer := refused(http.StatusOK, "", "the key is settled in Redis; Traefiks that remember it otherwise are told as soon as Redis is back")
+		answer := keysRefusal(http.StatusOK, "", "the key is settled in Redis; Traefiks that remember it otherwise are told as soon as Redis is back")
 		answer.Key = describeKey(h, &settled, now, map[string]string{})
 		return answer
 	}

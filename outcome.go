@@ -50,7 +50,7 @@ func classify(x *recorder) {
 // classifyByTrace is classify for an answer that may not be the backend's, or was cut short.
 func classifyByTrace(x *recorder, cutShort bool) {
 	status := x.status
-	sought, wrote, got := x.sought.Value() != "", times(&x.wrote), times(&x.answered)
+	sought, wrote, got := x.sought.Value() != "", times(&x.wrote), times(&x.got)
 	soughtAgain := x.run.Sought != nil && x.run.Sought.Load() > 1
 	gateway := status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout
 	failed := gateway || status == http.StatusInternalServerError || status == statusClientClosed
@@ -83,7 +83,7 @@ func flows(x *recorder) bool {
 	if x.status >= http.StatusBadRequest {
 		return false
 	}
-	return times(&x.answered) > 0 || (x.sought.Value() == "" && x.header["Date"] != nil)
+	return times(&x.got) > 0 || (x.sought.Value() == "" && x.header["Date"] != nil)
 }
 
 // unsent reports whether nothing of the request's body was taken, so that no backend can have been sent the request whole. A
@@ -144,15 +144,11 @@ func concludeAnyhow(x *recorder) {
 	}
 }
 
-// concludeHere ends a run in memory alone if that panicked as well. In Redis its lease ends.
+// concludeHere ends a run in memory alone if that panicked as well.
 func concludeHere(x *recorder) {
 	p := recover()
-	switch {
-	case p == nil:
-	case x.h.holdUnknown:
-		store.Finish(x.h.keys.Memory, x.run.Lease, unknownRecord(x.run), x.h.ttl, true)
-	default:
-		store.Release(x.h.keys.Memory, x.run.Lease)
+	if p != nil {
+		endHere(x.h, x.run)
 	}
 }
 

@@ -38,7 +38,7 @@ type refusal struct {
 	detail     string
 	decision   string        // value of the status header
 	retryAfter time.Duration // 0 = no Retry-After
-	total      int           // under which it is counted
+	total      int           // total that counts it
 }
 
 var (

@@ -16,8 +16,8 @@ import (
 // recorder is the ResponseWriter of a run. At the header it takes one of three ways:
 //
 //   - collected: an answer with one Content-Length of at most wholeBytes is kept when it is whole, and only then sent. A client
-//     that has one byte of it finds it kept. So is, whatever its length, as far as it can be kept, what must not be flushed: an
-//     error, or what Traefik itself answers.
+//     that has one byte of it finds it kept. What must not be flushed, an error or what Traefik itself answers, is collected too,
+//     whatever its length, as far as it can be kept.
 //   - streamed: any other answer of the backend that is no error is sent while it comes, and recording runs ahead of a client
 //     that reads slowly or not at all; see stream.
 //   - passed: what is not kept goes straight to the client.
@@ -38,7 +38,7 @@ type recorder struct {
 	header http.Header // the client's
 	above  http.Header // what middlewares above had set before the run; nil if nothing
 
-	// Set once, by the final header.
+	// Set by the final header; declared and written of an ordinary answer only if it is not sent at once.
 	status   int          // 0 until then
 	declared int          // Content-Length of an answer that is not an ordinary one; -1 if there is none
 	written  http.Header  // the header as it was then, if it is sent later, or the body while it comes
@@ -58,7 +58,7 @@ type recorder struct {
 	// Set by each Write.
 	body        strings.Builder // of a collected answer; of an ordinary one, the parts that have come
 	taken       int             // bytes of any body but an ordinary one's
-	room        int             // bytes of it that need no further look
+	room        int             // bytes of it that fit without makeRoom
 	reservation reservation     // for these
 	gone        bool            // the client takes no more
 
@@ -69,8 +69,8 @@ type recorder struct {
 	// What Traefik's transport reports, from its own goroutines: a connection was asked for; a request header was written,
 	// and a byte of an answer came, where these are locked. The hooks are methods of the standard library's own types; a
 	// function of the plugin would be interpreted at each call.
-	sought          expvar.String
-	wrote, answered sync.RWMutex
+	sought     expvar.String
+	wrote, got sync.RWMutex
 }
 
 // wholeBytes is the longest answer that is sent when it is whole although it could be streamed. An answer whose length has at most
@@ -83,7 +83,7 @@ const (
 // longestWhole is wholeBytes as a Content-Length.
 var longestWhole = strconv.Itoa(wholeBytes)
 
-// What is known of the body of an ordinary answer, where its length was, when part or all of it has come.
+// Values of recorder.length once the body has begun to come.
 const (
 	inParts = "in parts"
 	arrived = "arrived"
@@ -343,8 +343,8 @@ func collectOrdinary(x *recorder) {
 	x.taken = x.body.Len()
 }
 
-// makeRoom reserves what the answer takes, with its header, all at once if it has told its length, and nothing if that is at most
-// wholeBytes. It returns false if the answer is too long to be kept, or requests under way hold too much.
+// makeRoom reserves memory for n more bytes of the answer and its header, or for all of it at once if its length is declared, and
+// none if that is at most wholeBytes. It returns false if the answer is too long to be kept, or requests under way hold too much.
 func makeRoom(x *recorder, n int) bool {
 	header := x.kept.Len()
 	switch {

@@ -48,10 +48,7 @@ func replay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held
 func announceReplay(h *handler, w http.ResponseWriter, r *http.Request, held *store.Held) {
 	left := held.Left
 	if left == 0 && h.expiresHeader != "" {
-		now := store.Lookup(h.keys.Memory, held.Key)
-		if now != nil {
-			left = now.Left
-		}
+		left = timeLeft(h, held.Key)
 	}
 	announce(h, w, r, "replayed", held.Degraded, left)
 }

@@ -20,7 +20,7 @@ func run(h *handler, w http.ResponseWriter, r *http.Request, l *store.Run) {
 	}
 	l.Cancel.Store(cancel)
 	defer end(x, cancel)
-	r = r.Clone(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GetConn: x.sought.Set, WroteHeaders: x.wrote.RLock, GotFirstResponseByte: x.answered.RLock}))
+	r = r.Clone(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GetConn: x.sought.Set, WroteHeaders: x.wrote.RLock, GotFirstResponseByte: x.got.RLock}))
 	r.Response = insideMark
 	r.Body = l.Body
 	r.Header.Add(runHeader, l.Owner)
@@ -89,8 +89,8 @@ func concludeAndSend(x *recorder) {
 	}
 }
 
-// sendRest sends what the client has not got yet, also of an answer that broke off: the client is to see the break. So it is if a
-// middleware above does not take all of an answer.
+// sendRest sends what the client has not got yet, even of an answer that broke off, so that the client sees the break. It breaks the
+// answer off if a client that is still there, or a middleware above, does not take all of it.
 func sendRest(x *recorder) {
 	failed := x.gone
 	switch {

@@ -130,7 +130,7 @@ func (s *stream) fail(err error) {
 	s.err = err
 }
 
-// errSending is what a client did not get the rest of an answer for when sending ended with a panic.
+// errSending is the error for a client that did not get the rest of an answer because sending it ended with a panic.
 var errSending = errors.New("sending an answer failed")
 
 // afterSending wakes the goroutine that waits for the end of s.

@@ -45,10 +45,10 @@ type pendingWrite struct {
 type writeResult int
 
 const (
-	dropped   writeResult = iota // given up: there was no room, or Redis has an error for this key alone
-	written                      // Redis has been told
-	held                         // another owner has the key
-	postponed                    // Redis cannot be told now
+	dropped     writeResult = iota // given up: there was no room, or Redis has an error for this key alone
+	written                        // Redis has been told
+	heldByOther                    // another owner has the key
+	postponed                      // Redis cannot be told now
 )
 
 // Backlog holds the writes that one Redis could not be given yet. When there is no room, the oldest is dropped first. All
@@ -168,8 +168,8 @@ func isOrphaned(b *Backlog) bool {
 	return b.clients.Len() == 0 && hasPending(b)
 }
 
-// tryAgain makes what is waiting pending, but for what waits for other servers of those with this health than the one that was
-// found. The caller holds the lock.
+// tryAgain makes waiting writes pending: all of them, but of those whose server has the health found only the ones whose server is
+// fine. The caller holds the lock.
 func tryAgain(b *Backlog, found *health) {
 	again := list.New()
 	var next *list.Element
@@ -274,9 +274,9 @@ func callHook(f func()) {
 	f()
 }
 
-// WriteLater writes to Redis, in the background, record, with which the request of l has ended, to be kept for ttl; an empty record
-// releases the lease. It writes now, or as soon as Redis is back, and changes nothing if another owner has the key by then. A lease
-// ends by itself: it is released only while releases and records take no more than half of the room.
+// WriteLater writes the record with which the request of l has ended to Redis, in the background, and has it kept for ttl; an empty
+// record releases the lease. It writes now, or as soon as Redis is back, and changes nothing if another owner has the key by then.
+// A lease ends by itself: it is released only while releases and records take no more than half of the room.
 func WriteLater(k *Keys, l *store.Lease, record string, ttl time.Duration) {
 	p := &pendingWrite{keys: k, lease: l, record: record, expires: time.Now().Add(ttl), size: int64(pendingBytes + len(l.Key) + len(record))}
 	b := k.client.backlog
@@ -410,12 +410,12 @@ func writeOldest(c *Client) *Client {
 	return next
 }
 
-// reportOutage logs, once after each outage, what became of the records that were pending, if there were any. The caller holds the
-// lock, and nothing is pending.
+// reportOutage logs, once after each outage, what became of the records that were pending, if there were any, when nothing is.
+// The caller holds the lock.
 func reportOutage(b *Backlog, address string) {
 	outages := b.outages.Load()
-	if b.reported != outages && b.results[written]+b.results[held]+b.results[dropped] > 0 {
-		log.Printf("level=warn msg=\"answers of the outage were written to Redis\" redis=%q written=%d held=%d dropped=%d", address, b.results[written], b.results[held], b.results[dropped])
+	if b.reported != outages && b.results[written]+b.results[heldByOther]+b.results[dropped] > 0 {
+		log.Printf("level=warn msg=\"answers of the outage were written to Redis\" redis=%q written=%d held=%d dropped=%d", address, b.results[written], b.results[heldByOther], b.results[dropped])
 	}
 	b.reported = outages
 	b.results = [postponed]int{}
@@ -438,7 +438,7 @@ func writeOne(p *pendingWrite, c *Client, batch *sync.WaitGroup) {
 	}
 	switch {
 	case cmd.err == nil && cmd.line != oneLine:
-		p.result = held
+		p.result = heldByOther
 	case cmd.err == nil:
 		p.result = written
 		if record != p.record {

@@ -120,7 +120,7 @@ func trip(c *Client, state int32, cause error) {
 	}
 }
 
-// setState changes the state without logging it. The caller holds the lock.
+// setState changes the state without logging it. The caller holds the lock of the breaker.
 func setState(c *Client, state int32, cause error) {
 	before := c.breaker.state.Swap(state)
 	c.breaker.cause = cause
@@ -147,7 +147,7 @@ func setState(c *Client, state int32, cause error) {
 }
 
 // transition changes the state and logs that, unless the client is not used any more: its outage is not that of the others.
-// The caller holds the lock.
+// The caller holds the lock of the breaker.
 func transition(c *Client, state int32, cause error) {
 	b := c.breaker
 	setState(c, state, cause)

@@ -114,18 +114,21 @@ type pooledConn struct {
 type command struct {
 	wire   string // as Redis' protocol has it
 	script *script
-	asking bool    // ASKING is sent before it
 	isWAIT bool    // it is the WAIT for replicas
 	sample *sample // it is the PING that ends this measurement
-	resent bool    // it was sent before, and may have been carried out then
+
+	// Set before it is sent again.
+	asking bool // ASKING is sent before it
+	resent bool // it was sent before, and may have been carried out then
 
 	done chan struct{} // receives a value when the reply is there
 
-	// Set before done:
-	line  string  // the first line of the reply
-	reply []byte  // a bulk string
-	err   error   // an error reply, or why there is no reply
-	from  *Client // the client that got the error; set by send
+	// Set before done.
+	line  string // the first line of the reply
+	reply []byte // a bulk string
+	err   error  // an error reply, or why there is no reply
+
+	from *Client // the client that got the error; set by send after done
 }
 
 // New returns a client; Close frees it. It connects when there is something to send, or in advance if opts want that. Clients of the
@@ -535,10 +538,10 @@ func transferTime(n int) time.Duration {
 
 // writeLong writes commands that are long or many, piece by piece, because no buffer has room for all of them. The deadlines
 // for writing and for the replies are those given plus the time for the transfer.
-func writeLong(conn net.Conn, commands []*command, written, replied time.Time) error {
+func writeLong(conn net.Conn, commands []*command, writeBy, replyBy time.Time) error {
 	transfer := transferTime(totalSize(commands))
-	_ = conn.SetWriteDeadline(written.Add(transfer))
-	_ = conn.SetReadDeadline(replied.Add(transfer))
+	_ = conn.SetWriteDeadline(writeBy.Add(transfer))
+	_ = conn.SetReadDeadline(replyBy.Add(transfer))
 	pieces := bufio.NewWriterSize(conn, maxBuffered)
 	for _, cmd := range commands {
 		_, _ = pieces.WriteString(cmd.wire) // Flush returns its error

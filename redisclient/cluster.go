@@ -42,7 +42,7 @@ type Cluster struct {
 
 	usesShards atomic.Bool // CLUSTER SLOTS is forbidden
 
-	refreshing sync.Mutex // held while the map is fetched; guards the two below
+	refreshing sync.Mutex // held while the map is fetched; guards everything down to mu
 	refreshed  time.Time
 	failed     error // why the last fetch brought no map
 
@@ -232,7 +232,7 @@ func (c *Cluster) nodeAt(address string) *Client {
 	return c.addNode(address)
 }
 
-// addNode returns the client of the node at address, which it adds if need be. The caller holds the lock.
+// addNode returns the client of the node at address, which it adds if need be. The caller holds the lock mu.
 func (c *Cluster) addNode(address string) *Client {
 	node := c.nodes[address]
 	if node == nil {

@@ -87,17 +87,17 @@ type Collector struct {
 	users    map[string]int       // middlewares that count here
 	settings map[string][]Setting // of theirs, as they were last built
 
-	io        sync.Mutex // held while the store is asked; guards everything below
-	known     *Numbers   // numbers of the store when it was last asked
-	loaded    bool       // the store has told its numbers once
-	waiting   *Numbers   // gathered, to be sent
-	lost      *Numbers   // numbers that the store has lost; added to the metrics, so that those never fall
-	sending   *Numbers   // sent, but perhaps not arrived: it is sent again unchanged. Nil if there is none
-	sequence  int64      // sequence number of sending
-	err       error      // from the last time the store was asked
-	onlyStats bool       // err is about the statistics, and not about keys
-	failed    time.Time
-	failing   time.Time // when the first of the failures came that end with err
+	io           sync.Mutex // held while the store is asked; guards everything below
+	known        *Numbers   // numbers of the store when it was last asked
+	loaded       bool       // the store has told its numbers once
+	waiting      *Numbers   // gathered, to be sent
+	lost         *Numbers   // numbers that the store has lost; added to the metrics, so that those never fall
+	sending      *Numbers   // sent, but perhaps not arrived: it is sent again unchanged. Nil if there is none
+	sequence     int64      // sequence number of sending
+	err          error      // from the last time the store was asked
+	onlyStats    bool       // err is about the statistics, and not about keys
+	lastFailure  time.Time
+	failingSince time.Time // first failure of the series that ends with err
 
 	memory     Memory
 	measured   time.Time
@@ -184,7 +184,7 @@ func (c *Collector) Idle() bool {
 	}
 	defer c.io.Unlock()
 	told := c.sending == nil && c.waiting.Since == 0
-	return told || (c.err != nil && time.Since(c.failing) >= unsentLife)
+	return told || (c.err != nil && time.Since(c.failingSince) >= unsentLife)
 }
 
 // Close flushes once more, without waiting for it, and ends the flushing.
@@ -277,8 +277,8 @@ func (c *Collector) flushNow(now time.Time) {
 	}
 }
 
-// addLost adds to lost what the store has lost, for instance because Redis was restarted without its data. The caller holds the
-// lock io.
+// addLost adds to lost what the store has lost, for instance because Redis was restarted without its data.
+// The caller holds the lock io.
 func (c *Collector) addLost(loaded *Numbers) {
 	for i, count := range c.known.Totals {
 		if loaded.Totals[i] < count {
@@ -304,18 +304,18 @@ func (c *Collector) recordResult(err error) {
 		log.Printf("level=error msg=\"Redis does not take the statistics; keys are not concerned\" cause=%q", err)
 	}
 	if err != nil {
-		c.failed = time.Now()
+		c.lastFailure = time.Now()
 		if c.err == nil {
-			c.failing = c.failed
+			c.failingSince = c.lastFailure
 		}
 	}
 	c.err = err
 }
 
-// reachable reports whether the store should be asked: it answered the last time, or retryPause is over. The caller holds the lock
-// io.
+// reachable reports whether the store should be asked: it answered the last time, or retryPause is over.
+// The caller holds the lock io.
 func (c *Collector) reachable(now time.Time) bool {
-	return c.err == nil || now.Sub(c.failed) >= retryPause
+	return c.err == nil || now.Sub(c.lastFailure) >= retryPause
 }
 
 // gather moves what was counted since the last time into waiting, as if all of it had been counted now, which is exact to a
@@ -423,8 +423,8 @@ func (c *Collector) middlewares() map[string][]Setting {
 	return all
 }
 
-// ask flushes, loads all numbers, and measures the memory if the last measurement is old. The caller holds the lock
-// io.
+// ask flushes, loads all numbers, and measures the memory if the last measurement is old.
+// The caller holds the lock io.
 func (c *Collector) ask(now time.Time) {
 	c.flushNow(now)
 	if c.sending != nil {

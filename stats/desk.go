@@ -13,14 +13,14 @@ type Desk struct {
 	Token    string // of an admin's forms
 
 	Keys     []*Key // with unknown outcome, and running for long; newest first
-	Unlisted string // why there are none
-	Full     bool   // there may be more of them
+	Unlisted string // reason why none are listed
+	Full     bool   // more may exist than are listed
 
-	ID   string // that is looked up; empty: none
+	ID   string // of the key that is looked up; empty: none
 	Key  *Key   // what is known of it
-	Do   string // that is to be confirmed: release, force or settle
-	Said string // what came of it
-	Good bool   // that is good
+	Do   string // action to confirm: release, force or settle
+	Said string // result of the last action or look-up
+	Good bool   // Said is good news
 }
 
 // keyRow is a key in the list, or the one that is looked up.
@@ -58,16 +58,16 @@ func (v *view) fillDesk(d *Desk, now time.Time) {
 	}
 	switch {
 	case unknown > 0:
-		v.LookNote = v.Look + " " + v.LookNote
-		if v.Look == "Nothing" {
-			v.LookNote = ""
+		v.NeedsNote = v.Needs + " " + v.NeedsNote
+		if v.Needs == "Nothing" {
+			v.NeedsNote = ""
 		}
-		v.Look = grouped(unknown) + " " + more + "to settle"
-		v.LookClass = "bad"
-	case running > 0 && v.LookClass == "good":
-		v.Look = several(running, more+"long run")
-		v.LookNote = ""
-		v.LookClass = "warn"
+		v.Needs = grouped(unknown) + " " + more + "to settle"
+		v.NeedsClass = "bad"
+	case running > 0 && v.NeedsClass == "good":
+		v.Needs = several(running, more+"long run")
+		v.NeedsNote = ""
+		v.NeedsClass = "warn"
 	}
 }
 

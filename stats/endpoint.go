@@ -56,6 +56,7 @@ func Count(k *Counter, total int, r *http.Request) {
 
 // admit returns the name under which a request is counted whose raw name has no count yet. That is the raw name, bounded, as
 // long as there are few, then the endpoint's, which many raw names share, and Other if there are too many endpoints.
+// The caller holds the lock.
 func admit(k *Counter, counted map[string]int64, name string) string {
 	if len(name) > maxRaw {
 		method, host, path := splitName(name)

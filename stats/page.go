@@ -19,7 +19,7 @@ type view struct {
 	Loaded                            bool // the numbers of all are known
 	Label, Headline, Since, Protected string
 	Share, Last, LastAt, LastAgo      string
-	Look, LookClass, LookNote         string
+	Needs, NeedsClass, NeedsNote      string
 	Problems                          []problemLine
 	Charts                            []chart
 	Endpoints                         []row
@@ -33,7 +33,7 @@ type view struct {
 	Version                           string
 	Desk                              *Desk
 	Keys, Found                       []keyRow // Found has the key that is looked up, if it is known
-	Release, Force, Settle            bool     // that is to be confirmed
+	Release, Force, Settle            bool     // the action to confirm
 }
 
 // problemLine is a line of what needs a look.
@@ -156,7 +156,7 @@ func (v *view) fillProblems(n *Numbers, now int64) {
 		{"Degraded", "warn", "Redis was away, and the memory of one Traefik decided. Traefiks did not know of each other’s keys."},
 	}
 	sum, last, latest := int64(0), int64(0), ""
-	v.LookClass = "good"
+	v.NeedsClass = "good"
 	for i, line := range lines {
 		p := n.Problems[i]
 		count := p.lastHour()
@@ -166,8 +166,8 @@ func (v *view) fillProblems(n *Numbers, now int64) {
 		}
 		if count > 0 {
 			shown.Class = line.class
-			if v.LookClass != "bad" {
-				v.LookClass = line.class
+			if v.NeedsClass != "bad" {
+				v.NeedsClass = line.class
 			}
 		}
 		sum += count
@@ -177,14 +177,14 @@ func (v *view) fillProblems(n *Numbers, now int64) {
 	}
 	switch {
 	case sum > 0:
-		v.Look = grouped(sum)
-		v.LookNote = "in the last hour"
+		v.Needs = grouped(sum)
+		v.NeedsNote = "in the last hour"
 	case last == 0:
-		v.Look = "Nothing"
-		v.LookNote = "and nothing so far"
+		v.Needs = "Nothing"
+		v.NeedsNote = "and nothing so far"
 	default:
-		v.Look = "Nothing"
-		v.LookNote = "in the last hour. Last: " + strings.ToLower(latest) + ", " + ago(now-last)
+		v.Needs = "Nothing"
+		v.NeedsNote = "in the last hour. Last: " + strings.ToLower(latest) + ", " + ago(now-last)
 	}
 }
 

@@ -109,7 +109,7 @@ func TestSharedMetricsBeginWithWhatAllShare(t *testing.T) {
 		}
 	}
 	store.fail = false
-	c.failed = time.Time{}
+	c.lastFailure = time.Time{}
 	for _, fails := range []bool{false, true} {
 		store.fail = fails
 		c.Counts[UnknownOutcomes].Add(1)
@@ -342,7 +342,7 @@ func TestACollectorIsKept(t *testing.T) {
 		c.flush(time.Now())
 		want(false, "while the store fails")
 	}
-	c.failing = c.failing.Add(-unsentLife)
+	c.failingSince = c.failingSince.Add(-unsentLife)
 	c.flush(time.Now())
 	want(true, "when the store has failed for long")
 	store.fail = false

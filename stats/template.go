@@ -33,7 +33,7 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 <section id="figures" aria-label="Headline figures" data-live>
 <div class="lead"><p class="huge" id="duplicates">{{.Headline}}</p><p class="what">{{.Label}}</p><p class="quiet">{{.Since}}</p></div>
 <dl>
-<div class="tile {{.LookClass}}"><dt><a href="#look" id="tile">Needs a look</a></dt><dd id="needs">{{.Look}}</dd><dd class="quiet">{{.LookNote}}</dd></div>
+<div class="tile {{.NeedsClass}}"><dt><a href="#look" id="tile">Needs a look</a></dt><dd id="needs">{{.Needs}}</dd><dd class="quiet">{{.NeedsNote}}</dd></div>
 <div><dt>Share of protected traffic</dt><dd>{{.Share}}</dd><dd class="quiet">of {{.Protected}} requests</dd></div>
 <div><dt>Last duplicate</dt><dd>{{if .LastAt}}<time datetime="{{.LastAt}}" title="{{.Last}}">{{.LastAgo}}</time>{{else}}none yet{{end}}</dd></div>
 </dl>
@@ -53,7 +53,7 @@ const bodySource = `<a class="skip" href="#endpoints">Skip to the endpoints</a>
 {{end}}</section>
 <section id="look" aria-labelledby="look-title" tabindex="-1">
 <h2 id="look-title">Needs a look</h2>
-<div id="problems" class="{{.LookClass}}" data-live>{{if .Problems}}<p class="quiet">In the last hour, <a href="https://github.com/example/traefik-idem/blob/main/docs/statistics.md#needs-a-look">and what to do about each</a>:</p>
+<div id="problems" class="{{.NeedsClass}}" data-live>{{if .Problems}}<p class="quiet">In the last hour, <a href="https://github.com/example/traefik-idem/blob/main/docs/statistics.md#needs-a-look">and what to do about each</a>:</p>
 <ul>
 {{range .Problems}}<li class="{{.Class}}"><span class="count">{{.LastHour}}</span><span class="name">{{.Name}}</span><span class="means quiet">{{.Means}}</span><span class="quiet">last <time datetime="{{.LastAt}}">{{.LastAgo}}</time></span></li>
 {{end}}</ul>{{else}}<p class="calm"><span class="dot"></span>Nothing. <span class="quiet">Unknown outcomes, mismatches, and what happens while Redis is away are listed here.</span></p>{{end}}</div>

@@ -73,7 +73,7 @@ func ClaimKey(k *Keys, r *Run) *Held {
 	return claimUnknown(k, r)
 }
 
-// ClaimAgain is ClaimKey for a run that may have asked before, and has its owner's token then.
+// ClaimAgain is ClaimKey for a run that may have asked before, and then has its owner's token.
 func ClaimAgain(k *Keys, r *Run) *Held {
 	setOwner(k.Memory, r)
 	return claimKnown(k, r)
@@ -213,9 +213,6 @@ func Displace(k *Keys, r *Run) bool {
 	}
 	return free
 }
-
-// newToken returns a random prefix for owner tokens, which no other process and no other Memory has.
-func newToken() string { return RandomHex(16) + "-" }
 
 // RandomHex returns that many random bytes in hex.
 func RandomHex(bytes int) string {

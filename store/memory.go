@@ -43,7 +43,7 @@ const roomShares = 64
 type Memory struct {
 	since    func(epoch time.Time) time.Duration // the clock
 	epoch    time.Time
-	token    string      // prefix of the owner tokens of its leases
+	token    string      // prefix of its owner tokens, which no other process and no other Memory has
 	sweeper  *time.Timer // of the next sweep
 	watchdog *time.Timer // of the next tick
 
@@ -87,7 +87,7 @@ func NewMemory(limit int64) *Memory {
 func NewMemoryClock(limit int64, since func(epoch time.Time) time.Duration) *Memory {
 	setBallast(limit)
 	var mu sync.Locker = &sync.Mutex{}
-	m := &Memory{since: since, epoch: time.Now(), lock: mu.Lock, unlock: mu.Unlock, limit: bounded(limit), entries: map[string]*Lease{}, answers: newBuckets(), keyOnly: newBuckets(), token: newToken(), tick: longestTick, lasted: stats.NewHistogram(runBounds...)}
+	m := &Memory{since: since, epoch: time.Now(), lock: mu.Lock, unlock: mu.Unlock, limit: bounded(limit), entries: map[string]*Lease{}, answers: newBuckets(), keyOnly: newBuckets(), token: RandomHex(16) + "-", tick: longestTick, lasted: stats.NewHistogram(runBounds...)}
 	// The timers are made once: under Yaegi, a timer made in a tick would keep the variables of that tick alive, and through them
 	// those of all ticks before.
 	m.watchdog = time.AfterFunc(longestTick, m.watch)
@@ -549,12 +549,12 @@ func evictSome(m *Memory, b *buckets, goal int) {
 
 // sweep frees what has expired, and runs again after a pause while there is anything left.
 func (m *Memory) sweep() {
-	defer m.sweepAgain()
+	defer m.rescheduleSweep()
 	m.Sweep()
 }
 
-// sweepAgain ends a panic of sweep, and starts the next pause while there is anything to free.
-func (m *Memory) sweepAgain() {
+// rescheduleSweep ends a panic of sweep, and starts the next pause while there is anything to free.
+func (m *Memory) rescheduleSweep() {
 	if p := recover(); p != nil {
 		log.Printf("level=error msg=\"sweep of the memory store failed\" cause=%q", p)
 	}
@@ -579,7 +579,7 @@ func (m *Memory) Sweep() {
 	}
 }
 
-// lockAndBucket is bucketFinished for a caller that does not hold the lock, which a panic does not leave locked.
+// lockAndBucket is bucketFinished under the lock, which it frees also after a panic.
 func lockAndBucket(m *Memory) {
 	m.lock()
 	defer m.unlock()

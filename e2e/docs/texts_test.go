@@ -60,7 +60,7 @@ var speakers = map[string][]int{
 	"errors.New": {0}, "fmt.Errorf": {0}, "panic": {0}, "recovered": {0},
 	"h.log.write": {1}, "settleKey": {5}, "h.log.printLimited": {1}, "x.h.log.printLimitedAbout": {1}, "h.storeFailed": {0},
 	"h.respond": {2}, "askForLogin": {2}, "k.fail": {2},
-	"refused": {1, 2}, "unreachable": {0}, "badQuery": {0}, "conflict": {1, 2},
+	"keysRefusal": {1, 2}, "unreachable": {0}, "badQuery": {0}, "stateConflict": {1, 2},
 }
 
 var (
