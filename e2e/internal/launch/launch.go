@@ -98,27 +98,58 @@ func LinkPlugin(dir, root string) error {
 
 // FreeAddress returns wanted if it is not empty and nobody listens there, and else a free address of the loopback interface. Its
 // port is lower than those that systems give to whoever asks for any port, so that it is given to nobody meanwhile, and leaves room
-// for the bus of a Redis Cluster, which is 10000 above. No call in a process gets the port of another: who has spoken to a server may
-// go on to for minutes.
+// for the bus of a Redis Cluster, which is 10000 above. No call in a process gets the port of another, nor does another process get it
+// while this one lives: who has spoken to a server may go on to for minutes, and the server may come back.
 func FreeAddress(wanted string) (string, error) {
 	if wanted != "" && isFree(wanted) {
 		return wanted, nil
 	}
-	for range 10000 {
-		port := lowestPort + rand.IntN(10000) //nolint:gosec // no secret
-		address := fmt.Sprintf("127.0.0.1:%d", port)
-		_, again := given.LoadOrStore(port, true)
-		if !again && isFree(address) {
-			return address, nil
+	ports.Lock()
+	defer ports.Unlock()
+	for {
+		for len(ports.left) > 0 {
+			address := fmt.Sprintf("127.0.0.1:%d", ports.left[0])
+			ports.left = ports.left[1:]
+			if isFree(address) {
+				return address, nil
+			}
+		}
+		err := takeBlock()
+		if err != nil {
+			return "", err
 		}
 	}
-	return "", fmt.Errorf("no free port of 127.0.0.1 from %d to %d", lowestPort, lowestPort+9999)
 }
 
-const lowestPort = 11000
+const (
+	lowestPort = 11000
+	blockSize  = 100 // ports that a process takes at once
+	blocks     = 100
+)
 
-// given are the ports that FreeAddress has given away.
-var given sync.Map
+// ports are those that this process alone may give away.
+var ports struct {
+	sync.Mutex
+	left []int
+	held []net.PacketConn // one for each block, until the process ends
+}
+
+// takeBlock takes ports that no other process has. It says so to them by a UDP port for each block, where there is no bus.
+func takeBlock() error {
+	for _, block := range rand.Perm(blocks) {
+		first := lowestPort + block*blockSize
+		held, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", first+10000))
+		if err != nil {
+			continue
+		}
+		ports.held = append(ports.held, held)
+		for _, i := range rand.Perm(blockSize) {
+			ports.left = append(ports.left, first+i)
+		}
+		return nil
+	}
+	return fmt.Errorf("no free port of 127.0.0.1 from %d to %d", lowestPort, lowestPort+blocks*blockSize-1)
+}
 
 func isFree(address string) bool {
 	listener, err := net.Listen("tcp", address)
