@@ -17,8 +17,8 @@ func TestTheACLInTheDocsIsEnough(t *testing.T) {
 	server := redistest.Start(t)
 	server.Do(strings.Fields(rule)...)
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
-		s := rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "retryableStatuses": "500", "lease": "1m",
-			"stats": map[string]any{"insecure": true}, "redis": map[string]any{"endpoints": server.Addr, "username": "traefik", "password": "password", "readTimeout": "20s"}})
+		s := rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "localCacheBytes": 0, "retryableStatuses": "500", "lease": "10m",
+			"stats": map[string]any{"insecure": true}, "redis": patient(map[string]any{"endpoints": server.Addr, "username": "traefik", "password": "password"})})
 		server.Do("SCRIPT", "FLUSH")
 		s.WantRun(rig.UnusedKey())
 		f := s.Counted(func(f rig.Figures) bool { return fmt.Sprint(f.Totals["duplicates"]) != "0" })

@@ -16,7 +16,7 @@ func TestCountersDoNotJumpWhenRedisComesLater(t *testing.T) {
 		front := rig.NewFront(t, server.Addr)
 		b := rig.NewBackend(t, ends)
 		at := func(addr string) *rig.Site {
-			return rig.SiteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "stats": rig.OpenStats["stats"], "redis": map[string]any{"endpoints": addr}}), b)
+			return rig.SiteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "lease": "10m", "stats": rig.OpenStats["stats"], "redis": patient(map[string]any{"endpoints": addr})}), b)
 		}
 		const name = "traefik_idem_unknown_outcomes_total"
 		first := at(server.Addr)

@@ -49,6 +49,7 @@ func TestScriptsAreSentWholeWithoutEVALSHA(t *testing.T) {
 				for _, addr := range []string{server.Addr, front.Addr} {
 					one.WantLine("Redis forbids EVALSHA", addr)
 				}
+				rig.AwaitProbes(server, 2) // they try EVALSHA, too
 				refused := rig.InfoField(server, "errorstats", "errorstat_NOPERM") + rig.InfoField(server, "errorstats", "errorstat_ERR")
 				one.Want(one.Do(rig.Post("/", rig.UnusedKey())), 201, "first")
 				if again := rig.InfoField(server, "errorstats", "errorstat_NOPERM") + rig.InfoField(server, "errorstats", "errorstat_ERR"); again != refused {
@@ -203,8 +204,8 @@ func TestWAITIsForbidden(t *testing.T) {
 		master, _ := pair(t)
 		master.Do("ACL", "SETUSER", "shop", "on", ">secret", "~*", "+@all", "-wait")
 		on := func(onStoreError, dialTimeout string) *rig.Site {
-			return rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "onStoreError": onStoreError, "localCacheBytes": 0, "scope": []any{"Authorization"},
-				"redis": map[string]any{"endpoints": master.Addr, "username": "shop", "password": "secret", "waitReplicas": "1", "dialTimeout": dialTimeout, "keyPrefix": onStoreError}})
+			return rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "onStoreError": onStoreError, "localCacheBytes": 0, "scope": []any{"Authorization"}, "lease": "10m",
+				"redis": patient(map[string]any{"endpoints": master.Addr, "username": "shop", "password": "secret", "waitReplicas": "1", "dialTimeout": dialTimeout, "keyPrefix": onStoreError})})
 		}
 		reject, degrade, another := on("reject", "9s"), on("degrade", "9s"), on("degrade", "8s")
 		wantUnavailable(reject, "k", "too few replicas have it: NOPERM")
@@ -282,8 +283,8 @@ func TestTheDocumentedUserMayDoAllThatIsNeeded(t *testing.T) {
 		}
 		rig.Created(w, r)
 	})
-	s := rig.SiteOf(t, hosts.Compiled.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "localCacheBytes": 0, "stats": rig.OpenStats["stats"],
-		"redis": map[string]any{"endpoints": server.Addr, "username": "traefik", "password": "password"}}), b)
+	s := rig.SiteOf(t, hosts.Compiled.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "localCacheBytes": 0, "lease": "10m", "stats": rig.OpenStats["stats"],
+		"redis": patient(map[string]any{"endpoints": server.Addr, "username": "traefik", "password": "password"})}), b)
 	s.WantRun("k")
 	s.Want(s.Do(rig.Post("/free", "free")), 503, "released")
 	f := s.Counted(func(f rig.Figures) bool { return f.Memory.Bytes > 0 })

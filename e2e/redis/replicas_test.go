@@ -20,7 +20,7 @@ import (
 func onPair(t *testing.T, host hosts.Host, addr, prefix, onStoreError, readTimeout string, b *rig.Backend) *rig.Site {
 	t.Helper()
 	return rig.SiteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "onStoreError": onStoreError, "localCacheBytes": 0, "scope": []any{"Authorization"}, "lease": "10m",
-		"redis": map[string]any{"endpoints": addr, "waitReplicas": "1", "readTimeout": readTimeout, "keyPrefix": prefix}}), b)
+		"redis": patient(map[string]any{"endpoints": addr, "waitReplicas": "1", "readTimeout": readTimeout, "keyPrefix": prefix})}), b)
 }
 
 // TestADuplicateFindsItsKeyFree waits for a request at another Traefik, which frees the key while the replica is stopped, or
@@ -54,6 +54,7 @@ func TestADuplicateFindsItsKeyFree(t *testing.T) {
 				{"degrade", 201, fault.degraded, 2},
 			} {
 				t.Run(name+"/"+c.onStoreError, func(t *testing.T) {
+					t.Parallel() // it waits for a replica that is stopped
 					master, replica := pair(t)
 					arrived, proceed := make(chan struct{}), make(chan struct{})
 					var runs atomic.Int64
@@ -66,8 +67,8 @@ func TestADuplicateFindsItsKeyFree(t *testing.T) {
 						<-proceed
 						w.WriteHeader(http.StatusServiceUnavailable)
 					})
-					one := onPair(t, host, rig.NewFront(t, master.Addr).Addr, "p", c.onStoreError, "1s", b)
-					other := onPair(t, host, master.Addr, "p", c.onStoreError, "1s", b)
+					one := onPair(t, host, rig.NewFront(t, master.Addr).Addr, "p", c.onStoreError, "6s", b)
+					other := onPair(t, host, master.Addr, "p", c.onStoreError, "6s", b)
 					first, again := make(chan rig.Answer, 1), make(chan rig.Answer, 1)
 					go func() { first <- one.Send(rig.Post("/", "k")) }()
 					<-arrived
@@ -109,9 +110,10 @@ func blocked(server *redistest.Server) bool {
 // connection wrote, and for nothing else: what is wrong here is not to be seen before that.
 func TestAClaimThatIsSentAgainWaitsAgain(t *testing.T) {
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		t.Parallel() // as above
 		master, replica := pair(t)
 		w := rig.NewWeather(t, master.Addr)
-		s := onPair(t, host, w.Proxy.Listen, "p", "reject", "2s", rig.NewBackend(t, rig.Created))
+		s := onPair(t, host, w.Proxy.Listen, "p", "reject", "6s", rig.NewBackend(t, rig.Created))
 		s.WantRun("before")
 		s.WantRun("before-too")
 		replica.Pause()

@@ -23,8 +23,8 @@ func behindSentinels(g *redistest.Group) map[string]any {
 
 // changes are the ways in which a group gets another master. The old one is gone, deaf for a while, or a replica.
 var changes = map[string]func(g *redistest.Group, old *redistest.Server){
-	"killed": func(_ *redistest.Group, old *redistest.Server) { old.Kill() },
-	"paused": func(_ *redistest.Group, old *redistest.Server) { old.Pause() },
+	"killed": func(g *redistest.Group, old *redistest.Server) { g.ReplaceLost(); old.Kill() },
+	"paused": func(g *redistest.Group, old *redistest.Server) { g.ReplaceLost(); old.Pause() },
 	"asked":  func(g *redistest.Group, _ *redistest.Server) { g.Failover() },
 }
 
@@ -81,12 +81,13 @@ func TestADemotedMasterIsLeft(t *testing.T) {
 		detour := rig.NewFront(t, first.Addr)
 		s := overRedis(t, host, map[string]any{"endpoints": detour.Addr})
 		s.WantRun("before")
+		rig.AwaitProbes(first, 1) // a probe that comes later is refused
 		ip, port, _ := strings.Cut(second.Addr, ":")
 		first.Do("REPLICAOF", ip, port)
 		detour.Target.Store(second.Addr)
 		s.WantRun("after") // not one request fails
-		if n := second.Do("DBSIZE"); n != "1" {
-			t.Errorf("%s keys at the new master, want 1", n)
+		if n := rig.KeysIn(second); n != 1 {
+			t.Errorf("%d keys at the new master, want 1", n)
 		}
 	})
 }
@@ -103,10 +104,11 @@ func pair(t *testing.T) (master, replica *redistest.Server) {
 
 func TestClaimsWaitForReplicas(t *testing.T) {
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		t.Parallel() // it waits for a replica that is stopped
 		master, replica := pair(t)
 		on := func(onStoreError, dialTimeout string) *rig.Site {
-			return rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "onStoreError": onStoreError, "localCacheBytes": 0, "scope": []any{"Authorization"},
-				"redis": map[string]any{"endpoints": master.Addr, "waitReplicas": "1", "dialTimeout": dialTimeout, "keyPrefix": onStoreError}})
+			return rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "onStoreError": onStoreError, "localCacheBytes": 0, "scope": []any{"Authorization"}, "lease": "10m",
+				"redis": patient(map[string]any{"endpoints": master.Addr, "waitReplicas": "1", "dialTimeout": dialTimeout, "readTimeout": "6s", "keyPrefix": onStoreError})})
 		}
 		reject, pass, degrade, another := on("reject", "9s"), on("pass", "9s"), on("degrade", "9s"), on("degrade", "8s")
 		for _, s := range []*rig.Site{reject, pass, degrade} {

@@ -282,9 +282,9 @@ func TestALostNodeHidesOnlyItsKeys(t *testing.T) {
 		for _, node := range cluster.Masters {
 			node.Do("CONFIG", "SET", "cluster-require-full-coverage", "no")
 		}
-		s := rig.Serve(t, host, ends, hosts.Settings{"statusHeader": "Decision", "stats": rig.AdminStats["stats"],
-			"redis": map[string]any{"cluster": true, "endpoints": cluster.Endpoints(), "keyPrefix": "p"}})
-		const all = 20
+		s := rig.Serve(t, host, ends, hosts.Settings{"statusHeader": "Decision", "lease": "10m", "stats": rig.AdminStats["stats"],
+			"redis": patient(map[string]any{"cluster": true, "endpoints": cluster.Endpoints(), "keyPrefix": "p"})})
+		const all = 60 // so many that each node has some
 		for range all {
 			s.Send(rig.Post("/unknown", rig.UnusedKey()))
 		}

@@ -106,8 +106,8 @@ func TestScriptsTouchOnlyTheirKeys(t *testing.T) {
 			}
 			rig.Created(w, req)
 		})
-		s := rig.SiteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "lease": "1500ms", "stats": rig.AdminStats["stats"],
-			"redis": map[string]any{"endpoints": r.addr, "username": "shop", "password": "secret"}}), b)
+		s := rig.SiteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "lease": "1m", "stats": rig.AdminStats["stats"],
+			"redis": patient(map[string]any{"endpoints": r.addr, "username": "shop", "password": "secret"})}), b) // with such time-outs a lease of a minute is renewed at once
 		s.WantRun("k")
 		s.Want(s.Do(rig.Post("/free", "free")), 503, "released")
 		s.Want(s.Do(rig.Post("/slow", "slow")), 201, "first")

@@ -86,7 +86,7 @@ func TestNotesAreBounded(t *testing.T) {
 		server.Do("SET", fmt.Sprintf("idem:req:%064x", i), fmt.Sprintf(store.UnknownFormat, strings.Repeat("f", store.FingerprintSize), "owner"), "EX", "3600")
 	}
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
-		s := rig.Serve(t, host, rig.Created, hosts.Settings{"stats": rig.OpenStats["stats"], "redis": map[string]any{"endpoints": server.Addr}})
+		s := rig.Serve(t, host, rig.Created, hosts.Settings{"stats": rig.OpenStats["stats"], "lease": "10m", "redis": map[string]any{"endpoints": server.Addr, "dialTimeout": "20s", "readTimeout": "20s", "writeTimeout": "20s"}})
 		for _, state := range []string{"unknown", ""} {
 			if keys := s.Keys(state); len(keys) != 200 || keys[0].State != "unknown" {
 				t.Errorf("%d keys of state %q are listed, from %+v on", len(keys), state, keys[0])

@@ -1,11 +1,13 @@
 package rig
 
 import (
+	"fmt"
 	"regexp"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/example/traefik-idem/e2e/internal/hosts"
 	"github.com/example/traefik-idem/e2e/internal/redistest"
@@ -68,6 +70,19 @@ var scriptForKey = regexp.MustCompile(`\nEVALSHA\n[0-9a-f]+\n1\n\S+:req:`)
 // background is not among them, such as the probe after their first connection.
 func ScriptsForKeys(server *redistest.Server) int {
 	return len(scriptForKey.FindAllString(LoggedCommands(server), -1))
+}
+
+// AwaitProbes returns when so many stores have probed server, each after its first connection. Nothing else calls PEXPIRE as long
+// as no lease is renewed. A probe that never comes ends in the test's time-out.
+func AwaitProbes(server *redistest.Server, stores int) {
+	for {
+		calls := 0
+		_, _ = fmt.Sscanf(InfoField(server, "commandstats", "cmdstat_pexpire"), "calls=%d", &calls)
+		if calls >= stores {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // Connections counts the clients of server, without the one that asks.
