@@ -102,7 +102,7 @@ func TestAnAnswerThatRedisDoesNotTake(t *testing.T) {
 // TestAWriteBackThatRedisDoesNotTakeIsGivenUp has it before others that were answered in the same outage.
 func TestAWriteBackThatRedisDoesNotTakeIsGivenUp(t *testing.T) {
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
-		server := redistest.Start(t)
+		server := redistest.Start(t, "--proto-max-bulk-len", "1048576")
 		w := rig.NewWeather(t, server.Addr)
 		over, straight := overLink(t, host, w, server, "degrade")
 		over.WantRun("warm")
@@ -111,7 +111,6 @@ func TestAWriteBackThatRedisDoesNotTakeIsGivenUp(t *testing.T) {
 		over.Want(large, 201, "first;degraded")
 		small := over.Do(rig.Post("/", "small"))
 		server.Restart()
-		server.Do("CONFIG", "SET", "proto-max-bulk-len", "1048576")
 		over.AwaitRedis()
 		straight.AwaitRedis()
 		over.AwaitLog("an answer could not be written to Redis and is given up")

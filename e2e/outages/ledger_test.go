@@ -156,16 +156,17 @@ func TestLedgerOfADegradedTraefik(t *testing.T) {
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
 		g := durable(t)
 		b := rig.NewBackend(t, rig.Created)
-		build := func(cache int) *rig.Site {
-			settings := stormSettings(g, "degrade")
+		build := func(cache int, timeout string) *rig.Site {
+			settings := rig.WithTimeouts(timeout, stormSettings(g, "degrade"))
 			settings["localCacheBytes"] = cache
 			settings["inFlightTimeout"] = "10s"
 			s := rig.SiteOf(t, host.Serve(t, b.URL, settings), b)
 			s.HTTP.Timeout = patience
 			return s
 		}
-		one, other := build(32<<20), build(0)
-		var mu sync.Mutex // guards bodies
+		one := build(32<<20, "500ms")
+		other := build(0, "20s") // to which a busy machine does not look like an outage
+		var mu sync.Mutex        // guards bodies
 		bodies := map[string]string{}
 		g.stormy(t, func(worker, round int) {
 			key := fmt.Sprintf("k%d-%d", worker, round)

@@ -110,7 +110,7 @@ var faults = []struct {
 		end:   func(g *ground) { g.Fair() },
 	}, {
 		name: "cut in mid-reply", log: "Redis is out of reach", cause: "EOF",
-		begin: func(g *ground) { g.Bad("limit_data", "downstream", map[string]any{"bytes": 3}); g.Cut() },
+		begin: func(g *ground) { g.Bad("limit_data", "downstream", map[string]any{"bytes": 3}) },
 		end:   func(g *ground) { g.Fair() },
 	}, {
 		name: "garbled", log: "Redis is out of reach", cause: "bad response",
@@ -145,7 +145,7 @@ var faults = []struct {
 		name: "another password", log: "Redis is out of reach", cause: "AUTH: WRONGPASS",
 		begin: func(g *ground) {
 			g.admin.do("CONFIG SET requirepass other")
-			g.Cut()
+			g.admin.do("CLIENT KILL TYPE normal") // but for this one
 		},
 		end: func(g *ground) { g.admin.do("CONFIG SET requirepass right") },
 	}, {
@@ -265,7 +265,7 @@ func TestAnOutageCostsOneTimeOut(t *testing.T) {
 		f := rig.NewFront(t, server.Addr)
 		build := func(mode string) *rig.Site {
 			return rig.Serve(t, host, rig.Created, hosts.Settings{"statusHeader": "Decision", "onStoreError": mode,
-				"redis": map[string]any{"endpoints": f.Addr, "readTimeout": "1s"}})
+				"redis": map[string]any{"endpoints": f.Addr, "dialTimeout": "4s", "readTimeout": "4s", "writeTimeout": "4s"}})
 		}
 		degrade, reject := build("degrade"), build("reject")
 		degrade.Do(rig.Post("/", "warm"))
@@ -333,7 +333,7 @@ func TestARequestThatBeganInAnOutageIsClaimedWhenItEnds(t *testing.T) {
 		server := redistest.Start(t)
 		arrived, proceed := make(chan struct{}, 5), make(chan struct{})
 		b := rig.NewBackend(t, rig.Gated(arrived, proceed))
-		one, other := twoOn(t, host, server.Addr, hosts.Settings{"lease": "3s", "inFlight": "reject"}, map[string]any{"dialTimeout": "2s", "readTimeout": "2s", "writeTimeout": "2s"}, b)
+		one, other := twoOn(t, host, server.Addr, hosts.Settings{"lease": "10m", "inFlight": "reject"}, nil, b)
 		server.Kill()
 		first := make(chan rig.Answer, 1)
 		go func() { first <- one.Send(rig.Post("/", "k")) }()
@@ -355,6 +355,7 @@ func TestARequestThatBeganInAnOutageIsClaimedWhenItEnds(t *testing.T) {
 // TestAClaimWhoseReplyWasLostIsFinishedInRedis: the request runs from memory, and Redis has its claim.
 func TestAClaimWhoseReplyWasLostIsFinishedInRedis(t *testing.T) {
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		t.Parallel() // it waits for time-outs
 		server := redistest.Start(t)
 		f := rig.NewFront(t, server.Addr)
 		retryable := false
@@ -366,7 +367,7 @@ func TestAClaimWhoseReplyWasLostIsFinishedInRedis(t *testing.T) {
 			rig.Created(w, r)
 		})
 		settings := hosts.Settings{"lease": "1h", "inFlight": "reject"}
-		one, _ := twoOn(t, host, f.Addr, settings, map[string]any{"readTimeout": "1s", "keyPrefix": "lost"}, b)
+		one, _ := twoOn(t, host, f.Addr, settings, map[string]any{"readTimeout": "4s", "keyPrefix": "lost"}, b)
 		_, other := twoOn(t, host, server.Addr, settings, map[string]any{"keyPrefix": "lost"}, b) // it notices nothing
 		lost := func(key string) rig.Answer {
 			one.AwaitRedis()
@@ -394,10 +395,11 @@ func TestAClaimWhoseReplyWasLostIsFinishedInRedis(t *testing.T) {
 // TestAnObservedClaimWhoseReplyWasLostIsGivenBack, since its request counts as not looked at.
 func TestAnObservedClaimWhoseReplyWasLostIsGivenBack(t *testing.T) {
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		t.Parallel() // it waits for time-outs
 		server := redistest.Start(t)
 		f := rig.NewFront(t, server.Addr)
 		s := rig.Serve(t, host, rig.Created, hosts.Settings{"mode": "observe", "onStoreError": "reject", "lease": "1h", "stats": rig.OpenStats["stats"],
-			"redis": map[string]any{"endpoints": f.Addr, "readTimeout": "2s"}})
+			"redis": map[string]any{"endpoints": f.Addr, "dialTimeout": "4s", "readTimeout": "4s", "writeTimeout": "4s"}})
 		s.Send(rig.Post("/", "warm"))
 		for redisKeys(server, "idem1U") == 0 { // what never comes ends in the test's time-out, as below
 			time.Sleep(10 * time.Millisecond)
@@ -441,16 +443,17 @@ func TestRefusedClaimsPushNoAnswerOut(t *testing.T) {
 // TestAnAnswerThatRedisHasNoRoomFor is known to have been given: its claim stays until there is room.
 func TestAnAnswerThatRedisHasNoRoomFor(t *testing.T) {
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
+		t.Parallel() // it waits for the end of a lease
 		server := redistest.Start(t)
 		full := func(w http.ResponseWriter, r *http.Request) {
 			server.Do("CONFIG", "SET", "maxmemory", "1")
 			rig.Created(w, r)
 		}
 		b := rig.NewBackend(t, full)
-		one, other := twoOn(t, host, server.Addr, hosts.Settings{"lease": "1500ms", "inFlight": "reject"}, map[string]any{"dialTimeout": "1s", "readTimeout": "1s", "writeTimeout": "1s"}, b)
+		one, other := twoOn(t, host, server.Addr, hosts.Settings{"lease": "6s", "inFlight": "reject"}, map[string]any{"dialTimeout": "4s", "readTimeout": "4s", "writeTimeout": "4s"}, b)
 		first := one.Do(rig.Post("/", "k"))
 		one.Want(first, 201, "first")
-		server.Pass(2 * time.Second) // the lease would be over, and nobody renews it
+		server.Pass(7 * time.Second) // the lease would be over, and nobody renews it
 		other.WantProblem(other.Do(rig.Post("/", "k")), 409, "in-flight", "conflict")
 		one.WantReplayAs(first, one.Do(rig.Post("/", "k")), "replayed;degraded")
 		server.Do("CONFIG", "SET", "maxmemory", "0")
@@ -511,7 +514,7 @@ func TestOneOfTwoFindsRedisOutOfReach(t *testing.T) {
 func TestAFloodOfDuplicatesIsBounded(t *testing.T) {
 	rig.Everywhere(t, func(t *testing.T, e *rig.Env) {
 		arrived, proceed := make(chan struct{}), make(chan struct{})
-		s := e.Serve(t, hosts.Settings{"inFlightTimeout": "10m"}, rig.Gated(arrived, proceed))
+		s := e.Serve(t, hosts.Settings{"inFlightTimeout": "10m"}, slowFirst(arrived, proceed))
 		first := make(chan rig.Answer, 1)
 		go func() { first <- s.Send(rig.Post("/", "k")) }()
 		<-arrived
