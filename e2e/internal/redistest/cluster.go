@@ -39,8 +39,8 @@ func StartMasters(t T, masters int) *Cluster {
 func startCluster(t T, masters, replicas int, ca *Authority) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t}
-	node := func() *Server {
-		s := startWith(t, ca, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+	node := func() *Server { // one that a busy machine holds up is not lost
+		s := startWith(t, ca, "--cluster-enabled", "yes", "--cluster-node-timeout", "600000", "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 		s.Do("CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(len(c.Nodes())+1))
 		return s
 	}
@@ -68,20 +68,14 @@ func startCluster(t T, masters, replicas int, ca *Authority) *Cluster {
 	for _, s := range c.Masters[:replicas] {
 		s.AwaitReplicas(1)
 	}
-	c.lostAfter("600000") // a node that a busy machine holds up is not lost
 	return c
 }
 
 // ReplaceLost has masters replaced from now on that are gone for a second.
 func (c *Cluster) ReplaceLost() {
 	c.t.Helper()
-	c.lostAfter("1000")
-}
-
-func (c *Cluster) lostAfter(milliseconds string) {
-	c.t.Helper()
 	for _, s := range c.Nodes() {
-		s.Do("CONFIG", "SET", "cluster-node-timeout", milliseconds)
+		s.Do("CONFIG", "SET", "cluster-node-timeout", "1000")
 	}
 }
 
