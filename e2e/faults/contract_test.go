@@ -26,7 +26,7 @@ func TestRedisRestartsEmptyDuringARequest(t *testing.T) {
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
 		e, server := rig.Restartable(t, host)
 		s := e.Serve(t, nil, func(w http.ResponseWriter, r *http.Request) {
-			server.Restart()
+			server.Lapse()
 			rig.Created(w, r)
 		})
 		first := s.Do(rig.Post("/", "k"))

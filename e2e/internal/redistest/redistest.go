@@ -143,6 +143,15 @@ func (s *Server) Restart() {
 	s.t.Fatalf("restart redis-server: %s is taken", s.Addr)
 }
 
+// Lapse does to clients what a restart does, but is never away meanwhile: data and scripts are gone, and connections are closed.
+// While a server starts again, what a plugin sends in the background may find out that it is away.
+func (s *Server) Lapse() {
+	s.t.Helper()
+	s.Do("FLUSHALL")
+	s.Do("SCRIPT", "FLUSH")
+	s.Do("CLIENT", "KILL", "TYPE", "normal") // but the one that says so
+}
+
 // Stop shuts the server down as an administrator would: connections are closed, and new ones refused.
 func (s *Server) Stop() {
 	s.signal(syscall.SIGTERM)
