@@ -163,8 +163,9 @@ func Protocols() *http.Protocols {
 	return &p
 }
 
-// upstreamTimeout is how long all hosts wait for a backend's header before they answer 504.
-const upstreamTimeout = 6 * time.Second
+// upstreamTimeout is how long all hosts wait for a backend's header before they answer 504. It is longer than any test holds a request,
+// also on a machine that stands still for seconds.
+const upstreamTimeout = 10 * time.Second
 
 // Proxy answers for a backend that fails as Traefik does: pkg/proxy/httputil.
 func Proxy(t testing.TB, backend string) http.Handler {
