@@ -273,8 +273,8 @@ func TestStatsOfAnOutage(t *testing.T) {
 			if (f.Store.Error == "") != healthy {
 				t.Errorf("store %+v", f.Store)
 			}
-			if page := string(s.Do(rig.Get("/_idem/")).Body); strings.Contains(page, "Redis cannot be used") == healthy {
-				t.Errorf("healthy: %t, and the page\n%s", healthy, page)
+			for strings.Contains(string(s.Do(rig.Get("/_idem/")).Body), "Redis cannot be used") == healthy {
+				time.Sleep(20 * time.Millisecond) // with such time-outs, a busy machine is an outage; a page that is never right ends in the test's time-out
 			}
 			grows()
 		}
@@ -608,7 +608,7 @@ func TestTheMemoryFigure(t *testing.T) {
 			writer.Do(rig.Post("/pay", strconv.Itoa(i)))
 		}
 		writer.Do(rig.Post("/pay", "1"))
-		for server.Do("HGET", prefix+":stats", "t firstRuns") != "30" {
+		for server.Do("HGET", prefix+":stats", "t replaysLocal") != "1" || server.Do("EXISTS", prefix+":keys") != "1" { // all is counted, and notes have begun
 			time.Sleep(20 * time.Millisecond)
 		}
 		server.Do("SET", "foreign", strings.Repeat("x", 5000))
@@ -621,9 +621,14 @@ func TestTheMemoryFigure(t *testing.T) {
 			}
 			return want
 		}
+		// A note each second may change the size meanwhile.
+		is := func(bytes, before, after int64) bool {
+			return min(before, after) <= bytes && bytes <= max(before, after)
+		}
+		before := measure()
 		f := writer.Stats()
-		if want := measure(); !f.Memory.Exact || f.Memory.Bytes != want || f.Memory.AtLeast != want || f.Memory.Sampled != 1 || f.Memory.Warning {
-			t.Errorf("memory %+v, want %d", f.Memory, want)
+		if after := measure(); !f.Memory.Exact || !is(f.Memory.Bytes, before, after) || f.Memory.AtLeast != f.Memory.Bytes || f.Memory.Sampled != 1 || f.Memory.Warning {
+			t.Errorf("memory %+v, want %d to %d", f.Memory, before, after)
 		}
 		page := string(writer.Do(rig.Get("/_idem/")).Body)
 		if want := `Measured <time datetime="` + f.Memory.MeasuredAt + `"`; !strings.Contains(page, want) {
@@ -639,13 +644,15 @@ func TestTheMemoryFigure(t *testing.T) {
 		server.Do("CONFIG", "RESETSTAT")
 		redis := settings["redis"].(map[string]any)
 		redis["dialTimeout"] = "19s" // other settings, other connections, other statistics in memory
-		f = rig.Serve(t, host, rig.Created, settings).Stats()
+		other := rig.Serve(t, host, rig.Created, settings)
+		before = measure()
+		f = other.Stats()
 		t.Logf("among a million: %+v", f.Memory)
 		want := measure()
 		switch {
-		case f.Memory.Exact && (f.Memory.Bytes != want || !f.Memory.Warning):
-			t.Errorf("memory %+v, want %d", f.Memory, want)
-		case !f.Memory.Exact && (f.Memory.AtLeast > want || f.Memory.Sampled <= 0 || f.Memory.Sampled >= 1 || f.Memory.Bytes < f.Memory.AtLeast):
+		case f.Memory.Exact && (!is(f.Memory.Bytes, before, want) || !f.Memory.Warning):
+			t.Errorf("memory %+v, want %d to %d", f.Memory, before, want)
+		case !f.Memory.Exact && (f.Memory.AtLeast > max(before, want) || f.Memory.Sampled <= 0 || f.Memory.Sampled >= 1 || f.Memory.Bytes < f.Memory.AtLeast):
 			t.Errorf("memory %+v, all is %d", f.Memory, want)
 		}
 		total(f, t, "duplicates", 1)
