@@ -44,7 +44,7 @@ func TestPagesForErrorsBelow(t *testing.T) {
 			if strings.Contains(chain, "retry, idem") {
 				hosts.NotIn30(t)
 			}
-			down := among(t, b, chain, "", []string{dead(t)}, pages.URL)
+			down := among(t, b, chain, "", []string{dead(1)}, pages.URL)
 			s := among(t, b, chain, "", []string{b.URL}, pages.URL)
 			for name, payload := range kinds {
 				request := func(path string) rig.Call {
@@ -100,7 +100,7 @@ http:
     ROUTER-auth: {forwardAuth: {address: %[3]q}}
 `, "`", server, auth.URL)), b)
 	}
-	down, s := site(dead(t)), site(b.URL)
+	down, s := site(dead(1)), site(b.URL)
 	for range 2 {
 		down.Want(down.Do(rig.Post("/", "k")), 502, "released")
 	}

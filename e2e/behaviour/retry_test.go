@@ -41,11 +41,8 @@ http:
 	return s
 }
 
-// dead is the URL of a server that nobody is at.
-func dead(t *testing.T) string {
-	t.Helper()
-	return "http://" + rig.FreeAddress(t)
-}
+// dead is the URL of server number n of those that nobody is at. A port that was free a moment ago may be another test's by now.
+func dead(n int) string { return fmt.Sprintf("http://127.0.0.1:%d", n) }
 
 // digest answers 201 with the sum of what it got, as a stream or whole.
 func digest(w http.ResponseWriter, r *http.Request) {
@@ -101,8 +98,8 @@ func TestRetryInBothOrders(t *testing.T) {
 					hosts.NotIn30(t)
 				}
 				b := rig.NewBackend(t, digest)
-				half := among(t, b, chain, settings, []string{dead(t), b.URL}, b.URL)
-				none := among(t, b, chain, settings, []string{dead(t), dead(t)}, b.URL)
+				half := among(t, b, chain, settings, []string{dead(1), b.URL}, b.URL)
+				none := among(t, b, chain, settings, []string{dead(1), dead(2)}, b.URL)
 				decision, released, replayed := "first", "released", "replayed"
 				switch {
 				case !strings.Contains(chain, "idem"):
@@ -163,7 +160,7 @@ func TestABodyThatIsSentAgain(t *testing.T) {
 				hosts.NotIn30(t)
 			}
 			b := rig.NewBackend(t, digest)
-			s := among(t, b, chain, "maxRequestBodyBytes: 100000", []string{dead(t), b.URL}, b.URL)
+			s := among(t, b, chain, "maxRequestBodyBytes: 100000", []string{dead(1), b.URL}, b.URL)
 			for _, n := range []int{10, 60000, 100000, 100001, 150000, 250000} {
 				for i := range 2 {
 					body := make([]byte, n)
@@ -196,7 +193,7 @@ http:
   middlewares:
     ROUTER-idem: {plugin: {idem: {statusHeader: Decision, maxRequestBodyBytes: 100000}}}
     ROUTER-retry: {retry: {attempts: 4}}
-`, dead(t), b.URL, mirror.URL), "'", "`")), b)
+`, dead(1), b.URL, mirror.URL), "'", "`")), b)
 	for _, n := range []int{10, 60000, 100000, 100001, 250000} {
 		gone := 0
 		for i := range 4 {

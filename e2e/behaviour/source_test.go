@@ -467,7 +467,7 @@ func TestRequestsWithoutAKeyPassWhole(t *testing.T) {
 func TestRetryOfARequestWithoutAKey(t *testing.T) {
 	for _, chain := range []string{"[retry, idem]", "[idem, retry]"} {
 		b := rig.NewBackend(t, digest)
-		s := among(t, b, chain, `key: ["json:/id"], maxRequestBodyBytes: 100000`, []string{dead(t), b.URL}, b.URL)
+		s := among(t, b, chain, `key: ["json:/id"], maxRequestBodyBytes: 100000`, []string{dead(1), b.URL}, b.URL)
 		for name, payload := range payloads {
 			for range 4 {
 				c := rig.Post("/whole", "")
