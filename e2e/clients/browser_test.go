@@ -250,7 +250,7 @@ func TestThePageInABrowser(t *testing.T) {
 	axe := axe(t)
 	b := newBrowser(t)
 	e := &rig.Env{Host: hosts.Traefik, Redis: rig.SharedRedis(t)}
-	s := e.Serve(t, rig.OpenStats, rig.Created)
+	s := e.Serve(t, hosts.Settings{"stats": rig.OpenStats["stats"], "ttl": "1h", "maxTTL": "1h"}, rig.Created) // keys are held to the end of the test
 	duplicates := func(path string, n int) {
 		for range n + 1 {
 			s.Do(rig.Post(path, "k"))

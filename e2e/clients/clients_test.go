@@ -174,7 +174,7 @@ func TestADoubleClickInABrowser(t *testing.T) {
 		chromedp.Click("button", chromedp.ByQuery), chromedp.DoubleClick("button", chromedp.ByQuery)) // as a mouse does: a first click, and a second
 	<-arrived
 	close(proceed)
-	b.await("answers.children.length === 2")
+	b.await(`answers.children.length === 2 && [...answers.children].every((li) => li.textContent !== "")`)
 	answers := b.eval(`[...answers.children].map((li) => li.textContent).join("|")`)
 	one, two, _ := strings.Cut(answers, "|")
 	if one != two || !strings.HasPrefix(one, "201 payment ") {
