@@ -473,7 +473,7 @@ func TestAnAnswerThatHangsOnItsWayToRedisIsKeptHere(t *testing.T) {
 				f.Swallow.Store(true)
 			}
 			rig.Created(w, r)
-		}, rig.WithTimeouts("600ms", hosts.Settings{"statusHeader": "Decision", "lease": "900ms", "redis": map[string]any{"endpoints": f.Addr}}))
+		}, rig.WithTimeouts("2s", hosts.Settings{"statusHeader": "Decision", "lease": "3s", "redis": map[string]any{"endpoints": f.Addr}}))
 		s.Do(rig.Post("/", "warm"))
 		first := s.Do(rig.Post("/", "k"))
 		s.Want(first, 201, "first")
