@@ -58,6 +58,7 @@ func TestAMemoryOutlivesItsUsers(t *testing.T) {
 func TestRunsAreRenewedOnceWhenRedisIsBack(t *testing.T) {
 	config := CreateConfig()
 	config.LogLevel = "error"
+	config.Lease = "1h" // no renewal is due
 	config.Redis.Endpoints = []string{miniredis.RunT(t).Addr()}
 	running, end := make(chan bool), make(chan bool)
 	next := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
