@@ -231,7 +231,7 @@ func finish(h *handler, l *store.Run, record string) bool {
 	case l.Degraded:
 		return finishDegraded(h, l, record)
 	}
-	kept, err := redisclient.Finish(h.shared, l.Lease, record, h.ttl)
+	kept, err := redisclient.FinishLong(h.shared, l.Lease, record, h.ttl)
 	finishLocal(h, l, record, kept, err)
 	return kept
 }

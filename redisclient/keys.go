@@ -189,6 +189,18 @@ func Finish(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, er
 	return cmd.line == oneLine, cmd.err
 }
 
+// FinishLong is Finish in more steps, and copies the record only once.
+func FinishLong(k *Keys, l *store.Lease, record string, ttl time.Duration) (bool, error) {
+	cmd := &command{}
+	if l.Wire == "" {
+		l.Wire = wire(k, l)
+	}
+	cmd.wire = strings.Join([]string{finishScript.byEVALSHA, l.Wire, "$", strconv.Itoa(len(record)), "\r\n", record, "\r\n", argument(k, ttl)}, "")
+	route(k, finishScript, l, cmd)
+	retry(k, finishScript, l, cmd)
+	return cmd.line == oneLine, cmd.err
+}
+
 // Release makes the key free. It returns false, and changes nothing, if another owner has the key.
 func Release(k *Keys, l *store.Lease) (bool, error) {
 	cmd := &command{}
@@ -228,13 +240,13 @@ func runScript(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
 	default:
 		return
 	}
-	retry(k, s, l, cmd, args)
+	retry(k, s, l, cmd)
 }
 
-// retry runs a command again while its error is one that prepareRetry can remedy. There may be two such errors in a row: a
-// replica refuses the command, and the new master does not know the script. An error that remains may trip the breaker.
-func retry(k *Keys, s *script, l *store.Lease, cmd *command, args string) {
-	for attempt := 0; attempt < 2 && cmd.err != nil && prepareRetry(k, s, l, cmd, args); attempt++ {
+// retry runs a command that has failed again while its error is one that prepareRetry can remedy. There may be two such errors in a
+// row: a replica refuses the command, and the new master does not know the script. An error that remains may trip the breaker.
+func retry(k *Keys, s *script, l *store.Lease, cmd *command) {
+	for attempt := 0; attempt < 2 && cmd.err != nil && prepareRetry(k, cmd); attempt++ {
 		route(k, s, l, cmd)
 	}
 	if cmd.err == nil && cmd.line[0] != s.reply {
@@ -272,13 +284,13 @@ func mayBeDone(cmd *command) bool {
 
 // prepareRetry reports whether cmd can succeed when it is sent again, and prepares it for that: the server did not know the
 // script, forbids EVALSHA, or is a replica now.
-func prepareRetry(k *Keys, s *script, l *store.Lease, cmd *command, args string) bool {
+func prepareRetry(k *Keys, cmd *command) bool {
 	switch {
 	case lacksEVALSHA(cmd.err):
 		disableEVALSHA(cmd.from)
-		cmd.wire = s.byEVAL + l.Wire + args
+		cmd.wire = withEVAL(cmd.wire)
 	case isUnknownScript(cmd.err):
-		cmd.wire = s.byEVAL + l.Wire + args
+		cmd.wire = withEVAL(cmd.wire)
 	case isReplica(cmd.err) && cmd.from != nil && cmd.from.state() == fine: // else its probes see when it is a master again
 		k.client.closeIdle()
 	default:
