@@ -20,7 +20,7 @@ func asUser(t *testing.T, host hosts.Host, server *redistest.Server, addr string
 	t.Helper()
 	server.Do(append([]string{"ACL", "SETUSER", "shop", "on", ">secret", "~*", "&*", "+@all"}, rules...)...)
 	return rig.SiteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "localCacheBytes": 0, "scope": []any{"Authorization"}, "lease": "10m", "stats": rig.OpenStats["stats"],
-		"redis": map[string]any{"endpoints": addr, "username": "shop", "password": "secret", "keyPrefix": "p", "dialTimeout": "20s", "readTimeout": "20s", "writeTimeout": "20s"}}), b)
+		"redis": patient(map[string]any{"endpoints": addr, "username": "shop", "password": "secret", "keyPrefix": "p"})}), b)
 }
 
 func TestScriptsAreSentWholeWithoutEVALSHA(t *testing.T) {
@@ -172,7 +172,7 @@ func TestAPrefixThatIsForbidden(t *testing.T) {
 			sites := map[string]*rig.Site{}
 			for _, prefix := range prefixes {
 				sites[prefix] = rig.SiteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "lease": "10m", "stats": rig.OpenStats["stats"],
-					"redis": map[string]any{"endpoints": server.Addr, "username": "shop", "password": "secret", "keyPrefix": prefix, "dialTimeout": "20s", "readTimeout": "20s", "writeTimeout": "20s"}}), b)
+					"redis": patient(map[string]any{"endpoints": server.Addr, "username": "shop", "password": "secret", "keyPrefix": prefix})}), b)
 			}
 			allowed, forbidden := sites["idem"], sites["shop"]
 			first := forbidden.Do(rig.Post("/", "k"))

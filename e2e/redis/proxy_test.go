@@ -34,7 +34,7 @@ func TestAProxyRefusesWhatIsLong(t *testing.T) {
 		})
 		on := func(addr string) *rig.Site {
 			return rig.SiteOf(t, host.Serve(t, b.URL, hosts.Settings{"statusHeader": "Decision", "onStoreError": "reject", "scope": []any{"Authorization"}, "inFlight": "reject", "lease": "10m", "maxResponseBodyBytes": 2 * limit,
-				"redis": map[string]any{"endpoints": addr, "dialTimeout": "20s", "readTimeout": "20s", "writeTimeout": "20s"}}), b)
+				"redis": patient(map[string]any{"endpoints": addr})}), b)
 		}
 		over, straight := on(proxy), on(server.Addr)
 		first := over.Do(rig.Post("/", "k"))

@@ -29,7 +29,7 @@ func two(t *testing.T, host hosts.Host, server, second string, b *rig.Backend, m
 	t.Helper()
 	at := func(addr string) *rig.Site {
 		settings := hosts.Settings{"statusHeader": "Decision", "scope": "Authorization", "lease": "10m", "stats": rig.AdminStats["stats"],
-			"redis": map[string]any{"endpoints": addr, "keyPrefix": "p", "dialTimeout": "20s", "readTimeout": "20s", "writeTimeout": "20s"}}
+			"redis": patient(map[string]any{"endpoints": addr, "keyPrefix": "p"})}
 		for name, value := range more {
 			settings[name] = value
 		}
@@ -204,7 +204,7 @@ func TestKeysAreSettledInACluster(t *testing.T) {
 	cluster := redistest.StartMasters(t, 3)
 	rig.OnEveryHost(t, func(t *testing.T, host hosts.Host) {
 		s := rig.Serve(t, host, ends, hosts.Settings{"statusHeader": "Decision", "scope": "Authorization", "lease": "10m", "stats": rig.AdminStats["stats"],
-			"redis": map[string]any{"cluster": true, "endpoints": cluster.Endpoints(), "keyPrefix": "c-" + host.String(), "dialTimeout": "20s", "readTimeout": "20s", "writeTimeout": "20s"}})
+			"redis": patient(map[string]any{"cluster": true, "endpoints": cluster.Endpoints(), "keyPrefix": "c-" + host.String()})})
 		ids := map[string]rig.Call{}
 		for range 20 {
 			c := rig.Post("/unknown", rig.UnusedKey())
